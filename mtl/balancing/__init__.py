@@ -1,0 +1,1 @@
+"""From several task losses to one update."""

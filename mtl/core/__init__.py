@@ -1,0 +1,1 @@
+"""Ground floor: the words every room shares. Imports nothing else of `mtl`."""

@@ -1,0 +1,80 @@
+"""What a task is: a name, a kind, classes, the labels it needs and the number it is judged by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Kind = Literal["detection", "roi_classification", "segmentation", "heatmap", "classification", "regression"]
+
+# Metrics that each kind logs during validation (`val/<task>/<metric>`), the primary one first. All primaries lie in
+# [0, 1] and are better when higher, so that `val/score` can be their weighted mean.
+KIND_METRICS: dict[str, tuple[str, ...]] = {
+    "detection": ("map50", "map", "map75", "f1_macro", "f1_pooled", "precision_pooled", "recall_pooled", "count_mae"),
+    "roi_classification": ("f1_macro", "accuracy", "balanced_accuracy"),
+    "segmentation": ("dice_per_image", "iou_per_image", "dice_pooled", "iou_pooled"),
+    "heatmap": ("peak_f1", "peak_precision", "peak_recall", "mse", "mae", "pearson"),
+    "classification": ("f1_macro", "accuracy", "balanced_accuracy", "auroc"),
+    "regression": ("pearson", "mae", "rmse"),
+}
+LOWER_IS_BETTER = frozenset({"mae", "mse", "rmse", "count_mae", "loss"})
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """One supervised objective as a data family offers it and a head serves it.
+
+    Attributes:
+        name: Name in configs, logs and results (`detection`).
+        kind: What kind of target and head it is.
+        classes: Class names in index order, without background.
+        label: The label of a `Sample` it is made from: `objects`, `mask:<name>` or `class:<name>`.
+        members: For tasks made from objects: per class, the names of the object classes that count as it. Objects of
+            other classes are invisible to the task.
+        multilabel: Segmentation only: independent (sigmoid) channels, one per class, instead of one class per pixel.
+        ignore_index: Value of multiclass targets that neither loss nor metrics see.
+        primary: The metric that selects checkpoints; empty takes the first of `KIND_METRICS[kind]`.
+    """
+
+    name: str
+    kind: Kind
+    classes: tuple[str, ...]
+    label: str = "objects"
+    members: tuple[tuple[str, ...], ...] = ()
+    multilabel: bool = True
+    ignore_index: int = 255
+    primary: str = ""
+
+    @property
+    def primary_metric(self) -> str:
+        """Name of the metric that selects checkpoints."""
+        return self.primary or KIND_METRICS[self.kind][0]
+
+    def higher_is_better(self, metric: str | None = None) -> bool:
+        """Say in which direction a metric (default: the primary one) improves."""
+        return (metric or self.primary_metric) not in LOWER_IS_BETTER
+
+    def object_index(self, object_classes: tuple[str, ...]) -> dict[int, int]:
+        """Map object class ids of the data to class indices of this task; unlisted ids are dropped."""
+        return {
+            object_classes.index(name): index
+            for index, names in enumerate(self.members)
+            for name in names
+            if name in object_classes
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain lists and strings, as stored in checkpoints."""
+        return {
+            "name": self.name, "kind": self.kind, "classes": list(self.classes), "label": self.label,
+            "members": [list(names) for names in self.members], "multilabel": self.multilabel,
+            "ignore_index": self.ignore_index, "primary": self.primary,
+        }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TaskSpec:
+        """Rebuild a spec from `to_dict`."""
+        plain = dict(values)
+        plain["classes"] = tuple(plain["classes"])
+        plain["members"] = tuple(tuple(names) for names in plain["members"])
+        return cls(**plain)

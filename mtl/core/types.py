@@ -1,0 +1,260 @@
+"""Data that travels between rooms: samples, windows, batches, results.
+
+Coordinates are continuous pixels: pixel (column 0, row 0) covers [0, 1) x [0, 1), so its centre is (0.5, 0.5) and an
+image spans [0, width] x [0, height]. Points are (x, y), boxes are (x_min, y_min, x_max, y_max). Three rasters exist:
+*original* (the file as stored), *working* (the whole image at the scale the network sees) and *network* (one window
+of the working raster, padded to the input size).
+
+Torch is imported for type checking only, so that data families and the command line stay fast to start.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass
+class Objects:
+    """Annotated objects of one image; zero objects is an annotation too.
+
+    Attributes:
+        outlines: Per object, [n, 2] float32 contour whose extent is its box.
+        labels: [N] int64, index into the data family's `object_classes`.
+        points: [N, 2] float32, the expert's point or the contour's centroid.
+        derived: [N] bool, True where the outline was computed from a point, not drawn by an expert.
+        mask_outlines: Contours to fill in masks where they differ from `outlines` (published square masks), or None.
+        ids: [N] int64, position in the annotation file; survives cropping, so parts of one object can be joined again.
+    """
+
+    outlines: list[np.ndarray]
+    labels: np.ndarray
+    points: np.ndarray
+    derived: np.ndarray
+    mask_outlines: list[np.ndarray] | None = None
+    ids: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def __post_init__(self) -> None:
+        if len(self.ids) != len(self.labels):
+            self.ids = np.arange(len(self.labels), dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def boxes(self) -> np.ndarray:
+        """[N, 4] float32 extents of the outlines."""
+        if not self.outlines:
+            return np.zeros((0, 4), np.float32)
+        return np.stack([np.concatenate([o.min(0), o.max(0)]) for o in self.outlines]).astype(np.float32)
+
+    def select(self, keep: np.ndarray) -> Objects:
+        """Return the objects at the given positions (bool mask or indices)."""
+        index = np.flatnonzero(keep) if np.asarray(keep).dtype == bool else np.asarray(keep, dtype=np.int64)
+        return Objects(
+            outlines=[self.outlines[i] for i in index],
+            labels=self.labels[index],
+            points=self.points[index],
+            derived=self.derived[index],
+            mask_outlines=None if self.mask_outlines is None else [self.mask_outlines[i] for i in index],
+            ids=self.ids[index],
+        )
+
+    def map(self, transform: Any) -> Objects:
+        """Return the objects with `transform([n, 2] array) -> [n, 2] array` applied to every coordinate."""
+        counts = [len(o) for o in self.outlines]
+        masks = self.mask_outlines or []
+        flat = np.concatenate([*self.outlines, *masks, self.points.reshape(-1, 2)], axis=0)
+        moved = np.asarray(transform(flat), dtype=np.float32) if len(flat) else flat
+        parts = np.split(moved, np.cumsum([*counts, *[len(o) for o in masks]])) if len(flat) else [moved]
+        return replace(
+            self,
+            outlines=parts[: len(counts)],
+            mask_outlines=None if self.mask_outlines is None else parts[len(counts) : len(counts) + len(masks)],
+            points=parts[-1].reshape(-1, 2),
+        )
+
+
+@dataclass
+class Sample:
+    """One image with whichever labels exist; a label that is None or missing from a dict is *absent*, not empty.
+
+    Attributes:
+        image: [H, W, C] uint8 (or float32 for MRI).
+        sample_id: Unique in its data set and stable across machines.
+        group: Patient, slide or near-duplicate cluster.
+        source: Data set it came from.
+        objects: Annotated objects.
+        masks: [H, W] (class per pixel) or [H, W, K] (independent channels) uint8 by name.
+        labels: Image-level class index or value by name.
+        pixel_scale: Stored pixels per pixel of the data set's reference raster (0.5 for a half-size copy).
+    """
+
+    image: np.ndarray
+    sample_id: str
+    group: str
+    source: str
+    objects: Objects | None = None
+    masks: dict[str, np.ndarray] = field(default_factory=dict)
+    labels: dict[str, float] = field(default_factory=dict)
+    pixel_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of a sample before its pixels are read.
+
+    Attributes:
+        sample_id: As in `Sample`.
+        group: Unit of the split that the settings ask for (`data.group_by`).
+        source: Data set it came from.
+        path: Image file.
+        annotation: Annotation file, if any.
+        size: (height, width) of the stored image, or None where only decoding would tell.
+        pixel_scale: As in `Sample`.
+        stratum: Value by which splits are balanced (for example a severity grade).
+        class_counts: Objects (or 1 for an image-level class) per class name; drives class-aware sampling and tables.
+        groups: All units a split may keep apart: {"patient": .., "field": ..}.
+        official_split: `train`, `val` or `test` where the data set fixes it.
+        content_hash: sha256 of the image file; filled when the split is made.
+    """
+
+    sample_id: str
+    group: str
+    source: str
+    path: str
+    annotation: str | None = None
+    size: tuple[int, int] | None = None
+    pixel_scale: float = 1.0
+    stratum: int = 0
+    class_counts: dict[str, int] = field(default_factory=dict)
+    groups: dict[str, str] = field(default_factory=dict)
+    official_split: str | None = None
+    content_hash: str = ""
+
+
+@dataclass(frozen=True)
+class Window:
+    """One network input cut from the working raster of an image.
+
+    working = original * scale;  network = working - offset + pad.
+
+    Attributes:
+        index: Position of the window among the `count` windows of its image.
+        count: Number of windows of the image.
+        scale: (x, y) working pixels per original pixel.
+        offset: (x, y) of the window's corner in the working raster.
+        pad: (left, top) network pixels before the image content begins.
+        valid: (height, width) of the image content inside the network input.
+        size: (height, width) of the network input.
+        working_size: (height, width) of the whole image in the working raster.
+        original_size: (height, width) of the stored image.
+        pixel_scale: As in `Sample`: original pixels per reference pixel.
+    """
+
+    index: int
+    count: int
+    scale: tuple[float, float]
+    offset: tuple[float, float]
+    pad: tuple[float, float]
+    valid: tuple[int, int]
+    size: tuple[int, int]
+    working_size: tuple[int, int]
+    original_size: tuple[int, int]
+    pixel_scale: float = 1.0
+
+    def working_to_network(self, points: np.ndarray) -> np.ndarray:
+        """Map [..., 2] points (x, y)."""
+        return points - np.asarray(self.offset, np.float32) + np.asarray(self.pad, np.float32)
+
+    def network_to_working(self, points: np.ndarray) -> np.ndarray:
+        """Map [..., 2] points (x, y)."""
+        return points + np.asarray(self.offset, np.float32) - np.asarray(self.pad, np.float32)
+
+    def original_to_working(self, points: np.ndarray) -> np.ndarray:
+        """Map [..., 2] points (x, y)."""
+        return points * np.asarray(self.scale, np.float32)
+
+    def working_to_original(self, points: np.ndarray) -> np.ndarray:
+        """Map [..., 2] points (x, y)."""
+        return points / np.asarray(self.scale, np.float32)
+
+    @property
+    def working_pixels_per_reference(self) -> tuple[float, float]:
+        """(x, y) working pixels per reference pixel, to turn a physical radius into working pixels."""
+        return self.scale[0] * self.pixel_scale, self.scale[1] * self.pixel_scale
+
+
+@dataclass(frozen=True)
+class SampleMeta:
+    """Where a row of a batch comes from."""
+
+    sample_id: str
+    group: str
+    source: str
+    window: Window
+
+
+@dataclass
+class TaskBatch:
+    """Images with partial labels.
+
+    Attributes:
+        images: [B, C, H, W] float32, normalised.
+        targets: By task. detection, roi_classification, heatmap: list of B dicts `boxes` [N, 4] float32, `labels` [N]
+            int64, `points` [N, 2] float32, `ids` [N] int64, in network pixels. segmentation: [B, K, H, W] float32
+            (multilabel) or [B, H, W] int64. classification: [B] int64. regression: [B] float32. Where a label is
+            absent the row holds a placeholder that nobody may read.
+        present: By task, [B] bool: is the label known?
+        meta: One entry per row.
+    """
+
+    images: torch.Tensor
+    targets: dict[str, Any]
+    present: dict[str, torch.Tensor]
+    meta: list[SampleMeta]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, *args: Any, **kwargs: Any) -> TaskBatch:
+        """Move every tensor; same arguments as `torch.Tensor.to`."""
+        return self._apply(lambda tensor: tensor.to(*args, **kwargs))
+
+    def pin_memory(self) -> TaskBatch:
+        """Pin every tensor; called by the data loader."""
+        return self._apply(lambda tensor: tensor.pin_memory())
+
+    def _apply(self, function: Any) -> TaskBatch:
+        def walk(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: walk(entry) for key, entry in value.items()}
+            if isinstance(value, list):
+                return [walk(entry) for entry in value]
+            return function(value) if hasattr(value, "pin_memory") else value
+
+        moved = {f.name: walk(getattr(self, f.name)) for f in fields(self) if f.name != "meta"}
+        return TaskBatch(**moved, meta=self.meta)
+
+
+@dataclass
+class ImageResult:
+    """Predictions, or the truth in the same form, for one whole image in its working raster.
+
+    Attributes:
+        sample_id, group, source: As in `Sample`.
+        window: Any window of the image (for scales and sizes).
+        tasks: By task, a dict of numpy arrays (see `docs/architecture.md`, "What a task predicts"). A task that is missing is
+            absent: nobody knows its label.
+    """
+
+    sample_id: str
+    group: str
+    source: str
+    window: Window
+    tasks: dict[str, dict[str, np.ndarray]]

@@ -1,0 +1,1 @@
+"""Readers of data sets, splits, transforms, caches and the datamodule."""

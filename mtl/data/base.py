@@ -1,0 +1,89 @@
+"""What a data family is: a reader of one data set as it lies on disk. Imports neither torch nor albumentations."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from mtl.core.errors import DataError
+from mtl.core.task import TaskSpec
+from mtl.core.types import Record, Sample
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"})
+
+
+@dataclass
+class CheckReport:
+    """What `mtl data check` found: `errors` make the data unusable, `notes` are worth knowing."""
+
+    errors: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+class DataFamily(ABC):
+    """Reads one data set in its native layout.
+
+    Sub-classes are registered with `@SOURCES.register("name")` and take keyword-only arguments (the keys of `data.*` in
+    YAML). The constructor touches no file; `records()` raises `DataError` when the folder is missing or unusable.
+    """
+
+    object_classes: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def specs(self) -> dict[str, TaskSpec]:
+        """Return every task this data set can label, by name."""
+
+    @abstractmethod
+    def records(self) -> list[Record]:
+        """Index the data set, sorted by sample id, reading annotations but no pixels."""
+
+    @abstractmethod
+    def read_image(self, record: Record) -> np.ndarray:
+        """Decode one image as stored (no EXIF rotation): [H, W, 3] uint8.
+
+        Raises:
+            DataError: The file is missing or cannot be decoded completely.
+        """
+
+    @abstractmethod
+    def read_labels(self, record: Record) -> Sample:
+        """Return the sample with its labels and an empty (0, 0, 3) image."""
+
+    @abstractmethod
+    def check(self) -> CheckReport:
+        """Read everything, decode every image and collect what is wrong instead of stopping at the first."""
+
+
+def find_root(root: str | None, family: str, is_root: str, candidates: tuple[str, ...] = ("",)) -> Path:
+    """Find the folder of a data set: the configured one, or the first candidate below `MTL_DATA_DIR/<family>`.
+
+    Args:
+        root: `data.root` from the configuration.
+        family: Folder name below `MTL_DATA_DIR`.
+        is_root: Plain words for what the folder must hold, for the error message.
+        candidates: Sub-folders tried in order.
+
+    Raises:
+        DataError: No such folder; the message says how to set one or how to generate data.
+    """
+    hint = f"Set data.root=<folder> (it holds {is_root}), set MTL_DATA_DIR, or draw test data with `mtl data synth {family}`."
+    if root:
+        if not Path(root).is_dir():
+            raise DataError(f"Data folder `{root}` does not exist. {hint}")
+        return Path(root)
+    base = os.environ.get("MTL_DATA_DIR")
+    if not base:
+        raise DataError(
+            f"No data folder for `{family}`: data.root is not set and MTL_DATA_DIR is not in the environment. {hint}"
+        )
+    for candidate in candidates:
+        folder = Path(base) / family / candidate
+        if folder.is_dir():
+            return folder
+    raise DataError(f"No `{family}` data below MTL_DATA_DIR (`{base}`). {hint}")

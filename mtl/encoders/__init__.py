@@ -1,0 +1,1 @@
+"""Feature extractors, their freezing, their weights and their adapters."""

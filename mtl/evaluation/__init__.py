@@ -1,0 +1,1 @@
+"""Honest numbers: thresholds, intervals, baselines, comparisons, reports."""

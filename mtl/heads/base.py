@@ -1,0 +1,66 @@
+"""What every head does: features in, raw tensors out, a loss over labelled rows, a decode to predictions."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from mtl.core.task import TaskSpec
+
+Output = dict[str, Any]
+Prediction = dict[str, Tensor]
+
+
+class Head(nn.Module, ABC):
+    """Turns features into one task's output.
+
+    Sub-classes are registered with `@HEADS.register("name")`; arguments after `*` are the keys a YAML may set.
+
+    Args:
+        spec: The task this head serves; `spec.kind` equals the class constant `kind`.
+        channels: Channels of the feature maps that `forward` will receive, finest first.
+        strides: Their strides in network pixels.
+    """
+
+    kind: ClassVar[str]
+    needs_boxes: ClassVar[bool] = False
+
+    def __init__(self, spec: TaskSpec, channels: tuple[int, ...], strides: tuple[int, ...]) -> None:
+        super().__init__()
+        self.spec = spec
+
+    @abstractmethod
+    def forward(self, features: tuple[Tensor, ...], image_size: tuple[int, int]) -> Output:
+        """Compute raw tensors.
+
+        Args:
+            features: NCHW maps, finest first, as announced in `channels` and `strides`.
+            image_size: (height, width) of the network input.
+        """
+
+    @abstractmethod
+    def loss(self, output: Output, target: Any, present: Tensor) -> dict[str, Tensor]:
+        """Compute the loss terms, each a scalar, averaged over labelled rows only.
+
+        Where no row is labelled every term is `0 * output`, so that all parameters still take part in the backward
+        pass (DistributedDataParallel hangs otherwise).
+
+        Args:
+            output: Result of `forward`.
+            target: As in `TaskBatch.targets`.
+            present: [B] bool.
+        """
+
+    @abstractmethod
+    def decode(self, output: Output, **context: Any) -> list[Prediction]:
+        """Turn raw tensors into one prediction per row, in network pixels (`docs/architecture.md`)."""
+
+
+def labelled_loss(function: Callable[[Tensor, Tensor], Tensor], logits: Tensor, target: Tensor, present: Tensor) -> Tensor:
+    """Apply a loss to the labelled rows in float32; `0 * logits` where there is none."""
+    if not bool(present.any()):
+        return logits.float().sum() * 0.0
+    return function(logits[present].float(), target[present])

@@ -1,0 +1,1 @@
+"""Box detection on shared features."""

@@ -1,0 +1,1 @@
+"""Segmentation decoders on shared features."""

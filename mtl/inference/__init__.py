@@ -1,0 +1,1 @@
+"""From an image array to predictions, without Lightning and without YAML."""

@@ -1,0 +1,1 @@
+"""Modules between encoder and heads that several heads may share."""
