@@ -40,6 +40,14 @@ class DataFamily(ABC):
         """Return every task this data set can label, by name."""
 
     @abstractmethod
+    def locate(self) -> Path:
+        """Return the folder of the data set.
+
+        Raises:
+            DataError: It does not exist or does not look like this data set; answered without reading annotations.
+        """
+
+    @abstractmethod
     def records(self) -> list[Record]:
         """Index the data set, sorted by sample id, reading annotations but no pixels."""
 
@@ -54,6 +62,10 @@ class DataFamily(ABC):
     @abstractmethod
     def read_labels(self, record: Record) -> Sample:
         """Return the sample with its labels and an empty (0, 0, 3) image."""
+
+    def pixel_scale_of(self, size: tuple[int, int]) -> float:
+        """Return stored pixels per reference pixel for an image of (height, width); 1 unless the family has a rule."""
+        return 1.0
 
     @abstractmethod
     def check(self) -> CheckReport:

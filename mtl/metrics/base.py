@@ -3,28 +3,60 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import numpy as np
 
 from mtl.core.task import TaskSpec
 
 Arrays = dict[str, np.ndarray]
+Value = TypeVar("Value")
+
+# Decision thresholds that are tried for scores of objects and peaks.
+SCORE_GRID = tuple(round(step / 100, 2) for step in range(1, 100))
 
 
 class TaskMetric(ABC):
     """Scores one task over whole images.
 
-    `update` reduces an image to a small record (numpy, picklable); everything else works on records, so that ranks exchange
-    records once per epoch, thresholds are re-applied without a forward pass, and a bootstrap is a re-weighting.
+    `reduce` turns an image into a small record (numpy, picklable); everything else works on records, so that ranks exchange
+    records once per epoch, thresholds are re-applied without a forward pass, and a bootstrap is a re-weighting. Records
+    are kept sorted by sample id, so no number depends on the order in which images arrived.
 
     Attributes:
-        records: One dict per image, each with `sample_id`, `group` and `source`.
+        records: One dict per image, each with `sample_id`, `group` and `source`; changed by `add` and `reset` only.
     """
 
     def __init__(self, spec: TaskSpec) -> None:
         self.spec = spec
         self.records: list[dict[str, Any]] = []
+        self._cache: dict[Any, Any] = {}
+
+    def add(self, records: Iterable[dict[str, Any]]) -> None:
+        """Take records of images that were not seen before."""
+        self.records.extend(records)
+        self.records.sort(key=lambda record: record["sample_id"])
+        self._cache.clear()
+
+    def reset(self) -> None:
+        """Forget all records."""
+        self.records = []
+        self._cache.clear()
+
+    def cached(self, key: Any, make: Callable[[], Value]) -> Value:
+        """Return what `make` gives, made once for the records at hand."""
+        if key not in self._cache:
+            self._cache[key] = make()
+        return self._cache[key]
+
+    def stacked(self, key: str) -> np.ndarray:
+        """[records, ...] the arrays of one record key."""
+        return self.cached(("stacked", key), lambda: np.stack([np.asarray(record[key]) for record in self.records]))
+
+    def image_weights(self, weights: np.ndarray | None) -> np.ndarray:
+        """[records] float64; ones where no weights are given."""
+        return np.ones(len(self.records)) if weights is None else np.asarray(weights, dtype=np.float64)
 
     @abstractmethod
     def reduce(self, prediction: Arrays, truth: Arrays, scale: tuple[float, float]) -> dict[str, Any]:
@@ -36,7 +68,7 @@ class TaskMetric(ABC):
 
     @abstractmethod
     def compute(self, thresholds: dict[str, float], weights: np.ndarray | None = None) -> dict[str, float]:
-        """Return the scalar metrics (names of `KIND_METRICS` at least).
+        """Return the scalar metrics (names of `KIND_METRICS` at least); NaN where one is not defined.
 
         Args:
             thresholds: From `choose_thresholds` on validation, or the defaults.
@@ -51,3 +83,101 @@ class TaskMetric(ABC):
     @abstractmethod
     def default_thresholds(self) -> dict[str, float]:
         """Thresholds in force before any were chosen."""
+
+
+class StudyMetric(ABC):
+    """A number of the whole study, made from the records of one or several tasks (for example parasitemia).
+
+    Sub-classes are registered with `@STUDY_METRICS.register("name")`; keyword-only arguments are YAML keys. A key `task` names
+    the task it is made from, so that a run without that task can leave the metric out.
+
+    Args:
+        specs: Active tasks by name.
+        unit: What a `group` is (`patient`, `field`); used in the names of metrics.
+    """
+
+    def __init__(self, specs: dict[str, TaskSpec], unit: str = "patient") -> None:
+        self.specs = specs
+        self.unit = unit
+
+    @abstractmethod
+    def compute(
+        self,
+        metrics: dict[str, TaskMetric],
+        thresholds: dict[str, dict[str, float]],
+        weights: dict[str, np.ndarray] | None = None,
+    ) -> dict[str, float]:
+        """Return the scalar metrics; `weights` holds [records] per task, as in `TaskMetric.compute`."""
+
+    @abstractmethod
+    def details(self, metrics: dict[str, TaskMetric], thresholds: dict[str, dict[str, float]]) -> dict[str, Any]:
+        """Return data for figures (plain lists)."""
+
+
+def ratio(numerator: Any, denominator: Any, empty: float = float("nan")) -> np.ndarray:
+    """Divide element by element; `empty` where the denominator is 0."""
+    top, bottom = np.broadcast_arrays(np.asarray(numerator, np.float64), np.asarray(denominator, np.float64))
+    return np.divide(top, bottom, out=np.full(top.shape, empty), where=bottom != 0)
+
+
+def mean_of(values: np.ndarray, axis: int | None = None) -> Any:
+    """Mean over the entries that are not NaN; NaN where none is left."""
+    values = np.asarray(values, np.float64)
+    known = ~np.isnan(values)
+    return ratio(np.where(known, values, 0).sum(axis), known.sum(axis))[()]
+
+
+def precision_recall_f1(true_positive: Any, predicted: Any, truth: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Compute the three from counts.
+
+    Nothing predicted although there is something to find gives precision 0; predictions where there is nothing to find give
+    recall 0 and F1 0. All three are NaN where there is neither.
+    """
+    hits, claims, targets = (np.asarray(value, np.float64) for value in (true_positive, predicted, truth))
+    nothing = (claims + targets) == 0
+    precision = np.where(nothing, np.nan, ratio(hits, claims, 0.0))
+    recall = np.where(nothing, np.nan, ratio(hits, targets, 0.0))
+    return precision, recall, ratio(2 * hits, claims + targets)
+
+
+def nearest_best(values: Any, grid: Any, default: float = 0.5) -> float:
+    """Return the grid value with the highest score; on a plateau, the one nearest to `default` (then the lower)."""
+    scores = np.asarray(values, np.float64)
+    if not np.isfinite(scores).any():
+        return default
+    best = np.flatnonzero(scores >= np.nanmax(scores) - 1e-12)
+    return float(min((grid[i] for i in best), key=lambda value: (round(abs(value - default), 9), value)))
+
+
+def pearson(sums: Any) -> float:
+    """Pearson r from weighted sums (n, sum x, sum y, sum xx, sum yy, sum xy); NaN where either side is constant."""
+    n, x, y, xx, yy, xy = (float(value) for value in sums)
+    if n <= 0:
+        return float("nan")
+    variance_x, variance_y = xx / n - (x / n) ** 2, yy / n - (y / n) ** 2
+    # Below this a difference of two equal sums is rounding noise.
+    if variance_x <= 1e-12 * xx / n or variance_y <= 1e-12 * yy / n:
+        return float("nan")
+    return float(np.clip((xy / n - x * y / n**2) / np.sqrt(variance_x * variance_y), -1.0, 1.0))
+
+
+def weighted_pearson(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> float:
+    """Pearson r of two [n] arrays, each pair counted `weights` times; NaN where fewer than 3 count or one is constant."""
+    keep = weights > 0
+    x, y, weights = x[keep], y[keep], weights[keep]
+    if weights.sum() < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return float("nan")
+    total = weights.sum()
+    x, y = x - weights @ x / total, y - weights @ y / total
+    return pearson((total, weights @ x, weights @ y, weights @ (x * x), weights @ (y * y), weights @ (x * y)))
+
+
+def bland_altman(predicted: np.ndarray, true: np.ndarray) -> dict[str, Any]:
+    """Return the figure of Bland and Altman (Lancet 1986): mean and difference of each pair, bias, 95 % limits of agreement."""
+    difference = predicted - true
+    bias = float(mean_of(difference))
+    spread = 1.96 * float(difference.std(ddof=1)) if len(difference) > 1 else float("nan")
+    return {
+        "predicted": predicted.tolist(), "true": true.tolist(), "mean": ((predicted + true) / 2).tolist(),
+        "difference": difference.tolist(), "bias": bias, "limits": [bias - spread, bias + spread],
+    }  # fmt: skip

@@ -1,0 +1,19 @@
+"""`mtl compare`."""
+
+from __future__ import annotations
+
+from mtl.cli.help import verb_help, wants_help
+from mtl.config.load import load_config
+from mtl.config.schema import CompareConfig
+
+
+def run(words: list[str]) -> int:
+    """Train what is missing of a comparison and write its tables."""
+    if wants_help(words):
+        print(verb_help("compare", "compare"))
+        return 0
+    config = load_config("compare", words, CompareConfig)
+    from mtl.evaluation.comparison import compare
+
+    compare(**config)
+    return 0

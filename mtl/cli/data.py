@@ -1,0 +1,108 @@
+"""`mtl data synth|check|stats|show|prepare <family>`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mtl.cli.help import wants_help
+from mtl.config.compose import choices, compose
+from mtl.config.load import build_family, check_data, load_config
+from mtl.config.schema import DataToolConfig, SynthConfig
+from mtl.core.errors import ConfigError, unknown
+from mtl.core.registry import SOURCES
+
+TOOLS = {
+    "synth": "draw a small data set in the native layout: output=<folder> patients=8 fields=5",
+    "check": "read everything and report what is wrong",
+    "stats": "write a table and figures: output=<folder>",
+    "show": "write samples with their annotations drawn in: output=<folder> count=6",
+    "prepare": "build the memory-mapped cache that training reads",
+}
+
+
+def run(words: list[str]) -> int:
+    """Run a data tool on a data family."""
+    names = [word for word in words if "=" not in word and not word.startswith("-")]
+    overrides = [word for word in words if "=" in word]
+    if wants_help(words) or not names:
+        tools = [f"  {name:<8} {text}" for name, text in TOOLS.items()]
+        print(
+            "\n".join(
+                ["usage: mtl data <tool> <family> [key=value ...]", "", *tools, "", f"families: {', '.join(SOURCES.names())}"]
+            )
+        )
+        return 0
+    tool = names[0]
+    if tool not in TOOLS:
+        raise ConfigError(unknown("data tool", tool, TOOLS))
+    if len(names) != 2 or names[1] not in choices("data"):
+        raise ConfigError(unknown("data family", names[1] if len(names) > 1 else "", SOURCES.names(), f"mtl data {tool}"))
+    if tool == "synth":
+        return _synth(names[1], load_config("data_synth", overrides, SynthConfig))
+    composed, problems = compose("data_tool", [f"data={names[1]}", *overrides])
+    if not composed:
+        raise ConfigError(problems)
+    config = DataToolConfig.model_validate(composed).model_dump()
+    config["data"], found = check_data(config["data"])
+    if problems + found:
+        raise ConfigError(problems + found)
+    return {"check": _check, "stats": _stats, "show": _show, "prepare": _prepare}[tool](config)
+
+
+def _synth(family: str, config: dict[str, Any]) -> int:
+    from mtl.data.synthetic import malaria
+
+    output = Path(config.pop("output"))
+    if family == "malaria":
+        malaria.draw_malaria(output, **config)
+    elif family == "malaria_cells":
+        malaria.draw_malaria_cells(
+            output, patients=config["patients"], cells=config["fields"], seed=config["seed"], overwrite=config["overwrite"]
+        )
+    else:
+        raise ConfigError(f"`{family}` has no generator. Families that can be drawn: malaria, malaria_cells.")
+    print(output)
+    return 0
+
+
+def _check(config: dict[str, Any]) -> int:
+    report = build_family(config["data"]).check()
+    for name, count in report.counts.items():
+        print(f"{name}: {count}")
+    for note in report.notes:
+        print(f"note: {note}")
+    for error in report.errors:
+        print(f"error: {error}")
+    print(f"{len(report.errors)} errors, {len(report.notes)} notes")
+    return 3 if report.errors else 0
+
+
+def _stats(config: dict[str, Any]) -> int:
+    from mtl.data.inspect import write_stats
+
+    family = build_family(config["data"])
+    for path in write_stats(family, family.records(), Path(config["output"])):
+        print(path)
+    return 0
+
+
+def _show(config: dict[str, Any]) -> int:
+    from mtl.data.inspect import show_samples
+
+    family = build_family(config["data"])
+    for path in show_samples(family, family.records(), Path(config["output"]), config["count"], config["seed"]):
+        print(path)
+    return 0
+
+
+def _prepare(config: dict[str, Any]) -> int:
+    from mtl.data.cache import prepare
+    from mtl.data.preprocessing import Preprocessing
+
+    family = build_family(config["data"])
+    family.locate()
+    preprocessing = Preprocessing.from_config(config["data"]["geometry"], config["data"]["preprocessing"])
+    cache = prepare(family, family.records(), preprocessing, config["data"]["cache"]["folder"])
+    print(cache.folder)
+    return 0

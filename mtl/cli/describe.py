@@ -1,0 +1,23 @@
+"""`mtl describe`."""
+
+from __future__ import annotations
+
+import json
+
+from mtl.cli.help import verb_help, wants_help
+from mtl.config.load import load_run_config
+
+
+def run(words: list[str]) -> int:
+    """Print the network that a configuration builds; `--json` for machines."""
+    if wants_help(words):
+        print(verb_help("describe", "train", groups=True))
+        return 0
+    config = load_run_config([word for word in words if word != "--json"])
+    from mtl.evaluation.describe import describe, render
+    from mtl.training.build import build_balancer, build_model
+
+    model = build_model(config, load_weights=False)
+    description = describe(model, build_balancer(config), model.preprocessing.geometry.size)
+    print(json.dumps(description) if "--json" in words else render(description))
+    return 0

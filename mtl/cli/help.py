@@ -1,0 +1,30 @@
+"""Help texts, made from the YAML files so that they cannot be out of date."""
+
+from __future__ import annotations
+
+from mtl.cli.main import VERBS
+from mtl.config.compose import choices, configs_folder
+
+HELP_FLAGS = frozenset({"-h", "--help"})
+
+
+def wants_help(words: list[str]) -> bool:
+    """Say whether the user asked for help."""
+    return bool(HELP_FLAGS.intersection(words))
+
+
+def verb_help(verb: str, config_name: str, groups: bool = False) -> str:
+    """Describe a verb: its usage, the keys of its YAML and, for training, the choices of every group."""
+    lines = [VERBS[verb], "", f"Keys and defaults (configs/{config_name}.yaml):", ""]
+    text = (configs_folder() / f"{config_name}.yaml").read_text(encoding="utf-8").splitlines()
+    lines += [f"  {line}" for line in text if not line.startswith("#")]
+    if groups:
+        lines += ["", "Groups (group=choice):", ""]
+        folders = sorted(path.name for path in configs_folder().iterdir() if path.is_dir() and path.name != "hydra")
+        lines += [f"  {group}: {', '.join(choices(group))}" for group in folders]
+        lines += [
+            "",
+            "Any key of a group can be set: optimizer.lr=1e-4, heads.detection.score_threshold=0.1, tasks=[detection].",
+        ]
+        lines += ["`--cfg job` prints the composed configuration, `-m` runs a sweep."]
+    return "\n".join(lines)

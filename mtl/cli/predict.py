@@ -1,0 +1,18 @@
+"""`mtl predict` and `predict.py`."""
+
+from __future__ import annotations
+
+from mtl.cli.help import verb_help, wants_help
+from mtl.config.load import load_config
+from mtl.config.schema import PredictConfig
+
+
+def run(words: list[str]) -> int:
+    """Predict; the status is 1 when a file could not be read."""
+    if wants_help(words):
+        print(verb_help("predict", "predict"))
+        return 0
+    config = load_config("predict", words, PredictConfig)
+    from mtl.inference.predict import predict
+
+    return 1 if predict(**config) else 0

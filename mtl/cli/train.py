@@ -1,0 +1,58 @@
+"""`mtl train` and `train.py`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from mtl.cli.help import verb_help, wants_help
+from mtl.cli.main import HYDRA_FLAGS
+from mtl.config.compose import configs_folder, plain, prepare_overrides
+from mtl.config.load import build_family, check_run_config, load_run_config
+from mtl.core.errors import ConfigError
+
+
+def run(words: list[str]) -> int:
+    """Train. Sweeps, launchers and `--cfg` go through `hydra.main`, everything else is composed here."""
+    if wants_help(words):
+        print(verb_help("train", "train", groups=True))
+        return 0
+    if any(word in HYDRA_FLAGS or word.startswith(("--config-", "--cfg=")) for word in words):
+        return _through_hydra(words)
+    resume = next((word.partition("=")[2] for word in words if word.startswith("resume=")), None)
+    if resume:
+        from mtl.training.resume import resumed_config
+
+        return _train(resumed_config(resume, [word for word in words if not word.startswith("resume=")]))
+    return _train(load_run_config(words))
+
+
+def _train(config: dict[str, Any]) -> int:
+    build_family(config["data"]).locate()  # a missing folder is answered before torch is imported
+    _quiet_libraries()
+    from mtl.training.run import train
+
+    train(config)
+    return 0
+
+
+def _through_hydra(words: list[str]) -> int:
+    import hydra
+
+    ready, problems = prepare_overrides([word for word in words if "=" in word and not word.startswith("-")])
+    if problems:
+        raise ConfigError(problems)
+    sys.argv = [sys.argv[0], *[word for word in words if "=" not in word or word.startswith("-")], *ready]
+
+    def job(config: Any) -> None:
+        _train(check_run_config(plain(config)))
+
+    hydra.main(version_base="1.3", config_path=str(configs_folder()), config_name="train")(job)()
+    return 0
+
+
+def _quiet_libraries() -> None:
+    """Keep libraries from phoning home or warning about it."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")

@@ -1,0 +1,105 @@
+"""From command-line words to one plain, checked configuration.
+
+Hydra composes the YAML files; `mtl.config.schema` and `mtl.config.parts` check the result. Every problem is collected before
+anything is reported, and nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from mtl.core.errors import ConfigError, unknown
+
+_OVERRIDE = re.compile(r"^(?P<prefix>[+~]{0,2})(?P<key>[^=]+?)(?P<assign>=)?(?P<value>(?<==).*)?$", re.DOTALL)
+
+
+def configs_folder() -> Path:
+    """Return the folder of the YAML files: beside the package in a checkout, inside it when installed."""
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package.parent / "configs", package / "configs"):
+        if (folder / "train.yaml").is_file():
+            return folder
+    raise ConfigError(
+        f"The configuration files are missing: expected `configs/train.yaml` beside or inside `{package}`. Reinstall mtl."
+    )
+
+
+def choices(group: str) -> list[str]:
+    """List the YAML files of a configuration group; those in sub-folders as `folder/name`."""
+    folder = configs_folder() / group
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+
+
+def prepare_overrides(overrides: list[str]) -> tuple[list[str], list[str]]:
+    """Sort out group choices that do not exist and let unknown keys through to the schema.
+
+    Hydra stops at the first unknown key and does not know the nearest valid name, therefore `a.b=c` is passed on as
+    `++a.b=c`: the schema then reports all unknown keys together.
+
+    Returns:
+        The overrides for Hydra, and the problems found.
+    """
+    ready, problems = [], []
+    for override in overrides:
+        match = _OVERRIDE.match(override)
+        if match is None or not (match["assign"] or match["prefix"].startswith("~")):
+            problems.append(
+                f"Cannot read `{override}`. Expected key=value, for example backbone=resnet50 or optimizer.lr=1e-4."
+            )
+            continue
+        group, value = match["key"].partition("@")[0], match["value"] or ""
+        if (configs_folder() / group).is_dir():
+            valid = choices(group)
+            wanted = [] if value in ("", "null") or value.startswith("[") else value.split(",")
+            wrong = [choice for choice in wanted if choice not in valid]
+            problems += [unknown(group, choice, valid, match["key"]) for choice in wrong]
+            if not wrong:
+                ready.append(override)
+        else:
+            ready.append(override if match["prefix"] else f"++{override}")
+    return ready, problems
+
+
+def compose(config_name: str, overrides: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """Compose a configuration file with overrides.
+
+    Returns:
+        The resolved plain configuration (empty if Hydra could not make one) and the problems found so far.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    ready, problems = prepare_overrides(overrides)
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(configs_folder()), version_base="1.3"):
+            return plain(hydra_compose(config_name, overrides=ready)), problems
+    except (HydraException, OmegaConfBaseException) as error:
+        return {}, problems or [hydra_sentence(error, config_name)]
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """Turn an omegaconf node into dicts and lists with all references resolved."""
+    from omegaconf import OmegaConf
+
+    values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items() if key != "hydra"}
+
+
+def hydra_sentence(error: Exception, config_name: str) -> str:
+    """Word a composition error of Hydra as one line."""
+    text = " ".join(str(error).split())
+    missing = re.search(r"You must specify '(\w+)'", text)
+    if missing:
+        group = missing[1]
+        return f"No {group} was chosen. Add {group}=<name>; known: {', '.join(choices(group))}."
+    missing = re.search(r"Missing mandatory value: (\S+)", text)
+    if missing:
+        return f"`{missing[1]}` is required and was not given. Set it with {missing[1]}=<value>."
+    return f"`{config_name}.yaml` with these overrides cannot be composed: {text}"

@@ -1,0 +1,161 @@
+"""The complete check of a configuration: schema, parts, and whether they fit together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from mtl.config.compose import compose
+from mtl.config.parts import check_part, validate
+from mtl.config.schema import DataGenericConfig, RunConfig
+from mtl.core.errors import ConfigError, MtlError, unknown
+from mtl.core.registry import ADAPTERS, BALANCERS, ENCODERS, HEADS, NECKS, SCHEDULERS, SOURCES, STUDY_METRICS, Registry
+from mtl.core.task import KIND_METRICS, TaskSpec
+from mtl.data.base import DataFamily
+
+HEAD_KEYS = frozenset({"features"})
+DATA_KEYS = frozenset(DataGenericConfig.model_fields)
+
+
+def load_run_config(overrides: list[str], config_name: str = "train") -> dict[str, Any]:
+    """Compose and check a training configuration.
+
+    Raises:
+        ConfigError: With one line for everything that is wrong.
+    """
+    composed, problems = compose(config_name, overrides)
+    if not composed:
+        raise ConfigError(problems)
+    return check_run_config(composed, problems)
+
+
+def load_config(config_name: str, overrides: list[str], model: type[BaseModel]) -> dict[str, Any]:
+    """Compose and check the small configuration of another verb."""
+    composed, problems = compose(config_name, overrides)
+    if not composed:
+        raise ConfigError(problems)
+    values, found = validate(model, composed, "")
+    if problems + found:
+        raise ConfigError(problems + found)
+    return values
+
+
+def check_run_config(config: dict[str, Any], problems: list[str] | None = None) -> dict[str, Any]:
+    """Check a composed training configuration and fill in every default.
+
+    Args:
+        config: Plain configuration with the keys of `RunConfig`.
+        problems: What is already known to be wrong; reported together with the rest.
+
+    Raises:
+        ConfigError: With one line for everything that is wrong.
+    """
+    values, found = validate(RunConfig, config, "")
+    problems = list(problems or []) + found
+    if not found:
+        problems += _check_parts(values)
+    if not problems:
+        problems += _check_fit(values)
+    if problems:
+        raise ConfigError(problems)
+    return values
+
+
+def check_data(config: Any, where: str = "data") -> tuple[dict[str, Any], list[str]]:
+    """Check the `data` section: generic keys by the schema, the others by the family's signature."""
+    data, problems = check_part(SOURCES, config, where, extra=DATA_KEYS)
+    generic, found = validate(DataGenericConfig, {key: data[key] for key in DATA_KEYS if key in data}, where)
+    return {**data, **generic}, problems + found
+
+
+def build_family(data: dict[str, Any]) -> DataFamily:
+    """Build the reader that a checked `data` section describes."""
+    own = {key: value for key, value in data.items() if key not in DATA_KEYS}
+    family = SOURCES.build(own, where="data")
+    assert isinstance(family, DataFamily)
+    return family
+
+
+def active_specs(config: dict[str, Any]) -> dict[str, TaskSpec]:
+    """Return the specs of the active tasks, in the order of `tasks`."""
+    specs = build_family(config["data"]).specs()
+    return {task: specs[task] for task in config["tasks"]}
+
+
+def _check_parts(values: dict[str, Any]) -> list[str]:
+    problems: list[str] = []
+
+    def check(registry: Registry, holder: dict[str, Any], key: str, where: str, extra: frozenset[str] = frozenset()) -> None:
+        holder[key], found = check_part(registry, holder[key], where, extra)
+        problems.extend(found)
+
+    check(ENCODERS, values, "backbone", "backbone")
+    if values["peft"] is not None:
+        check(ADAPTERS, values, "peft", "peft")
+    for name in values["necks"]:
+        check(NECKS, values["necks"], name, f"necks.{name}")
+    for name in values["heads"]:
+        check(HEADS, values["heads"], name, f"heads.{name}", HEAD_KEYS)
+    check(BALANCERS, values, "balancer", "balancer")
+    check(SCHEDULERS, values, "scheduler", "scheduler")
+    for name in values["study_metrics"]:
+        check(STUDY_METRICS, values["study_metrics"], name, f"study_metrics.{name}")
+    values["data"], found = check_data(values["data"])
+    return problems + found
+
+
+def _check_fit(values: dict[str, Any]) -> list[str]:
+    """Check that names in one section mean something in another."""
+    problems = [unknown("task", task, values["heads"], "tasks") for task in values["tasks"] if task not in values["heads"]]
+    if len(set(values["tasks"])) != len(values["tasks"]):
+        problems.append(f"`tasks` names a task twice: {values['tasks']}. Name each task once.")
+    try:
+        specs = build_family(values["data"]).specs()
+    except MtlError as error:
+        return [*problems, str(error)]
+    entries = HEADS.entries()
+    active = [task for task in values["tasks"] if task in values["heads"]]
+    for task in active:
+        head = values["heads"][task]
+        kind = entries[head["name"]].constants.get("kind")
+        if task not in specs:
+            problems.append(
+                unknown("task", task, specs, "tasks")
+                + f" The data family `{values['data']['name']}` has no labels for `{task}` "
+                "with these settings."
+            )
+        elif kind != specs[task].kind:
+            fitting = [name for name, entry in entries.items() if entry.constants.get("kind") == specs[task].kind]
+            problems.append(
+                f"`heads.{task}.name` is `{head['name']}`, a {kind} head, but the data label `{task}` for {specs[task].kind}. "
+                f"Heads that fit: {', '.join(sorted(fitting))}."
+            )
+        sources = ["encoder", *values["necks"]]
+        if head.get("features", "encoder") not in sources:
+            problems.append(unknown("feature source", head["features"], sources, f"heads.{task}.features"))
+    if problems:
+        return problems
+    problems += _check_names(values, active)
+    logged = {f"val/{task}/{metric}" for task in active for metric in (*KIND_METRICS[specs[task].kind], "loss")}
+    if values["monitor"] not in logged | {"val/score", "val/loss"}:
+        problems.append(unknown("metric", values["monitor"], logged | {"val/score", "val/loss"}, "monitor"))
+    return problems
+
+
+def _check_names(values: dict[str, Any], active: list[str]) -> list[str]:
+    """Check dictionaries that are keyed by task or part; a task that is merely switched off is fine."""
+    problems = []
+    known = list(values["heads"])
+    for key in ("weights", "init"):
+        if isinstance(values["balancer"].get(key), dict):
+            problems += [unknown("task", n, known, f"balancer.{key}") for n in values["balancer"][key] if n not in known]
+    weights = values["evaluation"]["score_weights"]
+    problems += [unknown("task", n, known, "evaluation.score_weights") for n in weights if n not in known]
+    for name, metric in values["study_metrics"].items():
+        if metric.get("task", known[0]) not in known:
+            problems.append(unknown("task", metric["task"], known, f"study_metrics.{name}.task"))
+    parts = ["backbone", "adapters", "neck", "head", "balancer"]
+    parts += [f"neck.{name}" for name in values["necks"]] + [f"head.{name}" for name in known]
+    problems += [unknown("part", n, parts, "optimizer.parts") for n in values["optimizer"]["parts"] if n not in parts]
+    return problems

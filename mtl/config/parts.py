@@ -1,0 +1,89 @@
+"""Check the settings of registered parts against their signatures, without importing them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+from mtl.core.errors import unknown
+from mtl.core.registry import LOSSES, Entry, Registry
+
+# Dict arguments with these names are parts themselves.
+NESTED = {"loss": LOSSES}
+
+
+def check_part(
+    registry: Registry, config: Any, where: str, extra: frozenset[str] = frozenset()
+) -> tuple[dict[str, Any], list[str]]:
+    """Validate one part.
+
+    Args:
+        registry: Where its name must be known.
+        config: `{"name": ..., key: value, ...}`.
+        where: Config path, for messages.
+        extra: Keys that somebody else consumes and that are passed through.
+
+    Returns:
+        The configuration with every default filled in, and the problems found (one line each).
+    """
+    if not isinstance(config, dict) or not isinstance(config.get("name"), str):
+        return {}, [
+            f"`{where}` must be a {registry.what} with a `name`, found `{config!r}`. Known: {', '.join(registry.names())}."
+        ]
+    name = config["name"]
+    entries = registry.entries()
+    if name not in entries:
+        return dict(config), [unknown(registry.what, name, registry.names(), f"{where}.name")]
+    entry = entries[name]
+    own = {key: value for key, value in config.items() if key != "name" and key not in extra}
+    valid = [*entry.parameters, *sorted(extra)]
+    problems = [unknown("key", key, valid, where) for key in own if key not in entry.parameters]
+    own = {key: value for key, value in own.items() if key in entry.parameters}
+    values, found = validate(_model(registry.package, name, entry), own, where)
+    problems += found
+    for key, nested in NESTED.items():
+        if key in entry.parameters and isinstance(values.get(key), dict):
+            values[key], found = check_part(nested, values[key], f"{where}.{key}")
+            problems += found
+    passed = {key: config[key] for key in extra if key in config}
+    return {"name": name, **passed, **values}, problems
+
+
+def validate(model: type[BaseModel], values: Any, where: str) -> tuple[dict[str, Any], list[str]]:
+    """Validate against a pydantic model; return plain values (defaults filled in) and one line per problem."""
+    try:
+        return model.model_validate(values).model_dump(mode="python"), []
+    except ValidationError as error:
+        return (dict(values) if isinstance(values, dict) else {}), [_line(problem, model, where) for problem in error.errors()]
+
+
+def _line(problem: Any, model: type[BaseModel], where: str) -> str:
+    location = [str(step) for step in problem["loc"]]
+    path = ".".join([*([where] if where else []), *location])
+    if problem["type"] == "extra_forbidden":
+        return unknown("key", location[-1], _valid_keys(model, location[:-1]), path.rpartition(".")[0])
+    if problem["type"] == "missing":
+        return f"`{path}` is required and was not given. Set it with {path}=<value>."
+    return f"`{path}` is `{problem['input']!r}`. {problem['msg']}."
+
+
+def _valid_keys(model: type[BaseModel], location: list[str]) -> list[str]:
+    """List the keys of the sub-model at `location`; keys of dicts and branches of unions are skipped over."""
+    current: Any = model
+    for step in location:
+        field = getattr(current, "model_fields", {}).get(step)
+        if field is None:
+            continue
+        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        models = [entry for entry in candidates if isinstance(entry, type) and issubclass(entry, BaseModel)]
+        current = models[0] if models else current
+    return list(getattr(current, "model_fields", {}))
+
+
+def _model(package: str, name: str, entry: Entry) -> type[BaseModel]:
+    definitions: dict[str, Any] = {
+        key: (parameter.annotation, ... if parameter.required else parameter.default)
+        for key, parameter in entry.parameters.items()
+    }
+    return create_model(f"{package}.{name}", __config__=ConfigDict(extra="forbid", protected_namespaces=()), **definitions)

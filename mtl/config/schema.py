@@ -1,0 +1,353 @@
+"""The shape of a configuration: what exists besides the registered parts, with types and meanings.
+
+Parts (backbone, heads, losses, ...) are not listed here: their keys are the keyword-only arguments of the registered class
+(`mtl.core.registry`), checked by `mtl.config.parts`. Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+
+Part = dict[str, Any]
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class Strict(BaseModel):
+    """Refuses keys it does not know and values of the wrong type."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+class GeometryConfig(Strict):
+    """How an image becomes network inputs (`mtl.data.geometry`)."""
+
+    mode: Literal["stretch", "letterbox", "tiles"]
+    size: tuple[PositiveInt, PositiveInt]
+    scale: float = Field(gt=0)
+    overlap: int = Field(ge=0)
+    fill: int | list[int]
+    min_visible: float = Field(ge=0, le=1)
+
+
+class ClaheConfig(Strict):
+    """Contrast limited adaptive histogram equalisation of the L channel of LAB."""
+
+    clip_limit: float = Field(2.5, gt=0)
+    tiles: PositiveInt = 16
+
+
+class PreprocessingConfig(Strict):
+    """What happens to pixels in training, evaluation and prediction alike."""
+
+    clahe: ClaheConfig | None
+    mean: list[float] | None
+    std: list[float] | None
+
+
+class AffineConfig(Strict):
+    """Random scaling, shift, rotation (degrees) and shear (degrees)."""
+
+    probability: Probability
+    scale: tuple[float, float]
+    translate: float = Field(ge=0)
+    rotate: float = Field(ge=0)
+    shear: float = Field(ge=0)
+
+
+class ColorJitterConfig(Strict):
+    """Random brightness, contrast, saturation and hue."""
+
+    probability: Probability
+    brightness: float = Field(ge=0)
+    contrast: float = Field(ge=0)
+    saturation: float = Field(ge=0)
+    hue: float = Field(ge=0, le=0.5)
+
+
+class StainJitterConfig(Strict):
+    """Random amounts of the stains in haematoxylin-eosin-DAB space."""
+
+    probability: Probability
+    strength: float = Field(ge=0)
+
+
+class BlurConfig(Strict):
+    """Gaussian blur."""
+
+    probability: Probability
+    kernel: tuple[PositiveInt, PositiveInt]
+
+
+class NoiseConfig(Strict):
+    """Gaussian noise; `std` as a share of the value range."""
+
+    probability: Probability
+    std: tuple[float, float]
+
+
+class AugmentationConfig(Strict):
+    """Training-time transforms; image and every target move together (`mtl.data.transforms`)."""
+
+    random_offset: bool
+    horizontal_flip: Probability
+    vertical_flip: Probability
+    rotate90: Probability
+    affine: AffineConfig
+    color_jitter: ColorJitterConfig
+    stain_jitter: StainJitterConfig
+    blur: BlurConfig
+    noise: NoiseConfig
+
+
+class SplitConfig(Strict):
+    """Which groups train, select and test (`mtl.data.splits`)."""
+
+    scheme: Literal["holdout", "kfold", "leave_one_out", "file", "official"]
+    ratios: tuple[float, float, float]
+    folds: int = Field(ge=3)
+    fold: int = Field(ge=0)
+    val_group_by: str | None
+    seed: int
+    file: str | None
+    stratify: bool
+
+
+class LoaderConfig(Strict):
+    """Batches."""
+
+    batch_size: PositiveInt
+    eval_batch_size: PositiveInt | None
+    num_workers: int = Field(ge=0)
+    prefetch: PositiveInt
+    pin_memory: bool
+    sampler: Literal["shuffle", "class_aware"]
+    priority_class: str | None
+    samples_per_epoch: PositiveInt | None
+
+
+class CacheConfig(Strict):
+    """Memory-mapped cache of the images at network scale (`mtl.data.cache`)."""
+
+    enabled: bool
+    folder: str | None
+
+
+class DataGenericConfig(Strict):
+    """The keys of `data` that every family has (configs/data/default.yaml); the others belong to the family of `data.name`."""
+
+    geometry: GeometryConfig
+    preprocessing: PreprocessingConfig
+    augmentation: AugmentationConfig | None
+    split: SplitConfig
+    loader: LoaderConfig
+    cache: CacheConfig
+
+
+class OptimizerPartConfig(Strict):
+    """What one part does differently."""
+
+    lr: float | None = Field(None, ge=0)
+    floor: float | None = Field(None, ge=0)
+    weight_decay: float | None = Field(None, ge=0)
+
+
+class OptimizerConfig(Strict):
+    """One optimizer, one parameter group per part (`mtl.training.optim`)."""
+
+    name: str = "adamw"
+    lr: float = Field(1e-3, gt=0)
+    floor: float = Field(1e-6, ge=0)
+    weight_decay: float = Field(1e-4, ge=0)
+    options: dict[str, Any] = {}
+    parts: dict[str, OptimizerPartConfig] = {}
+
+
+class TrainerConfig(Strict):
+    """Arguments of `pytorch_lightning.Trainer`; a key that is left out keeps Lightning's default.
+
+    Left out on purpose, because the run directory and the honesty rules depend on them: callbacks, logger, plugins,
+    default_root_dir, enable_checkpointing, num_sanity_val_steps, use_distributed_sampler, reload_dataloaders_every_n_epochs.
+    """
+
+    accelerator: str = "auto"
+    strategy: str = "auto"
+    devices: int | str | list[int] = "auto"
+    num_nodes: PositiveInt = 1
+    precision: str | int = "32-true"
+    max_epochs: PositiveInt = 10
+    min_epochs: int | None = None
+    max_steps: int = -1
+    min_steps: int | None = None
+    max_time: str | None = None
+    limit_train_batches: int | float | None = None
+    limit_val_batches: int | float | None = None
+    overfit_batches: int | float = 0.0
+    fast_dev_run: Literal[False] = False
+    val_check_interval: None = None
+    check_val_every_n_epoch: PositiveInt = 1
+    log_every_n_steps: PositiveInt = 50
+    enable_progress_bar: bool | None = None
+    enable_model_summary: bool = False
+    accumulate_grad_batches: PositiveInt = 1
+    gradient_clip_val: float | None = None
+    gradient_clip_algorithm: Literal["norm", "value"] | None = None
+    deterministic: bool | Literal["warn"] = False
+    benchmark: bool | None = None
+    inference_mode: bool = True
+    profiler: Literal["simple", "advanced"] | None = None
+    detect_anomaly: bool = False
+    sync_batchnorm: bool = False
+
+
+class EarlyStoppingConfig(Strict):
+    """Stop when the monitored metric has not improved for `patience` validations."""
+
+    patience: PositiveInt = 20
+    min_delta: float = 0.0
+
+
+class EmaConfig(Strict):
+    """Exponential moving average of the weights; validation and checkpoints use the average."""
+
+    decay: float = Field(0.999, gt=0, lt=1)
+
+
+class CallbacksConfig(Strict):
+    """What happens around training; null switches a callback off."""
+
+    early_stopping: EarlyStoppingConfig | None = None
+    ema: EmaConfig | None = None
+
+
+class WandbConfig(Strict):
+    """Weights & Biases; `offline` needs no login."""
+
+    project: str = "mtl"
+    entity: str | None = None
+    offline: bool = True
+    tags: list[str] = []
+
+
+class LoggerConfig(Strict):
+    """Loggers beside `metrics.csv`, which is always written."""
+
+    tensorboard: bool = False
+    wandb: WandbConfig | None = None
+
+
+class EvaluationConfig(Strict):
+    """How results are scored and shown."""
+
+    bootstrap: int = Field(1000, ge=0)
+    hit_radius: float = Field(72.0, gt=0)
+    score_weights: dict[str, float] = {}
+    cases: int = Field(3, ge=0)
+
+
+class RuntimeConfig(Strict):
+    """How the same computation is carried out."""
+
+    channels_last: bool = False
+    compile: bool = False
+
+
+class PathsConfig(Strict):
+    """Where a run is written: `run_dir`, or `<output_root>/<suite>/<name or timestamp>`."""
+
+    output_root: str = "runs"
+    run_dir: str | None = None
+
+
+class RunConfig(Strict):
+    """A complete training configuration, after composition."""
+
+    suite: str
+    name: str | None = None
+    seed: int = Field(0, ge=0)
+    tasks: list[str] = Field(min_length=1)
+    backbone: Part
+    peft: Part | None = None
+    necks: dict[str, Part] = {}
+    heads: dict[str, Part] = Field(min_length=1)
+    data: Part
+    balancer: Part
+    optimizer: OptimizerConfig = OptimizerConfig()
+    scheduler: Part
+    trainer: TrainerConfig = TrainerConfig()
+    callbacks: CallbacksConfig = CallbacksConfig()
+    logger: LoggerConfig = LoggerConfig()
+    study_metrics: dict[str, Part] = {}
+    evaluation: EvaluationConfig = EvaluationConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+    paths: PathsConfig = PathsConfig()
+    monitor: str = "val/score"
+    resume: str | None = None
+
+
+class DataRootConfig(Strict):
+    """The only part of `data` that evaluation may replace."""
+
+    root: str | None = None
+
+
+class EvaluateConfig(Strict):
+    """`evaluate.py`: score a checkpoint."""
+
+    checkpoint: str
+    split: Literal["train", "val", "test", "all"] = "test"
+    output: str | None = None
+    data: DataRootConfig = DataRootConfig()
+    batch_size: PositiveInt | None = None
+    device: str = "auto"
+    bootstrap: int | None = Field(None, ge=0)
+    report: bool = True
+
+
+class PredictConfig(Strict):
+    """`predict.py`: use a checkpoint on images."""
+
+    checkpoint: str
+    source: str
+    output: str = "predictions"
+    batch_size: PositiveInt = 4
+    device: str = "auto"
+    overlays: bool = True
+    masks: bool = True
+    pixel_scale: float | None = None
+
+
+class SynthConfig(Strict):
+    """`mtl data synth`: draw a small data set in the native layout."""
+
+    output: str
+    patients: PositiveInt = 8
+    fields: PositiveInt = 5
+    seed: int = 0
+    width: PositiveInt = 1024
+    kind: Literal["points", "polygons", "both"] = "both"
+    overwrite: bool = False
+
+
+class DataToolConfig(Strict):
+    """`mtl data check|stats|show|prepare`."""
+
+    data: Part
+    backbone: Part | None = None
+    output: str = "data_report"
+    count: PositiveInt = 6
+    seed: int = 0
+
+
+class CompareConfig(Strict):
+    """`mtl compare`: train the arms of a comparison and table them."""
+
+    suite: str
+    seeds: PositiveInt | list[int] = 3
+    arms: str | list[str] | dict[str, list[str]] = ["mtl", "stl"]
+    overrides: list[str] = []
+    name: str | None = None
+    output_root: str = "runs/compare"
+    reference: str | None = None
+    bootstrap: int = Field(1000, ge=0)

@@ -1,0 +1,224 @@
+"""Windows of images with the targets of several tasks; each item depends on (seed, epoch, position, index) only."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from mtl.core.errors import DataError
+from mtl.core.task import TaskSpec
+from mtl.core.types import ImageResult, Record, Sample, SampleMeta, Window
+from mtl.data.base import DataFamily
+from mtl.data.cache import RasterCache
+from mtl.data.preprocessing import Preprocessing
+from mtl.data.sampling import Draw
+from mtl.data.targets import clip_objects, cut_to_content, encode, truth_of
+
+RASTERS_KEPT = 2  # decoded images kept per process; neighbouring windows come from the same image
+INSIDE = "__inside__"  # mask of image content, to tell padding from background after the transform
+
+
+class SampleDataset(Dataset):
+    """One item per window.
+
+    Args:
+        family: Reads images and labels.
+        records: Samples of this split.
+        specs: All tasks of the data set.
+        preprocessing: Makes network images.
+        transform: `mtl.data.transforms.Transform`, or None for evaluation.
+        tasks: Names of the tasks whose targets are made.
+        cache: Working rasters, or None to decode each time.
+        seed: Seed of the run.
+        random_offset: Move tile windows at random, anew in every draw (training).
+    """
+
+    def __init__(
+        self,
+        family: DataFamily,
+        records: list[Record],
+        specs: dict[str, TaskSpec],
+        preprocessing: Preprocessing,
+        transform: Any = None,
+        tasks: list[str] | None = None,
+        cache: RasterCache | None = None,
+        seed: int = 0,
+        random_offset: bool = False,
+    ) -> None:
+        self.family, self.specs, self.preprocessing, self.cache = family, specs, preprocessing, cache
+        self.transform, self.seed = transform, seed
+        self.tasks = list(specs) if tasks is None else list(tasks)
+        self.random_offset = random_offset and preprocessing.geometry.mode == "tiles"
+        self.epoch = 0
+        self.records = [self._with_size(record) for record in records]
+        self.windows = [preprocessing.windows(_size(record), record.pixel_scale) for record in self.records]
+        self.items = [(image, number) for image, some in enumerate(self.windows) for number in range(len(some))]
+        self._number = {record.sample_id: image for image, record in enumerate(self.records)}
+        self._rasters: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._labels: dict[int, Sample] = {}
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_rasters": OrderedDict(), "_labels": {}}
+
+    @property
+    def images(self) -> list[int]:
+        """Image number of each item; what `WindowShardSampler` takes."""
+        return [image for image, _ in self.items]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of items asked for by a plain index; items asked for by a `Draw` carry their own."""
+        self.epoch = int(epoch)
+
+    def __getitem__(self, key: int | Draw) -> dict[str, Any]:
+        """Return `image` [C, H, W] float32, `targets` (None where absent) and `present` by task, and `meta`."""
+        draw = key if isinstance(key, tuple) else Draw(self.epoch, int(key), int(key))
+        image_number, window_number = self.items[draw.item]
+        record, window = self.records[image_number], self.windows[image_number][window_number]
+        rng = np.random.default_rng([self.seed, draw.epoch, draw.position, draw.item])
+        geometry = self.preprocessing.geometry
+        if self.random_offset:
+            window = geometry.jitter(window, rng)
+        image = self.preprocessing.crop(self._raster(image_number), window)
+        sample = self._sample(image_number)
+        objects = sample.objects
+        if objects is not None:
+            objects = objects.map(lambda points: window.working_to_network(window.original_to_working(points)))
+            objects, enough, pointed = cut_to_content(objects, window.valid, geometry.min_visible)
+        masks = self._window_masks(sample, window)
+        if self.transform is not None:
+            image, objects, masks = self.transform(image, objects, masks, int(rng.integers(2**63)))
+        masks = self._mark_padding(masks)
+        visible = in_heatmap = objects
+        if objects is not None:
+            visible = clip_objects(objects.select(enough), window.size, geometry.min_visible)[0]
+            # A peak beyond the picture would land on fill once the picture moves; without a transform its tail belongs here.
+            in_heatmap = visible if self.transform is None else visible.select(np.isin(visible.ids, objects.ids[pointed]))
+        targets = {}
+        for task in self.tasks:
+            spec = self.specs[task]
+            mine = in_heatmap if spec.kind == "heatmap" else visible
+            targets[task] = encode(spec, objects, masks, sample.labels, self.family.object_classes, window.size, visible=mine)
+        return {
+            "image": self.preprocessing.normalize(image),
+            "targets": targets,
+            "present": {task: target is not None for task, target in targets.items()},
+            "meta": SampleMeta(record.sample_id, record.group, record.source, window),
+        }
+
+    def truth(self, sample_id: str) -> ImageResult:
+        """Return what is known of a whole image, in its working raster; tasks without a label are missing."""
+        image_number = self._number[sample_id]
+        record, window, sample = self.records[image_number], self.windows[image_number][0], self._sample(image_number)
+        size = window.working_size
+        objects = None if sample.objects is None else sample.objects.map(window.original_to_working)
+        masks = {name: self.preprocessing.geometry.mask_to_working(mask, size) for name, mask in sample.masks.items()}
+        visible = None if objects is None else clip_objects(objects, size)[0]
+        targets = {
+            task: encode(self.specs[task], objects, masks, sample.labels, self.family.object_classes, size, visible=visible)
+            for task in self.tasks
+        }
+        known = {task: truth_of(self.specs[task], target) for task, target in targets.items() if target is not None}
+        return ImageResult(record.sample_id, record.group, record.source, window, known)
+
+    def class_presence(self) -> list[dict[str, int]]:
+        """Count classes per item: of the image where it is one window, else of the points inside each window."""
+        presence = []
+        for image_number, number in self.items:
+            window = self.windows[image_number][number]
+            objects = None if window.count == 1 else self._sample(image_number).objects
+            if objects is None:
+                presence.append(dict(self.records[image_number].class_counts))
+                continue
+            points = window.working_to_network(window.original_to_working(objects.points))
+            inside = ((points >= 0) & (points < np.asarray(window.size[::-1]))).all(axis=1)
+            labels, counts = np.unique(objects.labels[inside], return_counts=True)
+            presence.append({self.family.object_classes[k]: int(n) for k, n in zip(labels, counts, strict=True)})
+        return presence
+
+    def raster(self, sample_id: str) -> np.ndarray:
+        """Return the whole image [H, W, C] in its working raster, for figures."""
+        return self._raster(self._number[sample_id])
+
+    def _with_size(self, record: Record) -> Record:
+        if record.size is not None:
+            return record
+        if self.cache is not None and record.sample_id in self.cache:
+            return replace(record, size=self.cache.original_size(record.sample_id))
+        return replace(record, size=image_size(self.family, record))
+
+    def _raster(self, image_number: int) -> np.ndarray:
+        record = self.records[image_number]
+        if self.cache is not None:
+            return self.cache.read(record.sample_id)
+        if image_number not in self._rasters:
+            image = self.family.read_image(record)
+            if tuple(image.shape[:2]) != _size(record):
+                raise DataError(
+                    f"Image `{record.path}` is {image.shape[1]} x {image.shape[0]} pixels, but its annotation says "
+                    f"{_size(record)[1]} x {_size(record)[0]}. Run `mtl data check`."
+                )
+            self._rasters[image_number] = self.preprocessing.working(image, record.pixel_scale)
+            while len(self._rasters) > RASTERS_KEPT:
+                self._rasters.popitem(last=False)
+        return self._rasters[image_number]
+
+    def _sample(self, image_number: int) -> Sample:
+        """Read labels once per process; masks are too large to keep."""
+        if image_number not in self._labels:
+            sample = self.family.read_labels(self.records[image_number])
+            if sample.masks:
+                return sample
+            self._labels[image_number] = sample
+        return self._labels[image_number]
+
+    def _window_masks(self, sample: Sample, window: Window) -> dict[str, np.ndarray]:
+        names = {self.specs[task].label.partition(":")[2] for task in self.tasks if self.specs[task].label.startswith("mask:")}
+        geometry = self.preprocessing.geometry
+        masks = {
+            name: geometry.crop(geometry.mask_to_working(mask, window.working_size), window, fill=0)
+            for name, mask in sample.masks.items()
+            if name in names
+        }
+        if masks:
+            masks[INSIDE] = geometry.crop(np.ones(window.working_size, np.uint8), window, fill=0)
+        return masks
+
+    def _mark_padding(self, masks: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Set what lies outside the image to `ignore_index` where a mask holds one class per pixel."""
+        outside = masks.pop(INSIDE, None)
+        if outside is None or outside.all():
+            return masks
+        multiclass = {
+            self.specs[task].label.partition(":")[2]: self.specs[task].ignore_index
+            for task in self.tasks
+            if self.specs[task].kind == "segmentation" and not self.specs[task].multilabel
+        }
+        return {
+            name: np.where(outside == 0, np.uint8(multiclass[name]), mask) if name in multiclass else mask
+            for name, mask in masks.items()
+        }
+
+
+def image_size(family: DataFamily, record: Record) -> tuple[int, int]:
+    """Return (height, width) as stored: from the file's header where an image library knows it, else by decoding."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(Path(record.path)) as image:
+            return image.height, image.width
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError):
+        height, width = family.read_image(record).shape[:2]
+        return height, width
+
+
+def _size(record: Record) -> tuple[int, int]:
+    assert record.size is not None
+    return record.size

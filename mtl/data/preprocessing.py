@@ -1,0 +1,133 @@
+"""The one object that turns a stored image into network input, in training, evaluation, prediction and export."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mtl.core.errors import ConfigError
+from mtl.core.types import Window
+from mtl.data.geometry import Geometry
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Resize, contrast, normalisation. Holds plain values only, so a checkpoint can carry it.
+
+    Attributes:
+        geometry: Working raster and windows.
+        clahe: None, or `clip_limit` and `tiles` (per side) of the contrast-limited adaptive histogram equalisation of the
+            L channel (Zuiderveld 1994); a and b stay as they are.
+        mean, std: Per channel, in the unit interval for uint8 images and in the image's own unit for float images.
+    """
+
+    geometry: Geometry
+    clahe: dict[str, float] | None = None
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mean", tuple(float(value) for value in self.mean))
+        object.__setattr__(self, "std", tuple(float(value) for value in self.std))
+        if len(self.mean) != len(self.std) or any(value <= 0 for value in self.std):
+            raise ConfigError(
+                f"`data.preprocessing`: mean {list(self.mean)} and std {list(self.std)} must have one value "
+                "per channel, std above 0."
+            )
+        if self.clahe is not None:
+            clip_limit, tiles = self.clahe.get("clip_limit", 2.5), self.clahe.get("tiles", 16)
+            if clip_limit <= 0 or tiles < 1:
+                raise ConfigError(f"`data.preprocessing.clahe` is {self.clahe}; expected clip_limit above 0 and tiles >= 1.")
+            object.__setattr__(self, "clahe", {"clip_limit": float(clip_limit), "tiles": int(tiles)})
+
+    @classmethod
+    def from_config(
+        cls, geometry: dict[str, Any], preprocessing: dict[str, Any], normalization: dict[str, Any] | None = None
+    ) -> Preprocessing:
+        """Build from the configuration.
+
+        Args:
+            geometry: Keys of `data.geometry`.
+            preprocessing: Keys of `data.preprocessing`.
+            normalization: `mean` and `std` of the encoder, used where the configuration has null. None will do where pixels are
+                not normalised (preparing a cache).
+        """
+        normalization = normalization or {"mean": cls.mean, "std": cls.std}
+        mean, std = preprocessing.get("mean"), preprocessing.get("std")
+        return cls(
+            geometry=Geometry.from_dict(geometry),
+            clahe=preprocessing.get("clahe"),
+            mean=tuple(normalization["mean"] if mean is None else mean),
+            std=tuple(normalization["std"] if std is None else std),
+        )
+
+    def working(self, image: np.ndarray, pixel_scale: float = 1.0) -> np.ndarray:
+        """Resize a stored image [H, W, C] to the working raster, then equalise its contrast."""
+        raster = self.geometry.to_working(image, pixel_scale)
+        return raster if self.clahe is None else equalise(raster, self.clahe["clip_limit"], int(self.clahe["tiles"]))
+
+    def windows(self, original_size: tuple[int, int], pixel_scale: float = 1.0) -> list[Window]:
+        """List the windows of an image; see `Geometry.windows`."""
+        return self.geometry.windows(original_size, pixel_scale)
+
+    def crop(self, working: np.ndarray, window: Window) -> np.ndarray:
+        """Cut one padded network image out of the working raster."""
+        return self.geometry.crop(working, window)
+
+    def normalize(self, image: np.ndarray) -> np.ndarray:
+        """Turn a network image [H, W, C] (uint8, or float in its own unit) into [C, H, W] float32, normalised."""
+        unit = 255.0 if image.dtype == np.uint8 else 1.0
+        mean, std = np.asarray(self.mean, np.float32) * unit, np.asarray(self.std, np.float32) * unit
+        channels = image.shape[2]
+        if channels != len(self.mean):
+            raise ConfigError(f"The image has {channels} channels, `data.preprocessing.mean` has {len(self.mean)} values.")
+        output = np.empty((channels, *image.shape[:2]), np.float32)
+        for channel in range(channels):
+            np.subtract(image[..., channel], mean[channel], out=output[channel], casting="unsafe")
+            output[channel] /= std[channel]
+        return output
+
+    def denormalize(self, image: np.ndarray) -> np.ndarray:
+        """Invert `normalize` for display: [C, H, W] float32 to [H, W, C] uint8."""
+        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
+        unit = np.moveaxis(np.asarray(image, np.float32), 0, -1) * std + mean
+        return np.clip(np.rint(unit * 255.0), 0, 255).astype(np.uint8)
+
+    def raster_key(self) -> dict[str, Any]:
+        """Return what decides the pixels of the working raster; keys a cache. Neither windows nor mean and std belong to it."""
+        geometry: dict[str, Any] = {"mode": self.geometry.mode}
+        if self.geometry.mode == "tiles":
+            geometry["scale"] = self.geometry.scale
+        else:
+            geometry["size"] = list(self.geometry.size)
+        return {"geometry": geometry, "clahe": self.clahe}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, as stored in checkpoints."""
+        return {
+            "geometry": self.geometry.to_dict(),
+            "clahe": None if self.clahe is None else dict(self.clahe),
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
+        """Rebuild from `to_dict`."""
+        return cls(Geometry.from_dict(values["geometry"]), values["clahe"], tuple(values["mean"]), tuple(values["std"]))
+
+
+def equalise(image: np.ndarray, clip_limit: float, tiles: int) -> np.ndarray:
+    """Equalise the L channel of an RGB image [H, W, 3] uint8 in LAB space."""
+    import cv2
+
+    if image.dtype != np.uint8 or image.shape[2:] != (3,):
+        raise ConfigError(
+            f"`data.preprocessing.clahe` needs RGB images of 8 bits; found {image.shape[2:]} channels of {image.dtype}. "
+            "Set data.preprocessing.clahe=null."
+        )
+    lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB)
+    lab[..., 0] = cv2.createCLAHE(clipLimit=clip_limit, tileGridSize=(tiles, tiles)).apply(np.ascontiguousarray(lab[..., 0]))
+    return cv2.cvtColor(lab, cv2.COLOR_LAB2RGB)

@@ -1,0 +1,177 @@
+"""Training augmentation behind one class; albumentations (2.0.8, MIT) is not visible outside this module.
+
+Every outline vertex and point travels as a key point, so coordinates move with their pixels by construction. Coordinates
+here are continuous (the centre of a pixel is .5), those of albumentations count pixel centres, hence the shift by half a
+pixel around the call.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from typing import Any
+
+import cv2
+import numpy as np
+
+from mtl.core.types import Objects
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for a newer version otherwise
+import albumentations as A
+
+# Stain vectors of haematoxylin, eosin and the residual (Ruifrok and Johnston 2001), one per row, in optical density.
+STAINS = np.asarray([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]], np.float64)
+STAINS /= np.linalg.norm(STAINS, axis=1, keepdims=True)
+OPTICAL_DENSITY = -np.log(np.maximum(np.arange(256), 1) / 255.0).astype(np.float32)
+
+
+class Transform:
+    """Random augmentation of a network image and everything drawn on it.
+
+    Objects are moved, not clipped: masks need whole outlines (`mtl.data.targets.clip_objects` clips what boxes need).
+
+    Args:
+        config: The keys of `data.augmentation`; a missing or null entry, or probability 0, leaves that step out.
+        size: (height, width) of the network input. Quarter turns need a square one; otherwise only half turns are made.
+        fill: Colour that enters the frame; the padding colour of the geometry.
+    """
+
+    def __init__(self, config: dict[str, Any] | None, size: tuple[int, int], fill: float | tuple[float, ...] = 0) -> None:
+        self.size = size
+        self._compose = A.Compose(
+            _steps(config or {}, size[0] == size[1], fill),
+            keypoint_params=A.KeypointParams(format="xy", remove_invisible=False, check_each_transform=False),
+            p=1.0,
+        )
+
+    def __call__(
+        self, image: np.ndarray, objects: Objects | None, masks: dict[str, np.ndarray], seed: int
+    ) -> tuple[np.ndarray, Objects | None, dict[str, np.ndarray]]:
+        """Transform one network image.
+
+        Args:
+            image: [H, W, C] uint8 (or float32; then without colour steps).
+            objects: In network pixels.
+            masks: [H, W] or [H, W, K] uint8 by name; resampled by nearest neighbour, 0 enters the frame.
+            seed: Decides everything: the same seed gives the same result in any process.
+        """
+        # `set_random_seed` would hand every step a fresh copy of one stream, so that both flips always came together; one
+        # shared stream keeps the steps independent of each other.
+        self._compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        names = list(masks)
+        given: dict[str, Any] = {"image": image, "keypoints": np.zeros((0, 2), np.float32)}
+        if names:
+            given["masks"] = [masks[name] for name in names]
+        moved: dict[str, Any] = {}
+
+        def run(points: np.ndarray) -> np.ndarray:
+            moved.update(self._compose(**{**given, "keypoints": np.asarray(points, np.float32) - 0.5}))
+            return np.asarray(moved["keypoints"], np.float32).reshape(-1, 2) + 0.5
+
+        if objects is not None and len(objects):
+            objects = objects.map(run)
+        else:
+            run(np.zeros((0, 2), np.float32))
+        return moved["image"], objects, dict(zip(names, moved.get("masks", ()), strict=True))
+
+
+def _steps(config: dict[str, Any], square: bool, fill: float | tuple[float, ...]) -> list[Any]:
+    def on(name: str) -> dict[str, Any]:
+        entry = config.get(name) or {}
+        return entry if entry.get("probability", 0) > 0 else {}
+
+    steps: list[Any] = []
+    if config.get("horizontal_flip"):
+        steps.append(A.HorizontalFlip(p=config["horizontal_flip"]))
+    if config.get("vertical_flip"):
+        steps.append(A.VerticalFlip(p=config["vertical_flip"]))
+    if config.get("rotate90"):
+        half_turn = A.Sequential([A.HorizontalFlip(p=1), A.VerticalFlip(p=1)], p=config["rotate90"] / 2)
+        steps.append(A.RandomRotate90(p=config["rotate90"]) if square else half_turn)
+    if affine := on("affine"):
+        shift, shear = abs(affine.get("translate", 0.0)), abs(affine.get("shear", 0.0))
+        steps.append(
+            A.Affine(
+                scale=tuple(affine.get("scale", (1.0, 1.0))),
+                translate_percent=(-shift, shift),
+                rotate=(-affine.get("rotate", 0.0), affine.get("rotate", 0.0)),
+                shear={"x": (-shear, shear), "y": (-shear, shear)},
+                keep_ratio=True,
+                interpolation=cv2.INTER_LINEAR,
+                mask_interpolation=cv2.INTER_NEAREST,
+                border_mode=cv2.BORDER_CONSTANT,  # a reflected border would show objects that nobody labelled
+                fill=fill,
+                fill_mask=0,
+                p=affine["probability"],
+            )
+        )
+    if stain := on("stain_jitter"):
+        steps.append(StainJitter(strength=stain.get("strength", 0.05), p=stain["probability"]))
+    if colour := on("color_jitter"):
+        steps.append(
+            A.ColorJitter(
+                **{name: _around_one(colour.get(name, 0.0)) for name in ("brightness", "contrast", "saturation")},
+                hue=(-colour.get("hue", 0.0), colour.get("hue", 0.0)),
+                p=colour["probability"],
+            )
+        )
+    if blur := on("blur"):
+        steps.append(Blur(kernel=tuple(blur.get("kernel", (3, 7))), p=blur["probability"]))
+    if noise := on("noise"):
+        steps.append(A.GaussNoise(std_range=tuple(noise.get("std", (0.01, 0.03))), p=noise["probability"]))
+    return steps
+
+
+def _around_one(width: float) -> tuple[float, float]:
+    return max(0.0, 1.0 - width), 1.0 + width
+
+
+class StainJitter(A.ImageOnlyTransform):
+    """Vary the amount of each stain in optical-density space (Tellez et al. 2018): c -> c * (1 + a) + b.
+
+    a is uniform within +-strength, b within +-strength / 4, drawn per stain.
+    """
+
+    def __init__(self, strength: float = 0.05, p: float = 0.5) -> None:
+        super().__init__(p=p)
+        self.strength = strength
+
+    def get_params(self) -> dict[str, Any]:
+        """Draw factors and shifts, [3] each."""
+        factor = self.random_generator.uniform(-self.strength, self.strength, 3) + 1.0
+        return {"factor": factor, "shift": self.random_generator.uniform(-self.strength, self.strength, 3) / 4}
+
+    def apply(self, img: np.ndarray, factor: np.ndarray, shift: np.ndarray, **params: Any) -> np.ndarray:
+        """Apply to [H, W, 3] uint8."""
+        # Separation, change and mixing are linear in optical density: one 3 x 4 matrix does all three.
+        matrix = STAINS.T @ np.diag(factor) @ np.linalg.inv(STAINS.T)
+        density = cv2.transform(OPTICAL_DENSITY[img], np.column_stack([matrix, STAINS.T @ shift]).astype(np.float32))
+        return np.clip(np.rint(cv2.exp(-density) * 255.0), 0, 255).astype(np.uint8)
+
+    def get_transform_init_args_names(self) -> tuple[str, ...]:
+        """Name the arguments, for the printed form."""
+        return ("strength",)
+
+
+class Blur(A.ImageOnlyTransform):
+    """Gaussian blur with a random odd kernel; OpenCV derives the standard deviation (0.8 px for 3, 1.1 for 5, 1.4 for 7).
+
+    The one of albumentations turns images black when asked to derive it.
+    """
+
+    def __init__(self, kernel: tuple[int, int] = (3, 7), p: float = 0.5) -> None:
+        super().__init__(p=p)
+        self.kernel = kernel
+
+    def get_params(self) -> dict[str, Any]:
+        """Draw the side of the kernel in pixels."""
+        smallest, largest = self.kernel
+        return {"side": 2 * int(self.random_generator.integers(smallest // 2, largest // 2 + 1)) + 1}
+
+    def apply(self, img: np.ndarray, side: int, **params: Any) -> np.ndarray:
+        """Apply to [H, W, C]."""
+        return cv2.GaussianBlur(img, (side, side), 0).reshape(img.shape)
+
+    def get_transform_init_args_names(self) -> tuple[str, ...]:
+        """Name the arguments, for the printed form."""
+        return ("kernel",)

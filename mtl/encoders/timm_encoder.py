@@ -1,0 +1,252 @@
+"""Any timm network that yields a pyramid of feature maps, behind one contract."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mtl.core.errors import CheckpointError, ConfigError, nearest
+from mtl.core.registry import ENCODERS
+from mtl.encoders.base import ACTIVE_TASK, Encoder
+from mtl.encoders.freeze import freeze as freeze_body
+from mtl.encoders.freeze import hold_in_eval
+from mtl.encoders.hub import fetch
+from mtl.encoders.weights import KeyReport
+from mtl.encoders.weights import load_weights as load_file
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@ENCODERS.register("timm")
+class TimmEncoder(Encoder):
+    """A timm network without its classifier.
+
+    Source: https://github.com/huggingface/pytorch-image-models, `features_only`.
+
+    Args:
+        load_weights: False where a checkpoint follows: neither the hub nor a weight file is touched.
+        architecture: Name in timm, with or without a tag for the published weights (`resnet50`, `resnet50.tv_in1k`).
+        pretrained: Start from the published weights (cache or hub). A file in `weights` takes their place.
+        weights: Local file: .safetensors, torch state dict, or an mtl checkpoint, of which the encoder is taken.
+        in_chans: Channels of the image; pretrained first layers are adapted.
+        output_stride: Replace later strides by dilation, so that no map is coarser than this.
+        image_size: [height, width] for networks that are built for one size; the others take any.
+        freeze: `all` keeps the network fixed, norm statistics included.
+        unfreeze: Exceptions to `freeze: all`, as module names in timm (`layer4`, `stages.3`, `blocks.5`).
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time. Batch
+            norms that train see each batch twice, so their running averages move faster.
+        drop_path: Rate of stochastic depth, where the network supports it.
+    """
+
+    def __init__(
+        self,
+        load_weights: bool = True,
+        *,
+        architecture: str,
+        pretrained: bool = False,
+        weights: str | None = None,
+        in_chans: int = 3,
+        output_stride: int | None = None,
+        image_size: list | None = None,
+        freeze: Literal["none", "all"] = "none",
+        unfreeze: list = [],  # noqa: B006 (read only)
+        gradient_checkpointing: bool = False,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if unfreeze and freeze != "all":
+            raise ConfigError(f"`backbone.unfreeze={unfreeze}` needs `backbone.freeze=all`; nothing is frozen otherwise.")
+        if image_size and len(image_size) != 2:
+            raise ConfigError(f"`backbone.image_size={image_size}`: expected [height, width] in pixels.")
+        self.architecture = architecture
+        self.in_chans = in_chans
+        self.image_size = tuple(image_size) if image_size else None
+        self.gradient_checkpointing = gradient_checkpointing
+        self.report: KeyReport | None = None
+        self.frozen_modules: tuple[str, ...] = ()
+
+        check_architecture(architecture)
+        optional: dict[str, Any] = {"output_stride": output_stride, "img_size": self.image_size}
+        arguments: dict[str, Any] = {key: value for key, value in optional.items() if value is not None}
+        arguments |= {"in_chans": in_chans, "drop_path_rate": drop_path}
+        self.body = create_body(architecture, **arguments)
+        if weights is not None and load_weights:
+            self.report = load_file(self.body, weights)
+        elif pretrained and load_weights:
+            self._load_published(arguments)
+
+        pyramid: Any = self.body.feature_info
+        self.channels = tuple(pyramid.channels())
+        self.strides = tuple(pyramid.reduction())
+        self.channels_last = str(getattr(self.body, "output_fmt", "NCHW")).endswith("NHWC")
+        self.normalization = normalization_of(self.body, in_chans)
+        self._check(output_stride, drop_path)
+        if freeze == "all":
+            self.frozen_modules = freeze_body(self.body, [str(name) for name in unfreeze])
+        self.train()
+
+    def forward(self, images: Tensor, task: str | None = None) -> tuple[Tensor, ...]:
+        """Compute the maps; see `Encoder.forward`."""
+        if not self.per_task:
+            return self._maps(images)
+        if task not in self.adapter_tasks:
+            raise ValueError(
+                f"This encoder has one adapter set per task: expected task= one of {self.adapter_tasks}, found {task}"
+            )
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            return checkpoint(self._task_maps, images, task, use_reentrant=False)
+        return self._task_maps(images, task)
+
+    def _task_maps(self, images: Tensor, task: str) -> tuple[Tensor, ...]:
+        # The task is set inside the recomputed function, so that the backward pass recomputes with the same adapters.
+        token = ACTIVE_TASK.set(task)
+        try:
+            return self._maps(images)
+        finally:
+            ACTIVE_TASK.reset(token)
+
+    def _maps(self, images: Tensor) -> tuple[Tensor, ...]:
+        maps = self.body(images)
+        return tuple(m.permute(0, 3, 1, 2).contiguous() for m in maps) if self.channels_last else tuple(maps)
+
+    def train(self, mode: bool = True) -> TimmEncoder:
+        """Switch the mode; frozen modules stay in evaluation mode."""
+        super().train(mode)
+        hold_in_eval(self.body, self.frozen_modules)
+        if self.gradient_checkpointing:
+            # timm recomputes layer by layer; with one adapter set per task the whole pass is recomputed (see forward).
+            switch: Any = self.body.set_grad_checkpointing
+            switch(mode and not self.per_task)
+        return self
+
+    def announce_adapters(self, tasks: list[str], per_task: bool) -> None:
+        """Note that adapters were attached."""
+        super().announce_adapters(tasks, per_task)
+        self.train(self.training)
+
+    def example(self) -> Tensor:
+        """Return zeros of a size that the network accepts."""
+        coarsest = max(self.strides)
+        size = self.image_size or (2 * coarsest, 3 * coarsest)
+        first = next(self.body.parameters())
+        return torch.zeros(1, self.in_chans, *size, device=first.device, dtype=first.dtype)
+
+    def _load_published(self, arguments: dict[str, Any]) -> None:
+        path = fetch(self.architecture)
+        try:
+            self.report = load_file(self.body, path)
+        except CheckpointError:
+            # Some files keep the key names of their first authors; timm knows how to convert these while it builds.
+            self.body = create_body(self.architecture, file=str(path), **arguments)
+            self.report = KeyReport(f"{path} (converted by timm)", tuple(self.body.state_dict()))
+
+    def _check(self, output_stride: int | None, drop_path: float) -> None:
+        """Refuse networks that do not keep the contract, instead of failing somewhere inside a head."""
+        name = self.architecture
+        if len(self.strides) > 1 and len(set(self.strides)) == 1:
+            raise ConfigError(
+                f"`{name}` has maps of a single stride ({self.strides[0]}): expected a pyramid. Use a network with "
+                "stages, for example resnet50, convnext_tiny or swin_tiny_patch4_window7_224."
+            )
+        if output_stride is not None and max(self.strides) > output_stride:
+            raise ConfigError(_no_output_stride(name))
+        if drop_path > 0 and not any(getattr(part, "drop_prob", 0) for part in self.body.modules()):
+            raise ConfigError(f"`backbone.drop_path={drop_path}`: `{name}` has no stochastic depth; set it to 0.")
+        if self.gradient_checkpointing and not hasattr(self.body, "set_grad_checkpointing"):
+            raise ConfigError(f"`backbone.gradient_checkpointing=true`: `{name}` does not support it; set it to false.")
+        images = self.example()
+        height, width = images.shape[-2:]
+        try:
+            self.eval()
+            with torch.no_grad():
+                shapes = [tuple(m.shape[1:]) for m in self._maps(images)]
+        except (RuntimeError, AssertionError, ValueError) as error:
+            reason = str(error).split("\n")[0]
+            hint = "Give the network input's size as `backbone.image_size=[height,width]`, or use another network"
+            raise ConfigError(f"`{name}` cannot take an image of {height}x{width}: {reason}. {hint}.") from error
+        expected = [(c, -(-height // s), -(-width // s)) for c, s in zip(self.channels, self.strides, strict=True)]
+        if shapes != expected:
+            raise ConfigError(
+                f"`{name}` does not keep its strides: expected maps {expected}, found {shapes}. Use another network."
+            )
+
+
+def check_architecture(architecture: str) -> None:
+    """Refuse a name that timm does not know.
+
+    Raises:
+        ConfigError: With the nearest names, or the valid tags.
+    """
+    family, _, tag = architecture.partition(".")
+    if not timm.is_model(family):
+        valid = timm.list_models()
+        hint = nearest(family, valid) or " `timm.list_models('*resnet*')` lists names."
+        raise ConfigError(f"`backbone.architecture={architecture}`: timm has no such network.{hint}")
+    tags = timm.list_pretrained(f"{family}.*")
+    if tag and architecture not in tags:
+        raise ConfigError(
+            f"`backbone.architecture={architecture}`: unknown tag. Expected one of: {', '.join([family, *tags])}."
+        )
+
+
+def create_body(architecture: str, file: str | None = None, **arguments: Any) -> nn.Module:
+    """Build the features-only network.
+
+    Optional arguments differ between families; those that only ask for a default are dropped where a family does not
+    know them, and the others are errors.
+
+    Args:
+        architecture: Name in timm.
+        file: Published weights that timm loads, converting their keys.
+        arguments: `in_chans`, `drop_path_rate`, `output_stride`, `img_size`.
+    """
+    source = {"pretrained": True, "pretrained_cfg_overlay": {"file": file}} if file else {"pretrained": False}
+    # Shifted-window networks are tied to one image size unless told otherwise.
+    arguments = arguments if "img_size" in arguments else {**arguments, "strict_img_size": False}
+    while True:
+        try:
+            return timm.create_model(architecture, features_only=True, **source, **arguments)
+        except TypeError as error:
+            rejected = [key for key in arguments if f"'{key}'" in str(error)]
+            if not rejected:
+                raise
+            problems = [_unsupported(architecture, key) for key in rejected if arguments.pop(key) not in (False, 0.0)]
+            if problems:
+                raise ConfigError(problems) from error
+        except (AssertionError, NotImplementedError, RuntimeError, AttributeError, ValueError) as error:
+            if "output_stride" in arguments:
+                raise ConfigError(_no_output_stride(architecture)) from error
+            reason = str(error).split("\n")[0] or type(error).__name__
+            raise ConfigError(f"`backbone.architecture={architecture}` cannot be built as a pyramid: {reason}") from error
+
+
+def normalization_of(body: nn.Module, in_chans: int) -> dict[str, list[float]]:
+    """Return the mean and std the published weights expect, for `in_chans` channels.
+
+    One channel takes the average over RGB, more than three repeat RGB: the same treatment as the first layer's weights.
+    """
+    config = getattr(body, "pretrained_cfg", None) or {}
+    mean, std = config.get("mean") or IMAGENET[0], config.get("std") or IMAGENET[1]
+    if in_chans == 1:
+        return {"mean": [round(sum(mean) / len(mean), 6)], "std": [round(sum(std) / len(std), 6)]}
+    return {name: [float(v[i % len(v)]) for i in range(in_chans)] for name, v in (("mean", mean), ("std", std))}
+
+
+def _no_output_stride(architecture: str) -> str:
+    return (
+        f"`backbone.output_stride`: `{architecture}` cannot trade strides for dilation to this value. Use 8 or 16 with a "
+        "resnet, regnet, efficientnet, mobilenetv3 or convnext, or set it to null."
+    )
+
+
+def _unsupported(architecture: str, key: str) -> str:
+    if key == "output_stride":
+        return _no_output_stride(architecture)
+    if key == "img_size":
+        return f"`backbone.image_size`: `{architecture}` takes images of any size; set it to null."
+    setting = {"drop_path_rate": "drop_path"}.get(key, key)
+    return f"`backbone.{setting}`: `{architecture}` does not support it; remove it."

@@ -1,0 +1,217 @@
+"""Weights from a local file, with an exact account of what was loaded and what was not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtl.core.errors import CheckpointError
+from mtl.encoders.base import canonical, spelled
+
+# Where tools put the state dict inside a file, and what wrappers put in front of its keys.
+CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "weights")
+PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.", "body.", "net.")
+# Buffers that networks compute when they are built; older files still carry them. In the form of `canonical`.
+COMPUTED = ("relative.position.index", "relative.coords.table", "attn.mask", "num.batches.tracked")
+OWN_PREFIX = "model.encoder."
+
+
+@dataclass(frozen=True)
+class KeyReport:
+    """What a weight file and a network have in common.
+
+    Attributes:
+        source: The file, or the name of the published weights.
+        loaded: Keys of the network that received values.
+        missing: Keys of the network that the file does not have.
+        unexpected: Keys of the file that belong to a part the network has, but not to its layers: another architecture.
+        mismatched: Keys with another shape, as `key: file shape, network shape`.
+        adapted: Loaded keys whose values were changed to fit another number of input channels.
+        leftover: Keys of the file for parts that the network does not have (classifier, decoder, adapters).
+    """
+
+    source: str
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    mismatched: tuple[str, ...] = ()
+    adapted: tuple[str, ...] = ()
+    leftover: tuple[str, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        """True if every layer of the network was loaded and nothing contradicts it."""
+        return not (self.missing or self.unexpected or self.mismatched)
+
+    def describe(self) -> list[str]:
+        """Return lines for the log."""
+        lines = [f"Weights from {self.source}: {len(self.loaded)} keys loaded"]
+        for title, keys in (
+            ("adapted to the input channels", self.adapted),
+            ("missing in the file", self.missing),
+            ("unexpected in the file", self.unexpected),
+            ("of another shape", self.mismatched),
+            ("left over (parts this encoder does not have)", self.leftover),
+        ):
+            if keys:
+                lines.append(f"  {len(keys)} {title}: {', '.join(keys)}")
+        return lines
+
+
+def load_weights(module: nn.Module, path: str | Path, *, prefix: str = "", strict: bool = True) -> KeyReport:
+    """Load a weight file into a network.
+
+    Args:
+        module: The network; usually a timm features-only body.
+        path: `.safetensors`, a torch file (state dict, or one under `state_dict` or `model`), or an mtl checkpoint, of
+            which the encoder is taken.
+        prefix: Take only the keys of the file that start with this; by default known prefixes are skipped.
+        strict: Refuse a file that does not fill the network exactly (leftover parts such as a classifier are fine).
+
+    Raises:
+        CheckpointError: No such file, not readable, nothing fits, or (`strict`) not everything fits.
+    """
+    found = read_weights(path)
+    if prefix:
+        found = {key.removeprefix(prefix): value for key, value in found.items() if key.startswith(prefix)}
+    report, values = match(module, found, str(path))
+    if not report.loaded:
+        found_keys = ", ".join(list(found)[:3]) or "no tensors"
+        expected = ", ".join(list(module.state_dict())[:3])
+        raise CheckpointError(
+            f"No key of `{path}` fits this network: expected keys such as {expected}; found {found_keys}. "
+            "Choose a file of the same architecture (`backbone.architecture`)."
+        )
+    if strict and not report.complete:
+        raise CheckpointError(_incomplete(report))
+    module.load_state_dict(values, strict=False)
+    return report
+
+
+def _incomplete(report: KeyReport) -> str:
+    parts = []
+    for title, keys in (("missing", report.missing), ("unexpected", report.unexpected), ("mismatched", report.mismatched)):
+        if keys:
+            parts.append(f"{len(keys)} {title} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})")
+    return (
+        f"`{report.source}` belongs to another network: expected all keys to fit; found {len(report.loaded)} that do, "
+        f"{' and '.join(parts)}. Choose a file of the same architecture (`backbone.architecture`)."
+    )
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Read the tensors of a weight file; of an mtl checkpoint those of its encoder, without their prefix.
+
+    Raises:
+        CheckpointError: No such file, not readable, or without tensors.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise CheckpointError(f"Weight file `{path}` does not exist: expected a .safetensors, .pth, .pt or .ckpt file.")
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(file)
+        content: Any = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise CheckpointError(
+            f"Weight file `{path}` cannot be read: expected safetensors or a torch file that holds only tensors and plain "
+            f"values; found: {reason}. Save its state dict again, or download it again."
+        ) from error
+    own = isinstance(content, dict) and "mtl" in content
+    while isinstance(content, dict) and (inner := next((c for c in CONTAINERS if isinstance(content.get(c), Mapping)), None)):
+        content = content[inner]
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"Weight file `{path}` holds no state dict: expected a dict, found {type(content).__name__}.")
+    tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    if own:
+        tensors = {key.removeprefix(OWN_PREFIX): value for key, value in tensors.items() if key.startswith(OWN_PREFIX)}
+    if not tensors:
+        raise CheckpointError(f"Weight file `{path}` holds no {'encoder' if own else 'tensors'}: choose another file.")
+    return tensors
+
+
+def match(module: nn.Module, found: dict[str, Tensor], source: str) -> tuple[KeyReport, dict[str, Tensor]]:
+    """Match a file's tensors with a network's; return the account and the values to load by the network's keys."""
+    state = module.state_dict()
+    target = {canonical(_base_key(key)): key for key in state if not _is_adapter(key)}
+    parts = {spelled(key).split(".")[0] for key in state}
+    stem = _stem_key(module)
+    values: dict[str, Tensor] = {}
+    mismatched: list[str] = []
+    adapted: list[str] = []
+    unexpected: list[str] = []
+    leftover: list[str] = []
+    for key, value in found.items():
+        bare = _strip(_base_key(key), target)
+        name = canonical(bare)
+        if name not in target:
+            known = bare.split(".")[0] in parts and not _is_adapter(key)
+            if not name.endswith(COMPUTED):
+                (unexpected if known else leftover).append(key)
+            continue
+        own = target[name]
+        expected = state[own].shape
+        if value.shape == expected:
+            values[own] = value
+        elif own == stem and value.ndim == 4 and value.shape[0] == expected[0] and value.shape[2:] == expected[2:]:
+            values[own] = adapt_stem(value, expected[1])
+            adapted.append(own)
+        else:
+            mismatched.append(f"{own}: {list(value.shape)} in the file, {list(expected)} in the network")
+    touched = set(values) | {line.split(":")[0] for line in mismatched}
+    missing = [key for key in target.values() if key not in touched and not key.endswith("num_batches_tracked")]
+    account = [tuple(keys) for keys in (values, missing, unexpected, mismatched, adapted, leftover)]
+    return KeyReport(source, *account), values
+
+
+def adapt_stem(weight: Tensor, in_chans: int) -> Tensor:
+    """Fit the first convolution to another number of channels, as timm does.
+
+    For one channel the filters are summed, so that a grey image copied to all channels would give the same map; for
+    more they are repeated and scaled to keep the size of the response.
+
+    Args:
+        weight: [out, channels of the file, kh, kw].
+        in_chans: Channels of the network's input.
+    """
+    channels = weight.shape[1]
+    if in_chans == 1:
+        return weight.float().sum(1, keepdim=True).to(weight.dtype)
+    repeated = weight.float().repeat(1, math.ceil(in_chans / channels), 1, 1)[:, :in_chans]
+    return (repeated * (channels / in_chans)).to(weight.dtype)
+
+
+def _strip(key: str, target: dict[str, str]) -> str:
+    """Remove known wrappers from the front of a key until it is one of the network's."""
+    while canonical(key) not in target:
+        prefix = next((p for p in PREFIXES if key.startswith(p)), None)
+        if prefix is None:
+            break
+        key = key.removeprefix(prefix)
+    return key
+
+
+def _base_key(key: str) -> str:
+    """Undo the renaming that LoRA causes: the frozen weight of an adapted layer is still that layer's weight."""
+    if ".parametrizations." in key and key.endswith(".original"):
+        return key.replace(".parametrizations.", ".").removesuffix(".original")
+    return key
+
+
+def _is_adapter(key: str) -> bool:
+    inside = ".parametrizations." in key and not key.endswith(".original")
+    return inside or key.startswith("adapters.") or ".adapters." in key
+
+
+def _stem_key(module: nn.Module) -> str | None:
+    first = next((name for name, part in module.named_modules() if isinstance(part, nn.Conv2d)), None)
+    return None if first is None else f"{first}.weight"

@@ -1,0 +1,244 @@
+"""Score a checkpoint: `metrics.json`, per-image records and the report."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import track
+
+from mtl.config.load import build_family
+from mtl.core.types import ImageResult
+from mtl.data.datamodule import MultiTaskDataModule
+from mtl.evaluation.baselines import TrainingStatistics, baseline_summary
+from mtl.evaluation.loop import WholeImageScorer
+from mtl.evaluation.metrics_file import save_records, write_metrics
+from mtl.inference.loading import LoadedModel, checkpoint_path, load_model
+from mtl.metrics.evaluator import Evaluator
+from mtl.training.build import build_evaluator
+
+log = logging.getLogger("mtl")
+
+
+@dataclass
+class Evaluation:
+    """What scoring one split gave.
+
+    Attributes:
+        summary: Body of `metrics.json`.
+        evaluator: Holds one record per image.
+        loaded: The model and what its checkpoint says.
+        datamodule: Gives the images for figures.
+        split: The split that was scored.
+        notes: What a reader of the figures must know.
+        results: By sample id, (prediction, truth) of the images kept for the report.
+    """
+
+    summary: dict[str, Any]
+    evaluator: Evaluator
+    loaded: LoadedModel
+    datamodule: MultiTaskDataModule
+    split: str
+    notes: list[str]
+    results: dict[str, tuple[ImageResult, ImageResult]] = field(default_factory=dict)
+
+
+def evaluate(
+    checkpoint: str,
+    split: str = "test",
+    output: str | None = None,
+    data: dict[str, Any] | None = None,
+    batch_size: int | None = None,
+    device: str = "auto",
+    bootstrap: int | None = None,
+    report: bool = True,
+) -> dict[str, Any]:
+    """Score a checkpoint and write `metrics.json`, `predictions/records.json` and `report.html`.
+
+    Args:
+        checkpoint: File or run directory.
+        split: `train`, `val`, `test` of the training run, or `all` images of the data folder.
+        output: Folder for the results; None takes `evaluation/<split>` of the run.
+        data: `{"root": ...}` to score another folder. A folder that training did not use is scored as a whole.
+        batch_size: Windows per step; None as in training.
+        device: `auto`, `cpu`, `cuda`, ...
+        bootstrap: Resamples of the intervals; None as in training.
+        report: Write `report.html` too.
+
+    Returns:
+        The content of `metrics.json`.
+    """
+    if not log.handlers:
+        logging.basicConfig(format="%(message)s")
+        log.setLevel(logging.INFO)
+    path = checkpoint_path(checkpoint)
+    loaded = load_model(path, device)
+    run_dir = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    folder = Path(output) if output else run_dir / "evaluation" / split
+    evaluation = score(loaded, split, (data or {}).get("root"), batch_size, bootstrap)
+    metrics = write_results(evaluation, folder, run_dir, report)
+    log.info(result_lines(metrics))
+    log.info("metrics: %s", folder / "metrics.json")
+    return metrics
+
+
+def evaluate_run(run_dir: Path, device: str) -> dict[str, Any]:
+    """Score the best checkpoint of a finished run on its test split, into the run directory."""
+    loaded = load_model(run_dir / "checkpoints" / "best.ckpt", device)
+    evaluation = score(loaded, "test")
+    metrics = write_results(evaluation, run_dir, run_dir, report=True)
+    log.info(result_lines(metrics))
+    return metrics
+
+
+def score(
+    loaded: LoadedModel, split: str, root: str | None = None, batch_size: int | None = None, bootstrap: int | None = None
+) -> Evaluation:
+    """Predict and score every image of a split.
+
+    The thresholds are those in the checkpoint, chosen on validation; nothing here chooses one.
+    """
+    config = loaded.config
+    data = {**config["data"]}
+    if root is not None:
+        data["root"] = root
+    if batch_size is not None:
+        data["loader"] = {**data["loader"], "eval_batch_size": batch_size}
+    model = loaded.model
+    datamodule = MultiTaskDataModule(
+        build_family(data), model.specs, model.preprocessing, data, config["tasks"], config["seed"]
+    )
+    split, notes = _choose_split(datamodule, loaded, split)
+    evaluator = build_evaluator(config, model.specs)
+    results: dict[str, tuple[ImageResult, ImageResult]] = {}
+    _run(loaded, datamodule, split, evaluator, results)
+    resamples = config["evaluation"]["bootstrap"] if bootstrap is None else bootstrap
+    summary = evaluator.summary(loaded.thresholds, resamples)
+    notes += summary.pop("notes")
+    summary["baseline"] = baseline_summary(evaluator, _training_statistics(datamodule, loaded))
+    return Evaluation(summary, evaluator, loaded, datamodule, split, notes, results)
+
+
+def _run(
+    loaded: LoadedModel,
+    datamodule: MultiTaskDataModule,
+    split: str,
+    evaluator: Evaluator,
+    results: dict[str, tuple[ImageResult, ImageResult]],
+) -> None:
+    """Predict and score every image of the split; keep the worst and best ones for the report."""
+    wanted = loaded.config["evaluation"]["cases"]
+
+    def keep(prediction: ImageResult, truth: ImageResult) -> None:
+        results[truth.sample_id] = (prediction, truth)
+        if len(results) > max(4 * wanted, 1):
+            for sample_id in set(results) - set(extreme_cases(evaluator, loaded.thresholds, list(results), wanted)):
+                del results[sample_id]
+
+    scorer = WholeImageScorer(loaded.model, evaluator, datamodule.plain(split).truth, keep if wanted else None)
+    device = next(loaded.model.parameters()).device
+    loader = datamodule.evaluation_dataloader(split)
+    with torch.inference_mode():
+        for batch in track(loader, description=f"scoring {split}", transient=True, disable=not sys.stdout.isatty()):
+            batch = batch.to(device)
+            scorer.update(loaded.model(batch.images), batch)
+    for sample_id in set(results) - set(extreme_cases(evaluator, loaded.thresholds, list(results), wanted)):
+        del results[sample_id]
+
+
+def extreme_cases(
+    evaluator: Evaluator, thresholds: dict[str, dict[str, float]], among: list[str], count: int
+) -> dict[str, float]:
+    """Return the worst `count` and best `count` of some images with their scores, worst first."""
+    scores = evaluator.image_scores(thresholds)
+    ordered = sorted((name for name in among if scores.get(name) == scores.get(name)), key=lambda name: scores.get(name, 0.0))
+    chosen = ordered if len(ordered) <= 2 * count else [*ordered[:count], *ordered[-count:]]
+    return {name: scores.get(name, float("nan")) for name in chosen}
+
+
+def _choose_split(datamodule: MultiTaskDataModule, loaded: LoadedModel, split: str) -> tuple[str, list[str]]:
+    """Apply the training run's split where the images are the same, else score everything; say which."""
+    unit = str(loaded.config["data"].get("group_by", "group"))
+    rows = {row["sample_id"]: row for row in loaded.split}
+    if {record.sample_id for record in datamodule.records} == set(rows):
+        datamodule.use_split({name: row["split"] for name, row in rows.items()})
+        if split != "all":
+            return split, [f"No {unit} is in two splits: training, selection and test are kept apart by {unit}."]
+        return split, ["All images are scored, those of training and selection among them: these figures are not a test."]
+    used = {row["content_hash"] for row in loaded.split if row["split"] != "test"}
+    hashed = datamodule.hash_records()
+    seen = [record for record in hashed if record.content_hash in used]
+    notes = [f"Another data folder than in training: all its {len(hashed)} images are scored."]
+    if seen:
+        notes.append(f"{len(seen)} of them were used in training or selection, so these figures are not a test.")
+    return "all", notes
+
+
+def _training_statistics(datamodule: MultiTaskDataModule, loaded: LoadedModel) -> TrainingStatistics:
+    """Count classes in the training images, for the baselines.
+
+    For another folder than that of the training run its own images stand in; the baseline is then a little too good.
+    """
+    records = datamodule.records_by_split["train"] if datamodule.has_split else datamodule.records
+    study = loaded.config["study_metrics"].items()
+    percentages = {name: (metric["infected"], metric["healthy"]) for name, metric in study if "infected" in metric}
+    return TrainingStatistics.from_records(loaded.model.specs, records, percentages=percentages)
+
+
+def write_results(evaluation: Evaluation, folder: Path, run_dir: Path, report: bool) -> dict[str, Any]:
+    """Write `metrics.json`, `predictions/records.json` and the report; return the content of the former."""
+    config = evaluation.loaded.config
+    metrics = write_metrics(
+        folder / "metrics.json",
+        evaluation.summary,
+        suite=config["suite"],
+        split=evaluation.split,
+        checkpoint=_relative(evaluation.loaded.path, run_dir),
+        seed=config["seed"],
+        budget=budget(config, evaluation.datamodule),
+        notes=evaluation.notes,
+    )
+    save_records(folder / "predictions" / "records.json", evaluation.evaluator)
+    if report:
+        from mtl.evaluation.run_report import write_run_report
+
+        write_run_report(evaluation, metrics, folder, run_dir)
+    return metrics
+
+
+def budget(config: dict[str, Any], datamodule: MultiTaskDataModule) -> int | None:
+    """Return how many training samples the run was allowed to see, or None for another data folder."""
+    if not datamodule.has_split:
+        return None
+    per_epoch = config["data"]["loader"]["samples_per_epoch"] or len(datamodule.plain("train"))
+    return int(per_epoch * config["trainer"]["max_epochs"])
+
+
+def result_lines(metrics: dict[str, Any]) -> str:
+    """Word the main figures: per task the primary metrics, their interval and the baseline."""
+    lines = [f"{metrics['split']} split, {metrics['n_samples']} images, score {_number(metrics['score'])}"]
+    for task, values in metrics["tasks"].items():
+        names = [name for name in values if isinstance(values[name], float | int) and name != "n"][:4]
+        baseline = metrics["baseline"].get(task, {}).get("metrics", {})
+        parts = []
+        for name in names:
+            interval = values["ci95"].get(name)
+            spread = f" [{_number(interval[0])}, {_number(interval[1])}]" if interval else ""
+            parts.append(f"{name} {_number(values[name])}{spread} (baseline {_number(baseline.get(name))})")
+        lines.append(f"  {task}: " + ", ".join(parts))
+    for name, values in metrics["study"].items():
+        parts = [f"{key} {_number(value)}" for key, value in values.items() if isinstance(value, float | int)]
+        lines.append(f"  {name}: " + ", ".join(parts))
+    return "\n".join(lines)
+
+
+def _number(value: Any) -> str:
+    return "n/a" if value is None or value != value else f"{value:.3f}"
+
+
+def _relative(path: Path, run_dir: Path) -> str:
+    return path.relative_to(run_dir).as_posix() if path.is_relative_to(run_dir) else path.as_posix()

@@ -1,0 +1,109 @@
+"""`metrics.json` and `predictions/records.json`: the results of a run as files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mtl.core.errors import DataError
+from mtl.core.files import plain, write_text
+from mtl.core.task import TaskSpec
+from mtl.metrics.evaluator import Evaluator
+
+RECORDS_FORMAT = 1
+
+
+def write_metrics(
+    path: Path, summary: dict[str, Any], *, suite: str, split: str, checkpoint: str, seed: int, **more: Any
+) -> dict[str, Any]:
+    """Write `metrics.json` and return its content.
+
+    Args:
+        path: File to write.
+        summary: From `Evaluator.summary`.
+        suite: Task suite.
+        split: Which part of the data was scored.
+        checkpoint: File that was scored.
+        seed: Of the run.
+        more: Further entries (`baseline` from `baseline_summary`); `notes` come before those of the summary.
+    """
+    notes = list(dict.fromkeys([*more.pop("notes", []), *summary.get("notes", [])]))
+    content = plain(
+        {"suite": suite, "split": split, "checkpoint": checkpoint, "seed": seed} | summary | more | {"notes": notes}
+    )
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    return content
+
+
+def read_metrics(path: Path) -> dict[str, Any]:
+    """Read `metrics.json`.
+
+    Raises:
+        DataError: The file is missing or is not what `write_metrics` writes.
+    """
+    content = _read(path, "metrics.json")
+    if "tasks" not in content:
+        raise DataError(f"`{path}` holds no `tasks`. Expected a metrics.json of this program; evaluate the run again.")
+    return content
+
+
+def save_records(path: Path, evaluator: Evaluator) -> None:
+    """Write what an evaluator holds as JSON, with the task specs; every number comes back exactly, in the same type."""
+    records, specs = evaluator.records(), {task: spec.to_dict() for task, spec in evaluator.specs.items()}
+    content = {"format": RECORDS_FORMAT, "unit": evaluator.unit, "specs": specs, "samples": records["samples"]}
+    content["tasks"] = _encode(records["tasks"])
+    write_text(path, json.dumps(content, separators=(",", ":"), allow_nan=False))
+
+
+def load_records(path: Path) -> dict[str, Any]:
+    """Read what `save_records` wrote, for `Evaluator.extend`; `specs` holds the tasks, `unit` what a group is.
+
+    Raises:
+        DataError: The file is missing, broken or of another format.
+    """
+    content = _read(path, "records.json")
+    if content.get("format") != RECORDS_FORMAT:
+        raise DataError(
+            f"`{path}` has record format {content.get('format')}. Expected {RECORDS_FORMAT}; evaluate the run again."
+        )
+    specs = {task: TaskSpec.from_dict(values) for task, values in content["specs"].items()}
+    return {"unit": content["unit"], "specs": specs, "samples": content["samples"], "tasks": _decode(content["tasks"])}
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _encode(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_encode(entry) for entry in value]
+    if isinstance(value, np.ndarray | np.generic):
+        array = np.asarray(value)
+        # The shortest text that gives the same float32 again; a plain tolist() would write 17 digits.
+        numbers = [float(str(v)) for v in array.ravel()] if array.dtype == np.float32 else array.ravel().tolist()
+        return {"dtype": str(array.dtype), "shape": list(array.shape), "data": plain(numbers)}
+    return plain(value)
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_decode(entry) for entry in value]
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {"dtype", "shape", "data"}:
+        numbers = [np.nan if number is None else number for number in value["data"]]
+        return np.array(numbers, dtype=value["dtype"]).reshape(value["shape"])
+    return {key: _decode(entry) for key, entry in value.items()}
+
+
+def _read(path: Path, what: str) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"Cannot read `{path}`: {error.strerror}. Expected the {what} of a finished evaluation.") from error
+    except ValueError as error:
+        raise DataError(f"`{path}` is not valid JSON ({error}). Expected the {what} of a finished evaluation.") from error
+    if not isinstance(content, dict):
+        raise DataError(f"`{path}` holds a {type(content).__name__}. Expected the {what} of a finished evaluation.")
+    return content

@@ -1,0 +1,290 @@
+"""`report.html`: one self-contained page with everything needed to judge a run."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mtl.core.files import plain, write_text
+from mtl.core.task import LOWER_IS_BETTER
+from mtl.evaluation.report import figures
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LABELS = {
+    "map": "mAP (IoU .50:.95)", "map50": "mAP50", "map75": "mAP75", "f1_macro": "F1, macro over classes",
+    "f1_pooled": "F1, all classes pooled", "precision_pooled": "precision, pooled", "recall_pooled": "recall, pooled",
+    "count_mae": "count error per image (MAE)", "dice_per_image": "Dice, mean over images",
+    "iou_per_image": "IoU, mean over images", "dice_pooled": "Dice, pixels pooled", "iou_pooled": "IoU, pixels pooled",
+    "dice_nonempty": "Dice where annotated", "peak_f1": "peak F1", "peak_precision": "peak precision",
+    "peak_recall": "peak recall", "mse": "map MSE", "mae": "MAE", "rmse": "RMSE", "pearson": "Pearson r",
+    "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "auroc": "AUROC", "ap": "AP (IoU .50:.95)",
+    "ap50": "AP50", "ap75": "AP75", "n": "n", "f1": "F1", "precision": "precision", "recall": "recall",
+}  # fmt: skip
+
+
+@dataclass
+class Case:
+    """One image of the gallery.
+
+    Attributes:
+        title: Image and what to look at.
+        score: Score of the image alone (`Evaluator.image_scores`).
+        prediction: Overlay of the prediction: [H, W, 3] uint8, a PNG or JPEG file, or its bytes.
+        truth: The same with the annotation.
+        group: Heading under which it is shown (`Worst cases`).
+    """
+
+    title: str
+    score: float
+    prediction: np.ndarray | Path | bytes
+    truth: np.ndarray | Path | bytes
+    group: str = ""
+
+
+@dataclass
+class ReportContent:
+    """What a report shows.
+
+    Attributes:
+        metrics: Content of `metrics.json`: `suite`, `split`, `checkpoint`, `seed`, the summary of the evaluator, and `baseline`
+            (by task: `name`, `metrics`) if there is one.
+        curves: From `Evaluator.curves`.
+        commit: Commit of the program.
+        duration: Training time in seconds.
+        history: Path of `metrics.csv`; None looks in the folder of the report.
+        best_epoch: Epoch of the scored checkpoint, marked in the curves.
+        kept_apart: What the split keeps apart, in words; empty takes the unit of the groups.
+        split_sizes: (images, groups) by split, for the header.
+        cases: Gallery.
+        notes: Warnings of data, weights and training; those of the evaluator are added.
+        config: Resolved configuration.
+        environment: Versions and device.
+    """
+
+    metrics: dict[str, Any]
+    curves: dict[str, Any] = field(default_factory=dict)
+    commit: str = ""
+    duration: float | None = None
+    history: Path | None = None
+    best_epoch: float | None = None
+    kept_apart: str = ""
+    split_sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    cases: list[Case] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+
+
+def write_report(folder: Path, content: ReportContent) -> Path:
+    """Write `report.html` into a run directory, and each figure as SVG into `figures/`; return the path of the page."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    drawings = _Drawings(folder / "figures")
+    metrics = plain(content.metrics)
+    history = read_history(content.history or folder / "metrics.csv")
+    sections = [_section(name, metrics, content.curves.get(name, {}), drawings) for name in metrics["tasks"]]
+    sections += [_section(name, metrics, content.curves.get(name, {}), drawings, "study") for name in metrics.get("study", {})]
+    training = drawings.add("training", "Training curves", figures.training_curves(history, content.best_epoch))
+    environment = Environment(
+        loader=PackageLoader("mtl.evaluation", "report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {"number": number, "label": label, "arrow": arrow}
+    page = environment.get_template("report.html.j2").render(
+        header=_header(content, metrics),
+        metrics=metrics,
+        overview=_overview(sections),
+        sections=sections,
+        training=training,
+        notes=list(dict.fromkeys([*content.notes, *metrics.get("notes", [])])),
+        cases=_gallery(content.cases),
+        config=json.dumps(plain(content.config), indent=2) if content.config else "",
+        environment=plain(content.environment),
+    )
+    write_text(folder / "report.html", page)
+    return folder / "report.html"
+
+
+def read_history(path: Path) -> dict[str, np.ndarray]:
+    """Return the columns of `metrics.csv` as float arrays, NaN for empty cells; empty where there is no file."""
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return {name: np.array([_float(row.get(name)) for row in rows]) for name in (rows[0] if rows else ()) if name}
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """Write a number with a fixed count of digits, whole numbers as they are, a dash where there is none."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "–"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    if value and abs(value) < 10**-digits:
+        return f"{value:.1e}"
+    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+
+
+def label(name: str) -> str:
+    """Return the words for a metric; study metrics carry their unit behind an underscore."""
+    if name in LABELS:
+        return LABELS[name]
+    first, _, unit = name.partition("_")
+    return f"{LABELS[first]} per {unit}" if first in LABELS and unit else name.replace("_", " ")
+
+
+def arrow(name: str) -> str:
+    """Return the direction of a metric as an arrow."""
+    return "↓" if name in LOWER_IS_BETTER or name.startswith(("mae", "images_without")) else "↑"
+
+
+class _Drawings:
+    """Turns figures into data URIs and keeps each as a file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def add(self, name: str, alt: str, figure: Figure | None) -> dict[str, str] | None:
+        if figure is None:
+            return None
+        svg = figures.to_svg(figure)
+        write_text(self.folder / f"{name}.svg", svg)
+        return {"uri": figures.svg_uri(svg), "alt": alt, "width": f"{figure.get_figwidth() * 96:.0f}"}
+
+
+def _header(content: ReportContent, metrics: dict[str, Any]) -> list[tuple[str, str]]:
+    unit = metrics.get("group_by", "group")
+    sizes = [f"{split} {images} images / {groups} {unit}s" for split, (images, groups) in content.split_sizes.items()]
+    rows = [
+        ("Suite", metrics.get("suite")),
+        ("Scored on", f"{metrics.get('split')}: {metrics.get('n_samples')} images of {metrics.get('n_groups')} {unit}s"),
+        ("Kept apart", content.kept_apart or f"no {unit} is in more than one of training, validation and test"),
+        ("Data", "; ".join(sizes)),
+        ("Checkpoint", metrics.get("checkpoint")),
+        ("Seed", metrics.get("seed")),
+        ("Commit", content.commit),
+        ("Training time", "" if content.duration is None else _duration(content.duration)),
+    ]
+    return [(name, str(value)) for name, value in rows if value not in (None, "")]
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def _section(
+    name: str, metrics: dict[str, Any], curves: dict[str, Any], drawings: _Drawings, part: str = "tasks"
+) -> dict[str, Any]:
+    """Collect tables and figures of one task or study metric."""
+    entry = metrics[part][name]
+    baseline = (metrics.get("baseline") or {}).get(name)
+    thresholds = metrics.get("thresholds", {}).get(name, {})
+    per_class = entry.get("per_class") or {}
+    found = [draw(name, curves, thresholds, per_class, drawings) for draw in _DRAWERS]
+    sources = entry.get("per_source") or {}
+    return {
+        "name": name,
+        "n": entry.get("n"),
+        "rows": [
+            {
+                "metric": metric, "value": entry.get(metric), "ci": interval,
+                "baseline": baseline["metrics"].get(metric) if baseline else None,
+            }
+            for metric, interval in entry["ci95"].items()
+        ],
+        "baseline": baseline["name"] if baseline else "",
+        "thresholds": thresholds,
+        "per_class": per_class,
+        "per_source": sources if len(sources) > 1 else {},
+        "figures": [figure for some in found for figure in some if figure],
+        "left_out": curves.get("without_truth"),
+    }  # fmt: skip
+
+
+def _overview(sections: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the first (primary) metric of each section."""
+    return [{"name": s["name"], "n": s["n"], "baseline_name": s["baseline"], **s["rows"][0]} for s in sections if s["rows"]]
+
+
+Drawer = Callable[[str, dict[str, Any], dict[str, float], dict[str, Any], _Drawings], list[dict[str, str] | None]]
+
+
+def _draw_curves(
+    name: str, curves: dict[str, Any], thresholds: dict[str, float], per_class: dict[str, Any], drawings: _Drawings
+) -> list[dict[str, str] | None]:
+    found: list[dict[str, str] | None] = []
+    if "precision_recall" in curves:
+        average = {key: row.get("ap50") for key, row in per_class.items()}
+        figure = figures.precision_recall(curves["precision_recall"], average)
+        found.append(drawings.add(f"{name}_precision_recall", f"{name}: precision over recall", figure))
+    for key, measure in (("f1", "F1"), ("dice", "Dice")):
+        if key in curves:
+            figure = figures.threshold_curve(curves[key], thresholds, measure)
+            found.append(drawings.add(f"{name}_{key}", f"{name}: {measure} over threshold", figure))
+    return found
+
+
+def _draw_confusion(
+    name: str, curves: dict[str, Any], thresholds: dict[str, float], per_class: dict[str, Any], drawings: _Drawings
+) -> list[dict[str, str] | None]:
+    table = curves.get("confusion")
+    if not table:
+        return []
+    figure = figures.confusion(table["counts"], table["classes"], table.get("predicted"))
+    return [drawings.add(f"{name}_confusion", f"{name}: confusion matrix", figure)]
+
+
+def _draw_agreement(
+    name: str, curves: dict[str, Any], thresholds: dict[str, float], per_class: dict[str, Any], drawings: _Drawings
+) -> list[dict[str, str] | None]:
+    sign = "%" if name == "parasitemia" else ""
+    return [
+        drawings.add(f"{name}_{unit}", f"{name}: agreement per {unit}", figures.agreement(pairs, unit, name, sign))
+        for unit, pairs in curves.get("agreement", {}).items()
+    ]
+
+
+_DRAWERS: tuple[Drawer, ...] = (_draw_curves, _draw_confusion, _draw_agreement)
+
+
+def _gallery(cases: list[Case]) -> dict[str, list[dict[str, Any]]]:
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for case in cases:
+        pictures = {"prediction": image_uri(case.prediction), "truth": image_uri(case.truth)}
+        groups.setdefault(case.group or "Cases", []).append({"title": case.title, "score": case.score, **pictures})
+    return groups
+
+
+def image_uri(image: np.ndarray | Path | bytes) -> str:
+    """Return a picture as a data URI; arrays [H, W, 3] uint8 become JPEG."""
+    if isinstance(image, np.ndarray):
+        import cv2
+
+        # OpenCV wants BGR.
+        done, encoded = cv2.imencode(".jpg", np.ascontiguousarray(image[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, 88])
+        if not done:
+            raise ValueError(f"Cannot encode a picture of shape {image.shape}, expected [H, W, 3] uint8.")
+        content = encoded.tobytes()
+    else:
+        content = image.read_bytes() if isinstance(image, Path) else image
+    kind = "png" if content.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _float(text: str | None) -> float:
+    try:
+        return float(text) if text else float("nan")
+    except ValueError:
+        return float("nan")

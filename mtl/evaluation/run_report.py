@@ -1,0 +1,85 @@
+"""Gathers what a run left behind into its `report.html`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mtl.evaluation.report.page import Case, ReportContent, read_history, write_report
+from mtl.inference.drawing import draw_case
+
+if TYPE_CHECKING:
+    from mtl.core.types import ImageResult
+    from mtl.evaluation.evaluate import Evaluation
+
+LONGEST = 760  # pixels of the longer side of a panel; the page holds a dozen of them
+
+
+def write_run_report(evaluation: Evaluation, metrics: dict[str, Any], folder: Path, run_dir: Path) -> Path:
+    """Write the report of an evaluation into `folder`, with the training curves of the run it belongs to."""
+    config = evaluation.loaded.config
+    history = read_history(run_dir / "metrics.csv")
+    environment = _read(run_dir / "environment.json")
+    content = ReportContent(
+        metrics=metrics,
+        curves=evaluation.evaluator.curves(evaluation.loaded.thresholds),
+        commit=environment.get("commit") or "",
+        duration=float(np.nansum(history["seconds"])) if "seconds" in history else None,
+        history=run_dir / "metrics.csv",
+        best_epoch=_best_epoch(evaluation),
+        kept_apart=str(config["data"].get("group_by", "")),
+        split_sizes=_split_sizes(evaluation),
+        cases=_cases(evaluation),
+        config=config,
+        environment=environment,
+    )
+    return write_report(folder, content)
+
+
+def _best_epoch(evaluation: Evaluation) -> float | None:
+    epoch = evaluation.loaded.epoch
+    return None if epoch is None else float(epoch)
+
+
+def _split_sizes(evaluation: Evaluation) -> dict[str, tuple[int, int]]:
+    rows = evaluation.loaded.split
+    return {
+        name: (sum(row["split"] == name for row in rows), len({row["group"] for row in rows if row["split"] == name}))
+        for name in ("train", "val", "test")
+    }
+
+
+def _cases(evaluation: Evaluation) -> list[Case]:
+    """Draw the kept images, worst first; the first half is shown as worst, the second as best cases."""
+    from mtl.evaluation.evaluate import extreme_cases
+
+    count = evaluation.loaded.config["evaluation"]["cases"]
+    scores = extreme_cases(evaluation.evaluator, evaluation.loaded.thresholds, list(evaluation.results), count)
+    names = list(scores)
+    dataset = evaluation.datamodule.plain(evaluation.split)
+    cases = []
+    for position, name in enumerate(names):
+        prediction, truth = evaluation.results[name]
+        image = dataset.raster(name)
+        cases.append(
+            Case(
+                title=name,
+                score=scores[name],
+                prediction=_draw(evaluation, image, prediction, evaluation.loaded.thresholds),
+                truth=_draw(evaluation, image, truth, None),
+                group="Worst cases" if position < (len(names) + 1) // 2 else "Best cases",
+            )
+        )
+    return cases
+
+
+def _draw(evaluation: Evaluation, image: np.ndarray, result: ImageResult, thresholds: Any) -> np.ndarray:
+    return draw_case(image, result.tasks, evaluation.loaded.model.specs, result.window.working_size, thresholds, LONGEST)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return content

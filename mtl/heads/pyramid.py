@@ -1,0 +1,101 @@
+"""Small helpers of heads that work on several maps: choosing levels, pooling boxes, keeping gradients attached."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops.poolers import LevelMapper
+
+from mtl.core.errors import ConfigError
+
+
+def select_levels(strides: tuple[int, ...], levels: list[int] | None, task: str) -> list[int]:
+    """Return the positions of the wanted maps; level k is the map of stride 2^k, None wants all.
+
+    Raises:
+        ConfigError: A level is not among the maps that the head is given.
+    """
+    if levels is None:
+        return list(range(len(strides)))
+    missing = [level for level in levels if 2**level not in strides]
+    if missing or not levels:
+        given = ", ".join(f"{stride.bit_length() - 1} (/{stride})" for stride in strides)
+        raise ConfigError(f"`heads.{task}.levels`: expected some of the levels {given}; found {list(levels)}.")
+    return [strides.index(2**level) for level in sorted(levels)]
+
+
+def equal_channels(channels: tuple[int, ...], task: str) -> int:
+    """Return the channel count that all maps share.
+
+    Raises:
+        ConfigError: The counts differ, as they do without a neck.
+    """
+    if len(set(channels)) != 1:
+        raise ConfigError(
+            f"`heads.{task}` shares its layers between maps, so all maps need the same number of channels; "
+            f"found {list(channels)}. Put a neck in between: heads.{task}.features=fpn."
+        )
+    return channels[0]
+
+
+def attached_zero(module: nn.Module, tensors: Iterable[Tensor]) -> Tensor:
+    """Return 0 that depends on every trainable parameter of `module` and on `tensors` (gradients are zeros, not None)."""
+    sources = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return torch.stack([source.float().sum() for source in [*sources, *tensors]]).sum() * 0.0
+
+
+class GapTolerantMapper(LevelMapper):
+    """torchvision's rule for the level of a box, for maps whose strides need not double from one to the next.
+
+    Args:
+        strides: Strides of the maps, finest first.
+    """
+
+    def __init__(self, strides: tuple[int, ...]) -> None:
+        levels = [int(math.log2(stride)) for stride in strides]
+        super().__init__(levels[0], levels[-1], canonical_scale=224, canonical_level=4)
+        # Where a level is missing, the next finer map serves.
+        self.position = [
+            max(index for index, level in enumerate(levels) if level <= wanted) for wanted in range(levels[0], levels[-1] + 1)
+        ]
+
+    def __call__(self, boxlists: list[Tensor]) -> Tensor:
+        """Return the position of the map for every box, [sum N] int64."""
+        level = super().__call__(boxlists)
+        return torch.tensor(self.position, device=level.device)[level]
+
+
+class RoIPooling(nn.Module):
+    """RoIAlign on the level that suits each box (FPN rule), in float32.
+
+    Unlike bare `MultiScaleRoIAlign` the scales come from the strides instead of a guess from the first batch.
+
+    Args:
+        strides: Strides of the maps, powers of two, finest first.
+        resolution: Cells per side of a pooled box.
+        sampling_ratio: Samples per cell and axis.
+    """
+
+    def __init__(self, strides: tuple[int, ...], resolution: int, sampling_ratio: int = 2) -> None:
+        super().__init__()
+        self.names = [str(index) for index in range(len(strides))]
+        self.align = MultiScaleRoIAlign(self.names, resolution, sampling_ratio)
+        self.align.scales = [1.0 / stride for stride in strides]
+        self.align.map_levels = GapTolerantMapper(strides)
+
+    def forward(self, features: list[Tensor], boxes: list[Tensor]) -> Tensor:
+        """Pool boxes (network pixels), one [N, 4] tensor per row, to [sum N, channels, resolution, resolution]."""
+        with torch.autocast(features[0].device.type, enabled=False):
+            maps = OrderedDict(zip(self.names, [feature.float() for feature in features], strict=True))
+            return self.align(maps, [row.float() for row in boxes], [])
+
+
+def sanitize_boxes(boxes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Drop boxes without area, whose regression targets would be infinite; returns float32 boxes and int64 labels."""
+    keep = ((boxes[:, 2:] - boxes[:, :2]) > 1e-2).all(dim=1)
+    return boxes[keep].float(), labels[keep].long()

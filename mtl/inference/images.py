@@ -1,0 +1,36 @@
+"""Finding image files for prediction. Imports no torch, so that a wrong `source` is answered at once."""
+
+from __future__ import annotations
+
+import glob
+from pathlib import Path
+
+from mtl.core.errors import DataError
+from mtl.data.base import IMAGE_SUFFIXES
+
+
+def find_images(source: str | Path) -> list[Path]:
+    """List the images that `source` names: a file, a folder (searched recursively) or a glob; sorted, each once.
+
+    Hidden files and folders below a folder are skipped.
+
+    Raises:
+        DataError: Nothing found.
+    """
+    text, path = str(source), Path(source)
+    suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        inside = (found for found in path.rglob("*") if not any(part.startswith(".") for part in found.relative_to(path).parts))
+        images = sorted(found for found in inside if found.suffix.lower() in IMAGE_SUFFIXES and found.is_file())
+        if not images:
+            raise DataError(f"`source={text}` holds no image. Expected files with one of these suffixes: {suffixes}.")
+        return images
+    if glob.has_magic(text):
+        matches = (Path(name) for name in glob.glob(text, recursive=True))  # noqa: PTH207 (may be absolute)
+        images = sorted({found for found in matches if found.suffix.lower() in IMAGE_SUFFIXES and found.is_file()})
+        if not images:
+            raise DataError(f"`source={text}` matches no image. Expected files with one of these suffixes: {suffixes}.")
+        return images
+    raise DataError(f"`source={text}` does not exist. Expected an image, a folder or a quoted glob such as 'slides/*.jpg'.")

@@ -1,0 +1,107 @@
+"""From a checkpoint file to a model that works, without any YAML."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mtl.core.errors import CheckpointError, ConfigError
+from mtl.model import MultiTaskModel
+from mtl.inference.checkpoint import read_checkpoint
+
+if TYPE_CHECKING:
+    from mtl.inference.predictor import Predictor
+
+MODEL_PREFIX = "model."
+
+
+@dataclass
+class LoadedModel:
+    """A model with what its checkpoint says about it.
+
+    Attributes:
+        model: On the device, in eval mode.
+        config: The plain run configuration it was trained with.
+        thresholds: By task; chosen on validation.
+        split: Rows of the training run's split: sample id, group, source, split, content hash.
+        path: The checkpoint file.
+        epoch: The training epoch it was saved after, from 0.
+    """
+
+    model: MultiTaskModel
+    config: dict[str, Any]
+    thresholds: dict[str, dict[str, float]]
+    split: list[dict[str, str]]
+    path: Path
+    epoch: int | None = None
+
+
+def load_model(checkpoint: str | Path, device: str = "auto") -> LoadedModel:
+    """Load a checkpoint strictly.
+
+    Args:
+        checkpoint: A checkpoint file, or a run directory (its `best.ckpt` is taken).
+        device: `auto`, `cpu`, `cuda`, ...
+
+    Raises:
+        CheckpointError: Missing, unreadable, foreign, or not matching the model it describes.
+    """
+    path = checkpoint_path(checkpoint)
+    content = read_checkpoint(path)
+    about = content["mtl"]
+    model = MultiTaskModel.from_config(about["model"], load_weights=False)
+    state = {
+        name.removeprefix(MODEL_PREFIX): value for name, value in content["state_dict"].items() if name.startswith(MODEL_PREFIX)
+    }
+    try:
+        model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"`{path}` does not fit the model it describes: {str(error).splitlines()[1].strip()} The file was edited or "
+            "belongs to another release; train again or use the release that wrote it."
+        ) from error
+    return LoadedModel(model.to(pick_device(device)).eval(), about["config"], about["thresholds"], about["split"], path)
+
+
+def load_predictor(checkpoint: str | Path, device: str = "auto") -> Predictor:
+    """Load a checkpoint as a `Predictor`."""
+    from mtl.inference.predictor import Predictor
+
+    loaded = load_model(checkpoint, device)
+    return Predictor(
+        loaded.model, device=next(loaded.model.parameters()).device, thresholds=loaded.thresholds,
+        pixel_scale=pixel_scale_rule(loaded.config),
+    )  # fmt: skip
+
+
+def pixel_scale_rule(config: dict[str, Any]) -> Any:
+    """Return the data family's rule for stored pixels per reference pixel of an image of a given (height, width)."""
+    from mtl.config.load import build_family
+
+    return build_family(config["data"]).pixel_scale_of
+
+
+def checkpoint_path(checkpoint: str | Path) -> Path:
+    """Accept a run directory in place of its best checkpoint."""
+    path = Path(checkpoint)
+    best = path / "checkpoints" / "best.ckpt"
+    return best if path.is_dir() and best.is_file() else path
+
+
+def pick_device(device: str) -> torch.device:
+    """Turn `auto` into the best device there is.
+
+    Raises:
+        ConfigError: The device does not exist here.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.zeros(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"`device={device}` is not available here. Use device=auto or device=cpu.") from error
+    return chosen

@@ -1,0 +1,252 @@
+"""Scores all tasks of a run over whole images; training, evaluation and comparison use this one object."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from mtl.core.files import plain
+from mtl.core.task import TaskSpec
+from mtl.core.types import ImageResult
+from mtl.metrics.base import StudyMetric, TaskMetric, mean_of
+from mtl.metrics.classification import ClassificationMetric, RegressionMetric, RoiClassificationMetric
+from mtl.metrics.detection import DetectionMetric
+from mtl.metrics.heatmap import HeatmapMetric
+from mtl.metrics.segmentation import SegmentationMetric
+
+Thresholds = dict[str, dict[str, float]]
+Scores = dict[str, dict[str, float]]
+
+KIND_CLASSES: dict[str, Callable[[TaskSpec], TaskMetric]] = {
+    "detection": DetectionMetric, "roi_classification": RoiClassificationMetric, "segmentation": SegmentationMetric,
+    "heatmap": HeatmapMetric, "classification": ClassificationMetric, "regression": RegressionMetric,
+}  # fmt: skip
+
+
+class Evaluator:
+    """Collects one record per image and task, and computes everything from them.
+
+    A task that is missing in the truth of an image is absent there and is not scored; a sample id that comes twice counts once.
+
+    Args:
+        specs: Active tasks by name.
+        study: Metrics across tasks, by name in the results.
+        hit_radius: Reference pixels within which a heatmap peak hits a point.
+        score_weights: Weight of each task's primary metric in `score`; 1 unless named.
+        unit: What the group of a sample is (`patient`, `field`): used in names and notes.
+    """
+
+    def __init__(
+        self,
+        specs: dict[str, TaskSpec],
+        study: dict[str, StudyMetric] | None = None,
+        *,
+        hit_radius: float = 72.0,
+        score_weights: dict[str, float] | None = None,
+        unit: str = "patient",
+    ) -> None:
+        self.specs = dict(specs)
+        self.study = dict(study or {})
+        self.hit_radius = hit_radius
+        self.score_weights = dict(score_weights or {})
+        self.unit = unit
+        self.metrics = {name: self._metric(spec) for name, spec in specs.items()}
+        self._seen: dict[str, tuple[str, str]] = {}
+        for metric in self.study.values():
+            metric.unit = unit
+
+    def _metric(self, spec: TaskSpec) -> TaskMetric:
+        return HeatmapMetric(spec, self.hit_radius) if spec.kind == "heatmap" else KIND_CLASSES[spec.kind](spec)
+
+    def empty(self) -> Evaluator:
+        """Return an evaluator with the same settings and no records."""
+        return Evaluator(
+            self.specs, self.study, hit_radius=self.hit_radius, score_weights=self.score_weights, unit=self.unit
+        )  # fmt: skip
+
+    # -- records -------------------------------------------------------------------------------------------------------
+
+    def reset(self) -> None:
+        """Forget all records."""
+        self._seen = {}
+        for metric in self.metrics.values():
+            metric.reset()
+
+    def update(self, prediction: ImageResult, truth: ImageResult) -> None:
+        """Score one whole image.
+
+        Raises:
+            ValueError: A task is labelled but was not predicted, or shapes disagree.
+        """
+        if truth.sample_id in self._seen:
+            return
+        identity = {"sample_id": truth.sample_id, "group": truth.group, "source": truth.source}
+        scale = truth.window.working_pixels_per_reference
+        made = {}
+        for task, metric in self.metrics.items():
+            if task not in truth.tasks:
+                continue
+            if task not in prediction.tasks:
+                raise ValueError(f"Sample `{truth.sample_id}` has labels for task `{task}` but no prediction.")
+            made[task] = identity | metric.reduce(prediction.tasks[task], truth.tasks[task], scale)
+        self._seen[truth.sample_id] = (truth.group, truth.source)
+        for task, record in made.items():
+            self.metrics[task].add([record])
+
+    def records(self) -> dict[str, Any]:
+        """Return everything that was collected: plain dicts, lists and numpy arrays, picklable."""
+        return {
+            "samples": [{"sample_id": name, "group": group, "source": source} for name, (group, source) in self._seen.items()],
+            "tasks": {task: list(metric.records) for task, metric in self.metrics.items()},
+        }
+
+    def extend(self, records: dict[str, Any]) -> None:
+        """Take the records of another evaluator (another rank, a file); samples seen already are ignored."""
+        new = {s["sample_id"]: (s["group"], s["source"]) for s in records["samples"] if s["sample_id"] not in self._seen}
+        for task, metric in self.metrics.items():
+            metric.add(record for record in records["tasks"].get(task, []) if record["sample_id"] in new)
+        self._seen.update(new)
+
+    @property
+    def groups(self) -> list[str]:
+        """Names of all groups, sorted."""
+        return sorted({group for group, _ in self._seen.values()})
+
+    # -- numbers -------------------------------------------------------------------------------------------------------
+
+    def thresholds(self) -> Thresholds:
+        """Choose decision thresholds on the records at hand, which must be validation records."""
+        return {task: metric.choose_thresholds() for task, metric in self.metrics.items()}
+
+    def default_thresholds(self) -> Thresholds:
+        """Return the thresholds in force before any were chosen."""
+        return {task: metric.default_thresholds for task, metric in self.metrics.items()}
+
+    def compute(self, thresholds: Thresholds, weights: dict[str, np.ndarray] | None = None) -> Scores:
+        """Return all scalar metrics by task, study metrics under their own name.
+
+        Args:
+            thresholds: By task.
+            weights: By task, [records] how often each image counts; None counts each once.
+        """
+        values = {
+            task: metric.compute(thresholds[task], None if weights is None else weights[task])
+            for task, metric in self.metrics.items()
+        }
+        for name, study in self.study.items():
+            values[name] = study.compute(self.metrics, thresholds, weights)
+        return values
+
+    def compute_by_group(self, thresholds: Thresholds, names: list[str]) -> Callable[[np.ndarray], Scores]:
+        """Return a function from one weight per group (in the order of `names`) to scores: the step of a bootstrap."""
+        position = {name: index for index, name in enumerate(names)}
+        index = {
+            task: np.array([position[record["group"]] for record in metric.records], np.int64)
+            for task, metric in self.metrics.items()
+        }
+        return lambda counts: self.compute(thresholds, {task: counts[where] for task, where in index.items()})
+
+    def primary_values(self, values: Scores) -> dict[str, float]:
+        """Return each task's primary metric so that higher is better: 1 / (1 + v) where lower is."""
+        primary = {task: values[task][spec.primary_metric] for task, spec in self.specs.items() if task in values}
+        return {
+            task: value if self.specs[task].higher_is_better() else 1 / (1 + max(value, 0.0)) for task, value in primary.items()
+        }
+
+    def score(self, values: Scores) -> float:
+        """Return the weighted mean of the tasks' primary metrics; NaN is left out (see `left_out`), NaN if none is left."""
+        known = {task: value for task, value in self.primary_values(values).items() if np.isfinite(value)}
+        weights = np.array([self.score_weights.get(task, 1.0) for task in known])
+        if weights.sum() <= 0:
+            return float("nan")
+        return float(weights @ np.array(list(known.values())) / weights.sum())
+
+    def left_out(self, values: Scores) -> list[str]:
+        """Return the tasks whose primary metric is not defined and is therefore not part of `score`."""
+        return [task for task, value in self.primary_values(values).items() if not np.isfinite(value)]
+
+    def summary(self, thresholds: Thresholds, bootstrap: int = 1000, seed: int = 0) -> dict[str, Any]:
+        """Return the body of `metrics.json`, in plain JSON types (undefined numbers are null).
+
+        Args:
+            thresholds: Chosen on validation.
+            bootstrap: Number of resamples over groups; 0 gives no intervals.
+            seed: Of the bootstrap.
+
+        Returns:
+            `score`, `n_samples`, `n_groups`, `group_by`, `thresholds`, `tasks` (per task `n` labelled images, metrics, `ci95`,
+            `per_class`, `per_source`), `study` (same form) and `notes`.
+        """
+        from mtl.evaluation.statistics import GroupBootstrap, bootstrap_intervals, group_notes
+
+        values = self.compute(thresholds)
+        resampling = GroupBootstrap(self.groups, bootstrap, seed)
+        intervals = bootstrap_intervals(self.compute_by_group(thresholds, resampling.names), resampling) or {}
+        by_source = self._by_source(thresholds)
+        tasks: dict[str, Any] = {}
+        for task, metric in self.metrics.items():
+            tasks[task] = {"n": len(metric.records), **values[task]} | {
+                "ci95": {name: intervals.get(task, {}).get(name) for name in values[task]},
+                "per_class": metric.details(thresholds[task])["per_class"],
+                "per_source": {source: scores[task] for source, scores in by_source.items() if task in scores},
+            }
+        study = {
+            name: {**values[name], "ci95": {m: intervals.get(name, {}).get(m) for m in values[name]}} for name in self.study
+        }
+        return plain(
+            {
+                "score": self.score(values), "n_samples": len(self._seen), "n_groups": len(self.groups), "group_by": self.unit,
+                "thresholds": thresholds, "bootstrap": bootstrap, "tasks": tasks, "study": study,
+                "notes": self._notes(values, thresholds) + (group_notes(len(self.groups), self.unit) if bootstrap else []),
+            }
+        )  # fmt: skip
+
+    def curves(self, thresholds: Thresholds) -> dict[str, Any]:
+        """Return what the figures of the report need, by task or study metric, in plain JSON types."""
+        found = {task: metric.details(thresholds[task])["curves"] for task, metric in self.metrics.items()}
+        for name, study in self.study.items():
+            found[name] = study.details(self.metrics, thresholds)
+        return plain(found)
+
+    def image_scores(self, thresholds: Thresholds) -> dict[str, float]:
+        """Return `score` of each image alone, by sample id: finds the best and worst cases of a report.
+
+        A task counts for an image with its primary metric, detection with pooled F1 (average precision of one image jumps).
+        """
+        found: dict[str, list[float]] = {}
+        for task, metric in self.metrics.items():
+            spec = self.specs[task]
+            name = "f1_pooled" if spec.kind == "detection" else spec.primary_metric
+            single = self._metric(spec)
+            for record in metric.records:
+                single.reset()
+                single.add([record])
+                value = single.compute(thresholds[task])[name]
+                better = value if spec.higher_is_better(name) else 1 / (1 + max(value, 0.0))
+                found.setdefault(record["sample_id"], []).append(better)
+        return {sample_id: float(mean_of(np.array(values))) for sample_id, values in sorted(found.items())}
+
+    def _by_source(self, thresholds: Thresholds) -> dict[str, dict[str, dict[str, float]]]:
+        found: dict[str, dict[str, dict[str, float]]] = {}
+        for source in sorted({source for _, source in self._seen.values()}):
+            for task, metric in self.metrics.items():
+                mine = np.array([record["source"] == source for record in metric.records], np.float64)
+                if mine.any():
+                    found.setdefault(source, {})[task] = {"n": int(mine.sum())} | metric.compute(thresholds[task], mine)
+        return found
+
+    def _notes(self, values: Scores, thresholds: Thresholds) -> list[str]:
+        notes = [f"Task `{task}` is not part of the score: its {self.specs[task].primary_metric} is undefined here."
+                 for task in self.left_out(values)]  # fmt: skip
+        for task, metric in self.metrics.items():
+            rows = metric.details(thresholds[task])["per_class"]
+            absent = [name for name, row in rows.items() if row.get("n") == 0]
+            if absent and metric.records:
+                notes.append(f"Task `{task}`: no example of {', '.join(absent)} in this split, so no mean contains it.")
+        for name in self.study:
+            silent = values[name].get("images_without_cells", 0)
+            if silent:
+                notes.append(f"{name}: {silent:.0f} images in which no red cell was detected count as 0 %.")
+        return notes

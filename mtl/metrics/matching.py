@@ -1,0 +1,162 @@
+"""One-to-one matching of predicted and annotated objects, and what can be read off a ranked list of matches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+# The ten IoU thresholds of COCO (Lin et al. 2014, https://cocodataset.org/#detection-eval).
+IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
+RECALLS = np.linspace(0.0, 1.0, 101)
+
+
+def box_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return the [N, M] float64 intersection over union of [N, 4] and [M, 4] boxes (x_min, y_min, x_max, y_max)."""
+    first, second = np.asarray(first, np.float64).reshape(-1, 4), np.asarray(second, np.float64).reshape(-1, 4)
+    width = np.minimum(first[:, None, 2], second[None, :, 2]) - np.maximum(first[:, None, 0], second[None, :, 0])
+    height = np.minimum(first[:, None, 3], second[None, :, 3]) - np.maximum(first[:, None, 1], second[None, :, 1])
+    overlap = width.clip(min=0) * height.clip(min=0)
+    area_first = (first[:, 2] - first[:, 0]) * (first[:, 3] - first[:, 1])
+    area_second = (second[:, 2] - second[:, 0]) * (second[:, 3] - second[:, 1])
+    union = area_first[:, None] + area_second[None, :] - overlap
+    return np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0)
+
+
+def match_boxes(iou: np.ndarray) -> np.ndarray:
+    """Match detections to annotations greedily, as COCO does, at the ten IoU thresholds at once.
+
+    In order of the rows each detection takes the free annotation with the highest IoU (the later one on a tie), if that
+    reaches the threshold. A detection is never affected by one below it, so the matches among the detections above a score
+    are those of the full list: flags can be reused at every decision threshold.
+
+    Args:
+        iou: [N, M] detections of one class and image, sorted by descending score, against its annotations.
+
+    Returns:
+        [N] int64; bit k is set where the detection is a true positive at `IOU_THRESHOLDS[k]`.
+    """
+    hits = np.zeros(iou.shape[0], np.int64)
+    rows, columns = np.nonzero(iou >= IOU_THRESHOLDS[0])
+    order = np.lexsort((-columns, -iou[rows, columns], rows))
+    reached = (iou[rows, columns][:, None] >= IOU_THRESHOLDS) @ (1 << np.arange(10))
+    taken = [0] * iou.shape[1]
+    found = [0] * iou.shape[0]
+    # Bit arithmetic on the few pairs above the lowest threshold; the loop is about 1 ms for 600 detections.
+    for row, column, bits in zip(rows[order].tolist(), columns[order].tolist(), reached[order].tolist(), strict=True):
+        new = bits & ~taken[column] & ~found[row]
+        taken[column] |= new
+        found[row] |= new
+    hits[:] = found
+    return hits
+
+
+def match_points(points: np.ndarray, targets: np.ndarray, radius: float) -> np.ndarray:
+    """Match peaks to annotated points greedily: each, in order, takes the nearest free point within the radius.
+
+    Like `match_boxes` this is stable under a score threshold.
+
+    Args:
+        points: [N, 2] sorted by descending score.
+        targets: [M, 2] in the same unit.
+        radius: Largest distance that counts as a hit.
+
+    Returns:
+        [N] int64, 1 where the peak is a hit.
+    """
+    hits = np.zeros(len(points), np.int64)
+    if len(points) == 0 or len(targets) == 0:
+        return hits
+    distance = np.linalg.norm(np.asarray(points, np.float64)[:, None] - np.asarray(targets, np.float64)[None], axis=2)
+    for row in range(len(points)):
+        nearest = int(distance[row].argmin())
+        if distance[row, nearest] <= radius:
+            hits[row] = 1
+            distance[:, nearest] = np.inf
+    return hits
+
+
+def ranked_record(scores: np.ndarray, labels: np.ndarray, hits: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
+    """Build the record of one image: all predictions by descending score, and annotations per class."""
+    order = np.argsort(-np.asarray(scores, np.float32), kind="stable")
+    return {
+        "scores": np.asarray(scores, np.float32)[order],
+        "labels": np.asarray(labels, np.int64)[order],
+        "hits": np.asarray(hits, np.int64)[order],
+        "truth": np.asarray(truth, np.int64),
+    }
+
+
+class RankedPredictions:
+    """Predictions of all images of a split in one ranking, with what counts as a hit.
+
+    Args:
+        records: From `ranked_record`.
+        classes: Number of classes C.
+    """
+
+    def __init__(self, records: list[dict[str, Any]], classes: int) -> None:
+        self.images, self.classes = len(records), classes
+        scores = np.concatenate([np.zeros(0, np.float32), *[record["scores"] for record in records]])
+        order = np.argsort(-scores, kind="stable")
+        counts = [len(record["scores"]) for record in records]
+        self.scores = scores[order]
+        self.labels = np.concatenate([np.zeros(0, np.int64), *[record["labels"] for record in records]])[order]
+        self.hits = np.concatenate([np.zeros(0, np.int64), *[record["hits"] for record in records]])[order]
+        self.image = np.repeat(np.arange(self.images), counts)[order]
+        self.truth = np.stack([record["truth"] for record in records]) if records else np.zeros((0, classes), np.int64)
+        self._positions: dict[int, tuple[np.ndarray, list[np.ndarray]]] = {}
+
+    def table(self, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return hits at the lowest matching threshold and predictions, each [images, C], with score >= `threshold`."""
+        keep = self.scores >= np.float32(threshold)
+        cell = self.image[keep] * self.classes + self.labels[keep]
+        size, shape = self.images * self.classes, (self.images, self.classes)
+        hits = np.bincount(cell, weights=self.hits[keep] & 1, minlength=size).reshape(shape)
+        return hits, np.bincount(cell, minlength=size).astype(np.float64).reshape(shape)
+
+    def sweep(self, grid: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
+        """Return hits and predictions over all images, each [thresholds, C]."""
+        hits, predicted = np.zeros((len(grid), self.classes)), np.zeros((len(grid), self.classes))
+        for label in range(self.classes):
+            mine = self.labels == label
+            kept = np.searchsorted(-self.scores[mine], -np.asarray(grid, np.float32), side="right")
+            predicted[:, label] = kept
+            hits[:, label] = np.concatenate([[0], np.cumsum(self.hits[mine] & 1)])[kept]
+        return hits, predicted
+
+    def interpolated_precision(self, label: int, weights: np.ndarray, levels: int = len(IOU_THRESHOLDS)) -> np.ndarray | None:
+        """Return the [levels, 101] precision at `RECALLS`: the highest one at this recall or more; its mean is COCO's AP.
+
+        Args:
+            label: Class index.
+            weights: [images] how often each image counts. Counting an image twice equals evaluating it twice, since the
+                interpolated precision depends on the ends of a run of equal detections only.
+            levels: How many of `IOU_THRESHOLDS`, from the lowest.
+
+        Returns:
+            None without annotations of the class.
+        """
+        annotated = float(weights @ self.truth[:, label])
+        if annotated <= 0:
+            return None
+        images, hits = self._of(label)
+        weight = weights[images]
+        claims = np.cumsum(weight)
+        curves = np.zeros((levels, len(RECALLS)))
+        for level in range(levels):
+            # The envelope of the precision is decided at the hits, so only those are kept.
+            found, claimed = np.cumsum(weight[hits[level]]), claims[hits[level]]
+            precision = np.divide(found, claimed, out=np.zeros_like(found), where=claimed > 0)
+            envelope = np.maximum.accumulate(precision[::-1])[::-1]
+            position = np.searchsorted(found / annotated, RECALLS, side="left")
+            curves[level] = np.concatenate([envelope, [0.0]])[position]
+        return curves
+
+    def _of(self, label: int) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Image of each prediction of a class, and the positions of the hits per IoU threshold."""
+        if label not in self._positions:
+            mine = self.labels == label
+            bits = self.hits[mine]
+            self._positions[label] = (self.image[mine], [np.flatnonzero((bits >> k) & 1) for k in range(len(IOU_THRESHOLDS))])
+        return self._positions[label]

@@ -1,0 +1,129 @@
+"""Parasitemia: the share of red cells that are infected, per image and per patient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mtl.core.errors import ConfigError
+from mtl.core.registry import STUDY_METRICS
+from mtl.core.task import TaskSpec
+from mtl.metrics.base import StudyMetric, TaskMetric, bland_altman, mean_of, weighted_pearson
+from mtl.metrics.detection import DetectionMetric
+
+Thresholds = dict[str, dict[str, float]]
+
+
+@STUDY_METRICS.register("parasitemia")
+class Parasitemia(StudyMetric):
+    """Agreement of 100 * infected / (infected + healthy) from detected and annotated counts.
+
+    Detections count from the stored score threshold of the detection task on. Per group (patient) the counts of all its images
+    are added before the division. `<unit>` below is what a group is.
+
+    - `mae_image`, `mae_<unit>`: mean absolute error in percentage points.
+    - `pearson_image`, `pearson_<unit>`: Pearson r, NaN below 3 values or when one side is constant.
+    - `images_without_cells`: images in which no red cell was detected; their predicted parasitemia counts as 0.
+
+    Images (groups) without an annotated red cell have no true value and are left out.
+
+    Args:
+        specs: Active tasks by name.
+        unit: What a group is.
+        task: The detection task that counts.
+        infected: Its class of infected red cells.
+        healthy: Its class of uninfected red cells.
+    """
+
+    def __init__(
+        self, specs: dict[str, TaskSpec], unit: str = "patient", *, task: str = "detection", infected: str = "Infected",
+        healthy: str = "Healthy",
+    ) -> None:  # fmt: skip
+        super().__init__(specs, unit)
+        if task not in specs or specs[task].kind != "detection":
+            found = ", ".join(name for name, spec in specs.items() if spec.kind == "detection") or "none"
+            raise ConfigError(
+                f"Study metric `parasitemia` needs a detection task named `{task}`; detection tasks here: {found}."
+            )
+        classes = specs[task].classes
+        missing = [name for name in (infected, healthy) if name not in classes]
+        if missing:
+            raise ConfigError(
+                f"Study metric `parasitemia` needs the classes `{infected}` and `{healthy}` in task `{task}`; it has "
+                f"{', '.join(classes)} ({', '.join(missing)} missing). Use data with both classes or remove the metric."
+            )
+        self.task = task
+        self.columns = [classes.index(infected), classes.index(healthy)]
+
+    def compute(
+        self, metrics: dict[str, TaskMetric], thresholds: Thresholds, weights: dict[str, np.ndarray] | None = None
+    ) -> dict[str, float]:
+        """Return the scalars named in the class docstring."""
+        metric = metrics[self.task]
+        weight = metric.image_weights(None if weights is None else weights[self.task])
+        predicted, true = self._counts(metric, thresholds)
+        values = {}
+        for unit, (claims, truth, share) in {
+            "image": (predicted, true, weight),
+            self.unit: self._grouped(metric, predicted, true, weight),
+        }.items():
+            known = truth.sum(1) > 0
+            guess, value, share = _percent(claims[known]), _percent(truth[known]), share[known]
+            values[f"mae_{unit}"] = float(mean_of(np.repeat(np.abs(guess - value), share.astype(int))))
+            values[f"pearson_{unit}"] = weighted_pearson(guess, value, share)
+        silent = (predicted.sum(1) == 0) & (true.sum(1) > 0)
+        return values | {"images_without_cells": float(weight @ silent)}
+
+    def details(self, metrics: dict[str, TaskMetric], thresholds: Thresholds) -> dict[str, Any]:
+        """Return what a scatter and a Bland-Altman figure need, per image and per group, and what was left out."""
+        metric = metrics[self.task]
+        predicted, true = self._counts(metric, thresholds)
+        groups, _ = _groups(metric)
+        names = {"image": [record["sample_id"] for record in metric.records], self.unit: groups}
+        tables = {"image": (predicted, true), self.unit: self._grouped(metric, predicted, true, metric.image_weights(None))[:2]}
+        agreement, left_out = {}, {}
+        for unit, (claims, truth) in tables.items():
+            known = truth.sum(1) > 0
+            left_out[unit] = int((~known).sum())
+            agreement[unit] = bland_altman(_percent(claims[known]), _percent(truth[known])) | {
+                "names": [name for name, keep in zip(names[unit], known, strict=True) if keep]
+            }
+        silent = int(((predicted.sum(1) == 0) & (true.sum(1) > 0)).sum())
+        return {"agreement": agreement, "without_truth": left_out, "images_without_cells": silent}
+
+    def _counts(self, metric: TaskMetric, thresholds: Thresholds) -> tuple[np.ndarray, np.ndarray]:
+        """Detected and annotated (infected, healthy) counts, each [records, 2]."""
+        assert isinstance(metric, DetectionMetric)
+        if not metric.records:
+            return np.zeros((0, 2)), np.zeros((0, 2))
+        predicted = metric.counts_at(thresholds[self.task]["score"])[1]
+        return predicted[:, self.columns], metric.ranking.truth[:, self.columns].astype(np.float64)
+
+    def _grouped(
+        self, metric: TaskMetric, predicted: np.ndarray, true: np.ndarray, weight: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Add the counts of the images of each group; a group weighs what its images weigh (bootstraps draw whole groups)."""
+        names, index = _groups(metric)
+        share = np.zeros(len(names))
+        sums = np.zeros((2, len(names), 2))
+        np.maximum.at(share, index, weight)
+        np.add.at(sums[0], index, predicted)
+        np.add.at(sums[1], index, true)
+        return sums[0], sums[1], share
+
+
+def _groups(metric: TaskMetric) -> tuple[list[str], np.ndarray]:
+    def make() -> tuple[list[str], np.ndarray]:
+        groups = [record["group"] for record in metric.records]
+        names = sorted(set(groups))
+        position = {name: index for index, name in enumerate(names)}
+        return names, np.array([position[group] for group in groups], np.int64)
+
+    return metric.cached("groups", make)
+
+
+def _percent(counts: np.ndarray) -> np.ndarray:
+    """[n, 2] (infected, healthy) to percent infected; 0 where nothing was counted."""
+    total = counts.sum(1)
+    return np.divide(100.0 * counts[:, 0], total, out=np.zeros(len(counts)), where=total > 0)

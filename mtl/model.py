@@ -1,0 +1,147 @@
+"""The network: one encoder, the necks that active heads ask for, and the heads. No Lightning, no Hydra."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from mtl.core.errors import ConfigError
+from mtl.core.registry import ADAPTERS, ENCODERS, HEADS, NECKS
+from mtl.core.task import TaskSpec
+from mtl.data.preprocessing import Preprocessing
+from mtl.heads.base import Head, Output, Prediction
+
+ENCODER = "encoder"
+
+
+class MultiTaskModel(nn.Module):
+    """Composes an encoder, necks and heads.
+
+    With shared features the encoder runs once per batch; with per-task adapters it runs once per task, since every task then
+    has its own features.
+
+    Args:
+        encoder: Gives `channels`, `strides`, `per_task` and NCHW maps, finest first.
+        necks: By name.
+        heads: By task, in the order of `tasks`.
+        features: By task, where its head reads: `encoder` or the name of a neck.
+        preprocessing: What must be done to an image before it comes in.
+        config: The plain sections this model was built from (`to_config`).
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        necks: dict[str, nn.Module],
+        heads: dict[str, Head],
+        features: dict[str, str],
+        preprocessing: Preprocessing,
+        config: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.necks = nn.ModuleDict(necks)
+        self.heads = nn.ModuleDict(heads)
+        self.features = features
+        self.preprocessing = preprocessing
+        self._config = config
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], load_weights: bool = True) -> MultiTaskModel:
+        """Build from plain sections.
+
+        Args:
+            config: `tasks`, `specs` (`TaskSpec.to_dict()` each), `backbone`, `peft`, `necks`, `heads`, `preprocessing` (`geometry`,
+                `clahe`, `mean`, `std`; null mean and std take the encoder's).
+            load_weights: False when a checkpoint's state follows, so that no weight file is looked for.
+
+        Raises:
+            ConfigError: Parts do not fit together.
+        """
+        specs = {values["name"]: TaskSpec.from_dict(values) for values in config["specs"]}
+        tasks = config["tasks"]
+        encoder = ENCODERS.build(config["backbone"], load_weights, where="backbone")
+        if config.get("peft"):
+            ADAPTERS.build(config["peft"], encoder, list(tasks), where="peft")
+        features = {task: config["heads"][task].get("features", ENCODER) for task in tasks}
+        needed = [name for name in config["necks"] if name in features.values()]
+        necks = {
+            name: NECKS.build(config["necks"][name], encoder.channels, encoder.strides, where=f"necks.{name}")
+            for name in needed
+        }
+        heads = {}
+        for task in tasks:
+            source = encoder if features[task] == ENCODER else necks[features[task]]
+            own = {key: value for key, value in config["heads"][task].items() if key != "features"}
+            heads[task] = HEADS.build(own, specs[task], source.channels, source.strides, where=f"heads.{task}")
+        stored = config["preprocessing"]
+        preprocessing = Preprocessing.from_config(stored["geometry"], stored, encoder.normalization)
+        if len(preprocessing.mean) != len(encoder.normalization["mean"]):
+            raise ConfigError(
+                f"`data.preprocessing.mean` has {len(preprocessing.mean)} values but the encoder takes "
+                f"{len(encoder.normalization['mean'])} channels. Give one mean and one std per channel."
+            )
+        kept = {key: config[key] for key in ("tasks", "specs", "backbone", "peft", "necks", "heads") if key in config}
+        return cls(encoder, necks, heads, features, preprocessing, {**kept, "preprocessing": preprocessing.to_dict()})
+
+    def to_config(self) -> dict[str, Any]:
+        """Return what `from_config` needs to build this model again (architecture, not weights)."""
+        return self._config
+
+    @property
+    def specs(self) -> dict[str, TaskSpec]:
+        """Specs of the tasks this model serves, in order."""
+        return {task: head.spec for task, head in self.heads.items()}  # type: ignore[misc]
+
+    def forward(self, images: Tensor) -> dict[str, Output]:
+        """Compute every head's raw output.
+
+        Args:
+            images: [B, C, H, W] float32, normalised.
+
+        Returns:
+            By task, the dict that the head's `loss` and `decode` take.
+        """
+        size = (images.shape[-2], images.shape[-1])
+        outputs: dict[str, Output] = {}
+        maps: dict[str, tuple[Tensor, ...]] = {}
+        for task, head in self.heads.items():
+            if self.encoder.per_task:
+                maps = {ENCODER: self.encoder(images, task=task)}
+            elif not maps:
+                maps = {ENCODER: self.encoder(images)}
+            source = self.features[task]
+            if source not in maps:
+                maps[source] = self.necks[source](maps[ENCODER])
+            outputs[task] = head(maps[source], size)
+        return outputs
+
+    def decode(self, outputs: dict[str, Output], boxes: list[Tensor] | None = None) -> dict[str, list[Prediction]]:
+        """Turn raw outputs into predictions in network pixels.
+
+        Args:
+            outputs: From `forward`.
+            boxes: Per image, [N, 4] boxes that heads such as RoI classification look at; None takes the detected ones. Without
+                either, such a head predicts nothing and is left out.
+        """
+        predictions: dict[str, list[Prediction]] = {}
+        for task in sorted(self.heads, key=lambda name: self.heads[name].needs_boxes):  # detections first
+            head: Any = self.heads[task]
+            if not head.needs_boxes:
+                predictions[task] = head.decode(outputs[task])
+                continue
+            found = boxes if boxes is not None else self._detected(predictions)
+            if found is not None:
+                predictions[task] = head.decode(outputs[task], boxes=found)
+        return predictions
+
+    def predict(self, images: Tensor, boxes: list[Tensor] | None = None) -> dict[str, list[Prediction]]:
+        """Return `decode(forward(images))`."""
+        return self.decode(self(images), boxes)
+
+    def _detected(self, predictions: dict[str, list[Prediction]]) -> list[Tensor] | None:
+        for task, spec in self.specs.items():
+            if spec.kind == "detection" and task in predictions:
+                return [prediction["boxes"] for prediction in predictions[task]]
+        return None

@@ -1,0 +1,41 @@
+"""Loggers beside `metrics.csv`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import Logger
+
+from mtl.core.errors import ConfigError
+
+
+def build_loggers(config: dict[str, Any], run_dir: Path) -> list[Logger]:
+    """Build the loggers that the `logger` section asks for.
+
+    Raises:
+        ConfigError: The package of a logger is not installed.
+    """
+    loggers: list[Logger] = []
+    if config["logger"]["tensorboard"]:
+        from pytorch_lightning.loggers import TensorBoardLogger
+
+        try:
+            loggers.append(TensorBoardLogger(str(run_dir), name="tensorboard", version=""))
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                "logger=tensorboard needs the package tensorboard. Install it with pip install 'mtl[tensorboard]'."
+            ) from error
+    if config["logger"]["wandb"]:
+        from pytorch_lightning.loggers import WandbLogger
+
+        settings = config["logger"]["wandb"]
+        os.environ.setdefault("WANDB_SILENT", "true")
+        loggers.append(
+            WandbLogger(
+                name=run_dir.name, save_dir=str(run_dir), project=settings["project"], entity=settings["entity"],
+                offline=settings["offline"], tags=settings["tags"], config=config,
+            )
+        )  # fmt: skip
+    return loggers

@@ -1,0 +1,196 @@
+"""The LightningModule: forward, head losses, balancer, metrics. Nothing else lives here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from mtl.balancing.base import Scalarizer
+from mtl.core.errors import TrainingError
+from mtl.core.types import TaskBatch
+from mtl.evaluation.loop import WholeImageScorer
+from mtl.heads.base import Output
+from mtl.inference.checkpoint import FORMAT
+from mtl.metrics.evaluator import Evaluator
+from mtl.model import MultiTaskModel
+from mtl.training.distributed import gather_objects, global_counts, sum_over_ranks
+from mtl.training.optim import build_optimizer, build_scheduler, split_parts
+
+
+class MultiTaskModule(pl.LightningModule):
+    """Trains a `MultiTaskModel`.
+
+    Args:
+        model: The network.
+        balancer: Combines the tasks' losses.
+        evaluator: Scores whole validation images.
+        config: The checked, plain run configuration.
+    """
+
+    def __init__(self, model: MultiTaskModel, balancer: Scalarizer, evaluator: Evaluator, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.model = model
+        self.balancer = balancer
+        self.evaluator = evaluator
+        self.config = config
+        self.thresholds: dict[str, dict[str, float]] = {}
+        self.validation: dict[str, float] = {}
+        self.split_rows: list[dict[str, str]] = []
+        self._sums: dict[str, Tensor] = {}
+        self._forward = torch.compile(model) if config["runtime"]["compile"] else model
+        if config["runtime"]["channels_last"]:
+            self.model.to(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor) -> dict[str, Output]:
+        """Compute every head's raw output."""
+        if self.config["runtime"]["channels_last"]:
+            images = images.contiguous(memory_format=torch.channels_last)
+        outputs: dict[str, Output] = self._forward(images)
+        return outputs
+
+    # -- training ------------------------------------------------------------------------------------------------------
+
+    def on_train_batch_start(self, batch: TaskBatch, batch_index: int) -> None:
+        """Make the epoch a pure function of (seed, epoch, rank), so that a resumed run equals an uninterrupted one.
+
+        Done at the first batch because Lightning skips `on_train_epoch_start` in the first epoch after a resume.
+        """
+        if batch_index == 0:
+            torch.manual_seed(hash((self.config["seed"], self.current_epoch, self.global_rank)) % 2**31)
+            self._sums = {}
+
+    def training_step(self, batch: TaskBatch, batch_index: int) -> Tensor:
+        """Compute the balanced loss of one batch."""
+        losses, counts = self.task_losses(self(batch.images), batch)
+        loss = self.balancer(losses, {task: bool(count > 0) for task, count in counts.items()})
+        if not bool(torch.isfinite(loss.detach())):
+            raise TrainingError(self._not_finite(losses, batch))
+        self._add("train", losses, counts, loss)
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch's mean losses and the balancer's weights."""
+        self._log_sums("train")
+        self.log_dict({f"weight/{task}": weight for task, weight in self.balancer.weights().items()})
+
+    def task_losses(self, outputs: dict[str, Output], batch: TaskBatch) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Sum each head's loss terms, scaled so that averaging gradients over ranks gives the mean over all labelled samples.
+
+        Returns:
+            Loss per task, and how many labelled samples all ranks together have for it.
+        """
+        local = {task: batch.present[task].sum() for task in self.model.heads}
+        total = global_counts(local, self)
+        losses = {}
+        for task, head in self.model.heads.items():
+            loss = torch.stack(list(head.loss(outputs[task], batch.targets[task], batch.present[task]).values())).sum()
+            losses[task] = (
+                loss if self.trainer.world_size == 1 else loss * _share(local[task], total[task], self.trainer.world_size)
+            )
+        return losses, total
+
+    def _not_finite(self, losses: dict[str, Tensor], batch: TaskBatch) -> str:
+        broken = [task for task, loss in losses.items() if not bool(torch.isfinite(loss.detach()))] or ["balancer"]
+        samples = ", ".join(meta.sample_id for meta in batch.meta[:4])
+        return (
+            f"The loss of {', '.join(broken)} is not finite in epoch {self.current_epoch}, step {self.global_step} "
+            f"(samples {samples}). Expected a finite number; finished epochs are kept in last.ckpt. Lower optimizer.lr, set "
+            "trainer.gradient_clip_val, or use trainer.precision=32-true."
+        )
+
+    # -- validation ----------------------------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        """Start with empty records."""
+        self.evaluator.reset()
+        self._scorer = WholeImageScorer(self.model, self.evaluator, self.trainer.datamodule.dataset("val").truth)
+        for key in [key for key in self._sums if key.startswith("val/")]:
+            del self._sums[key]
+
+    def validation_step(self, batch: TaskBatch, batch_index: int) -> None:
+        """Decode one batch of windows; finished images are scored."""
+        outputs = self(batch.images)
+        losses, counts = {}, {}
+        for task, head in self.model.heads.items():
+            terms = head.loss(outputs[task], batch.targets[task], batch.present[task])
+            losses[task] = torch.stack(list(terms.values())).sum()
+            counts[task] = float(batch.present[task].sum())
+        self._add("val", losses, counts, None)
+        self._scorer.update(outputs, batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Exchange records once, choose thresholds on validation, log the metrics."""
+        for records in gather_objects(self.evaluator.records(), self):
+            self.evaluator.extend(records)
+        self.thresholds = self.evaluator.thresholds()
+        values = self.evaluator.compute(self.thresholds)
+        self.validation = {f"val/{task}/{name}": value for task, metrics in values.items() for name, value in metrics.items()}
+        self.validation["val/score"] = self.evaluator.score(values)
+        self.log_dict(self.validation)
+        self._log_sums("val")
+
+    # -- optimisation --------------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> Any:
+        """Build the optimizer (one group per part) and its schedule."""
+        parts = split_parts(self.model, self.balancer)
+        # Settings of parts that this run leaves out (a single-task twin of a suite) are accepted and have no effect.
+        inactive = [f"head.{task}" for task in self.config["heads"]] + [f"neck.{name}" for name in self.config["necks"]]
+        optimizer = build_optimizer(parts, self.config["optimizer"], inactive)
+        total = int(self.trainer.estimated_stepping_batches)
+        per_epoch = max(1, total // max(1, self.trainer.max_epochs or 1))
+        every = self.config["trainer"]["check_val_every_n_epoch"]
+        scheduler = build_scheduler(optimizer, self.config["scheduler"], total, per_epoch, self.config["monitor"], every)
+        return {"optimizer": optimizer, "lr_scheduler": scheduler} if scheduler else optimizer
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what is needed to use the checkpoint without any YAML."""
+        checkpoint["mtl"] = {
+            "format": FORMAT,
+            "config": self.config,
+            "model": self.model.to_config(),
+            "thresholds": self.thresholds,
+            "split": self.split_rows,
+            "epoch": self.current_epoch,
+            "validation": self.validation,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the thresholds chosen so far."""
+        self.thresholds = checkpoint["mtl"]["thresholds"]
+
+    # -- running sums --------------------------------------------------------------------------------------------------
+
+    def _add(self, stage: str, losses: dict[str, Tensor], counts: dict[str, float], total: Tensor | None) -> None:
+        """Accumulate losses on the device; nothing is copied to the host here."""
+
+        def add(key: str, value: Tensor, weight: float) -> None:
+            entry = torch.stack([value.detach().double() * weight, value.new_tensor(weight, dtype=torch.float64)])
+            self._sums[key] = self._sums[key] + entry if key in self._sums else entry
+
+        for task, loss in losses.items():
+            add(f"{stage}/{task}/loss", loss, float(counts[task]))
+        if total is not None:
+            add(f"{stage}/loss", total, 1.0)
+
+    def _log_sums(self, stage: str) -> None:
+        keys = sorted(key for key in self._sums if key.startswith(f"{stage}/"))
+        if not keys:
+            return
+        sums = sum_over_ranks(torch.stack([self._sums[key] for key in keys]), self)
+        means = {
+            key: float(total / weight) if weight > 0 else float("nan") for key, (total, weight) in zip(keys, sums, strict=True)
+        }
+        if stage == "val":
+            means["val/loss"] = sum(value for value in means.values() if value == value)
+        self.log_dict(means)
+
+
+def _share(local: Tensor, total: float, world_size: int) -> Tensor:
+    """Weight of this rank's mean in the mean over all labelled samples, undoing DDP's division by the number of ranks."""
+    return local.float() * world_size / max(float(total), 1.0)

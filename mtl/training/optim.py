@@ -1,0 +1,132 @@
+"""Optimizers with one parameter group per part of the network."""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from mtl.core.errors import ConfigError, nearest, unknown
+from mtl.encoders.base import adapter_parameters
+from mtl.training.schedules import build_scheduler
+
+__all__ = ["build_optimizer", "build_scheduler", "check_groups", "split_parts"]
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {
+    "adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "nadam": torch.optim.NAdam, "radam": torch.optim.RAdam,
+    "rmsprop": torch.optim.RMSprop, "sgd": torch.optim.SGD,
+}  # fmt: skip
+# Accepted in `parts` even where a run has no such part (no adapters, static balancer), so that one setting serves many runs.
+PART_FAMILIES = ("backbone", "adapters", "neck", "head", "balancer")
+PART_KEYS = ("lr", "floor", "weight_decay")
+
+Parts = dict[str, list[tuple[str, nn.Parameter]]]
+
+
+def split_parts(model: nn.Module, balancer: nn.Module | None = None) -> Parts:
+    """Sort all parameters, frozen ones too, by the part of the network they belong to.
+
+    Parts are `backbone`, `adapters` (inside the encoder, trained beside frozen weights), `neck.<name>`, `head.<task>` and
+    `balancer`; a parameter elsewhere forms a part named after the sub-module of the model that holds it.
+    """
+    parts: Parts = {}
+    adapters = {id(parameter) for parameter in adapter_parameters(model)}
+    for name, parameter in model.named_parameters():
+        part = "adapters" if id(parameter) in adapters else _part_of(name)
+        parts.setdefault(part, []).append((name, parameter))
+    for name, parameter in balancer.named_parameters() if balancer is not None else ():
+        parts.setdefault("balancer", []).append((f"balancer.{name}", parameter))
+    return parts
+
+
+def _part_of(name: str) -> str:
+    steps = name.split(".")
+    if steps[0] in ("necks", "heads") and len(steps) > 1:
+        return f"{steps[0][:-1]}.{steps[1]}"
+    return "backbone" if steps[0] == "encoder" else steps[0]
+
+
+def build_optimizer(parts: Parts, config: Mapping[str, Any], inactive: Iterable[str] = ()) -> Optimizer:
+    """Build the optimizer with one group per part that has trainable parameters.
+
+    Each group carries `name` and `floor`, the learning rate that schedulers end at. `config["parts"]` changes `lr`, `floor` and
+    `weight_decay` of a part (`head.detection`) or of all parts below a name (`head`); the longer name wins. A floor that is
+    inherited never exceeds the group's own learning rate, so that no schedule raises a slow group.
+
+    Args:
+        parts: Result of `split_parts`.
+        config: `name`, `lr`, `weight_decay`, `floor`, `options` (further arguments of the optimizer), `parts`.
+        inactive: Parts of the suite that this run leaves out (heads of tasks that are not selected); settings for them are
+            accepted and have no effect.
+
+    Raises:
+        ConfigError: Unknown optimizer, option or part, a floor above its learning rate, or nothing to train.
+    """
+    settings = config.get("parts") or {}
+    problems = _problems(config, settings, [*parts, *inactive])
+    if problems:
+        raise ConfigError(problems)
+    groups: list[dict[str, Any]] = []
+    for part, named in parts.items():
+        trainable = [parameter for _, parameter in named if parameter.requires_grad]
+        if trainable:
+            groups.append({"params": trainable, "name": part, **_group_settings(part, config, settings)})
+    if not groups:
+        raise ConfigError("Nothing to train: every parameter is frozen. Unfreeze the backbone, add adapters or select a head.")
+    check_groups(groups, parts)
+    defaults = {"lr": config["lr"], "weight_decay": config["weight_decay"]}
+    try:
+        return OPTIMIZERS[config["name"]](groups, **defaults, **(config.get("options") or {}))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"`optimizer.options` do not suit `{config['name']}`: {error}.") from error
+
+
+def check_groups(groups: list[dict[str, Any]], parts: Parts) -> None:
+    """Assert that every trainable parameter is in exactly one group and every frozen one in none."""
+    found = Counter(id(parameter) for group in groups for parameter in group["params"])
+    for part, named in parts.items():
+        for name, parameter in named:
+            count, expected = found[id(parameter)], int(parameter.requires_grad)
+            if count != expected:
+                raise AssertionError(f"`{name}` of `{part}` is in {count} optimizer groups, expected {expected}")
+
+
+def _group_settings(part: str, config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, float]:
+    values = {key: float(config[key]) for key in PART_KEYS}
+    own_floor = False
+    for name in sorted(settings, key=len):
+        if _covers(name, part):
+            given = {key: float(value) for key, value in (settings[name] or {}).items() if value is not None}
+            own_floor = own_floor or "floor" in given
+            values |= given
+    if values["floor"] > values["lr"]:
+        if own_floor:
+            raise ConfigError(
+                f"`optimizer.parts`: `{part}` has floor {values['floor']:g} above its lr {values['lr']:g}, so it would rise. "
+                "Lower the floor or raise the lr."
+            )
+        values["floor"] = values["lr"]
+    return values
+
+
+def _covers(name: str, part: str) -> bool:
+    return part == name or part.startswith(f"{name}.")
+
+
+def _problems(config: Mapping[str, Any], settings: Mapping[str, Any], known: list[str]) -> list[str]:
+    if config["name"] not in OPTIMIZERS:
+        return [unknown("optimizer", config["name"], OPTIMIZERS, "optimizer.name")]
+    taken = ("self", "params", "lr", "weight_decay")
+    valid = [key for key in inspect.signature(OPTIMIZERS[config["name"]].__init__).parameters if key not in taken]
+    problems = [unknown("option", key, valid, "optimizer.options") for key in config.get("options") or {} if key not in valid]
+    for name, values in settings.items():
+        if name not in PART_FAMILIES and not any(_covers(name, part) for part in known):
+            names = sorted({*PART_FAMILIES, *known})
+            problems.append(f"`optimizer.parts.{name}` matches no part. Parts: {', '.join(names)}.{nearest(name, names)}")
+        problems += [unknown("key", key, PART_KEYS, f"optimizer.parts.{name}") for key in values or {} if key not in PART_KEYS]
+    return problems

@@ -1,0 +1,45 @@
+"""Settings and data that all tests share."""
+
+from __future__ import annotations
+
+import os
+
+# Before any library reads them.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def smears(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six patients with two small fields each, in the native layout of the malaria family."""
+    from mtl.data.synthetic.malaria import draw_malaria
+
+    folder = tmp_path_factory.mktemp("data") / "smears"
+    draw_malaria(folder, patients=6, fields=2, seed=3, width=640)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Single-cell crops of eight patients, in the native layout of the malaria_cells family."""
+    from mtl.data.synthetic.malaria import draw_malaria_cells
+
+    folder = tmp_path_factory.mktemp("data") / "cells"
+    draw_malaria_cells(folder, patients=8, cells=6, seed=3)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of real images; tests that need it skip where it is not given."""
+    folder = os.environ.get("MTL_DATA_DIR")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("MTL_DATA_DIR is not set: no real images here")
+    return Path(folder)

@@ -1,0 +1,264 @@
+"""What every registered head promises, whatever it predicts."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+import mtl
+from mtl.core.registry import HEADS
+from mtl.core.task import TaskSpec
+from mtl.heads.base import Head
+
+CONFIGS = Path(mtl.__file__).parents[1] / "configs"
+SIZE = 96, 128  # not square, so that a swap of height and width shows
+MAPS = {"encoder": ((8, 16, 32, 64), (4, 8, 16, 32)), "fpn": ((32, 32, 32), (8, 16, 32))}
+CLASSES = ("Infected", "Healthy", "WBC")
+HEAD_NAMES = sorted(path.stem for path in (CONFIGS / "head").glob("*.yaml"))
+DENSE = {"segmentation", "classification"}
+
+
+def head_config(name: str) -> dict[str, Any]:
+    """Compose a head the way a suite does."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIGS), version_base=None):
+        config = compose(overrides=[f"+head@heads.task={name}"])
+    plain = OmegaConf.to_container(config.heads.task)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def build(name: str, multilabel: bool = True) -> tuple[Head, str]:
+    torch.manual_seed(0)
+    config = head_config(name)
+    source = config.pop("features")
+    kind = HEADS.entry(config["name"]).constants["kind"]
+    if kind == "classification" or not multilabel:
+        multilabel = False
+    spec = TaskSpec("task", kind, CLASSES, multilabel=multilabel)
+    return HEADS.build(config, spec, *MAPS[source]), source
+
+
+def features_for(source: str, rows: int = 3, seed: int = 0) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(
+        torch.randn(rows, channels, SIZE[0] // stride, SIZE[1] // stride, generator=generator).requires_grad_()
+        for channels, stride in zip(*MAPS[source], strict=True)
+    )
+
+
+def objects(boxes: list[list[float]], labels: list[int]) -> dict[str, torch.Tensor]:
+    box = torch.tensor(boxes).reshape(-1, 4)
+    return {
+        "boxes": box,
+        "labels": torch.tensor(labels, dtype=torch.int64),
+        "points": (box[:, :2] + box[:, 2:]) / 2,
+        "ids": torch.arange(len(labels)),
+    }
+
+
+def target_for(head: Head, absent: tuple[int, ...] = ()) -> Any:
+    """Labels for three rows, the last one annotated as empty; absent rows hold poison."""
+    if head.spec.kind in ("detection", "roi_classification", "heatmap"):
+        rows: list[Any] = [
+            objects([[10, 12, 38, 40], [60, 30, 90, 58]], [0, 1]),
+            objects([[5, 60, 35, 88], [100, 10, 127, 40], [50, 50, 75, 80]], [1, 2, 0]),
+            objects([], []),
+        ]
+        return [None if row in absent else target for row, target in enumerate(rows)]
+    generator = torch.Generator().manual_seed(1)
+    if head.spec.kind == "classification":
+        labels = torch.tensor([0, 2, 1])
+        labels[list(absent)] = -7
+        return labels
+    if head.spec.multilabel:
+        mask = (torch.rand(3, len(CLASSES), *SIZE, generator=generator) > 0.7).float()
+        mask[2] = 0
+        mask[list(absent)] = torch.nan
+        return mask
+    mask = torch.randint(0, len(CLASSES), (3, *SIZE), generator=generator)
+    mask[0, :10] = 255
+    mask[list(absent)] = 77
+    return mask
+
+
+CASES = [pytest.param(name, True, id=name) for name in HEAD_NAMES] + [
+    pytest.param(name, False, id=f"{name}-multiclass") for name in HEAD_NAMES if "unet" in name
+]
+everyone = pytest.mark.parametrize(("name", "multilabel"), CASES)
+
+
+def total(terms: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.stack(list(terms.values())).sum()
+
+
+def test_every_head_has_a_yaml_with_every_key_and_its_default() -> None:
+    assert set(HEADS.names()) == set(HEAD_NAMES)
+    for name, entry in HEADS.entries().items():
+        config = head_config(name)
+        assert config.pop("name") == name
+        assert config.pop("features") in MAPS
+        assert set(config) == set(entry.parameters), name
+        for key, value in config.items():
+            if not entry.parameters[key].required:
+                assert value == entry.parameters[key].default, f"{name}.{key}"
+
+
+@everyone
+def test_loss_is_finite_and_reaches_every_parameter(name: str, multilabel: bool) -> None:
+    head, source = build(name, multilabel)
+    features = features_for(source)
+    terms = head.loss(head(features, SIZE), target_for(head), torch.tensor([True, True, True]))
+    assert all(term.ndim == 0 and term.dtype == torch.float32 and term.isfinite() for term in terms.values())
+    total(terms).backward()
+    for key, parameter in head.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), key
+        assert parameter.grad.abs().sum() > 0, f"{key} gets no gradient"
+    assert any(feature.grad is not None and feature.grad.abs().sum() > 0 for feature in features)
+
+
+@everyone
+def test_nothing_labelled_gives_zero_attached_to_every_parameter(name: str, multilabel: bool) -> None:
+    head, source = build(name, multilabel)
+    features = features_for(source)
+    terms = head.loss(head(features, SIZE), target_for(head, (0, 1, 2)), torch.zeros(3, dtype=torch.bool))
+    assert total(terms).item() == 0.0
+    total(terms).backward()
+    for key, parameter in head.named_parameters():
+        assert parameter.grad is not None and (parameter.grad == 0).all(), key
+    used = [feature for feature in features if feature.grad is not None]
+    assert used and all((feature.grad == 0).all() for feature in used)
+    # The same terms in both cases, so that logs and balancers see one set of names.
+    labelled = head.loss(head(features_for(source), SIZE), target_for(head), torch.ones(3, dtype=torch.bool))
+    assert set(labelled) == set(terms)
+
+
+@everyone
+def test_annotated_as_empty_is_not_absent(name: str, multilabel: bool) -> None:
+    head, source = build(name, multilabel)
+    features = features_for(source)
+    terms = head.loss(head(features, SIZE), target_for(head, (0, 1)), torch.tensor([False, False, True]))
+    value = total(terms)
+    assert value.isfinite()
+    if head.spec.kind == "roi_classification":  # no box, nothing to classify
+        assert value == 0
+    else:
+        assert value > 0
+    value.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
+
+
+@everyone
+def test_absent_rows_are_never_read_and_do_not_change_the_loss(name: str, multilabel: bool) -> None:
+    head, source = build(name, multilabel)
+    head.eval()
+    features = features_for(source)
+    present = torch.tensor([True, False, True])
+    partial = head.loss(head(features, SIZE), target_for(head, absent=(1,)), present)
+    target = target_for(head)
+    kept = [target[0], target[2]] if isinstance(target, list) else target[present]
+    alone = head.loss(head(tuple(f[present] for f in features), SIZE), kept, torch.tensor([True, True]))
+    for term in partial:
+        torch.testing.assert_close(partial[term], alone[term], rtol=1e-4, atol=1e-6)
+
+
+@everyone
+def test_validation_loss_changes_nothing_and_repeats(name: str, multilabel: bool) -> None:
+    head, source = build(name, multilabel)
+    head.eval()
+    before, random_state = copy.deepcopy(head.state_dict()), torch.get_rng_state()
+    with torch.no_grad():
+        values = []
+        for _ in range(2):
+            output = head(features_for(source), SIZE)
+            values.append(total(head.loss(output, target_for(head), torch.ones(3, dtype=torch.bool))))
+            head.decode(output, boxes=[row["boxes"] for row in target_for(head)] if head.needs_boxes else None)
+    assert values[0] == values[1]
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert not head.training
+    for key, value in head.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
+@everyone
+def test_loss_is_float32_under_autocast(name: str, multilabel: bool) -> None:
+    head, source = build(name, multilabel)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = head(features_for(source), SIZE)
+        terms = head.loss(output, target_for(head), torch.ones(3, dtype=torch.bool))
+        predictions = head.decode(output, boxes=[row["boxes"] for row in target_for(head)] if head.needs_boxes else None)
+    assert all(term.dtype == torch.float32 and term.isfinite() for term in terms.values())
+    for prediction in predictions:
+        assert all(value.dtype in (torch.float32, torch.int64) for value in prediction.values())
+
+
+@everyone
+def test_decoded_form(name: str, multilabel: bool) -> None:
+    head, source = build(name, multilabel)
+    head.eval()
+    output = head(features_for(source), SIZE)
+    context = {"boxes": [row["boxes"] for row in target_for(head)]} if head.needs_boxes else {}
+    predictions = head.decode(output, **context)
+    assert len(predictions) == 3
+    for row, prediction in enumerate(predictions):
+        assert not any(value.requires_grad for value in prediction.values())
+        if head.spec.kind == "roi_classification":
+            assert prediction["probabilities"].shape[0] == len(context["boxes"][row])
+        CHECKS[head.spec.kind](prediction, head)
+
+
+def check_detection(prediction: dict[str, torch.Tensor], head: Head) -> None:
+    assert set(prediction) == {"boxes", "scores", "labels"}
+    boxes, scores, labels = prediction["boxes"], prediction["scores"], prediction["labels"]
+    assert boxes.shape == (len(scores), 4) and boxes.dtype == scores.dtype == torch.float32
+    assert labels.shape == scores.shape and labels.dtype == torch.int64
+    if len(labels):
+        assert labels.min() >= 0 and labels.max() < len(CLASSES)
+        assert boxes.min() >= 0 and boxes[:, 0::2].max() <= SIZE[1] and boxes[:, 1::2].max() <= SIZE[0]
+        assert scores.min() >= 0.05 and (scores.diff() <= 0).all()
+
+
+def check_heatmap(prediction: dict[str, torch.Tensor], head: Head) -> None:
+    assert set(prediction) == {"heatmap", "points", "scores", "labels", "stride", "sigma"}
+    stride = int(prediction["stride"])
+    assert prediction["stride"].ndim == prediction["sigma"].ndim == 0
+    assert prediction["heatmap"].shape == (len(CLASSES), SIZE[0] // stride, SIZE[1] // stride)
+    assert prediction["heatmap"].min() >= 0 and prediction["heatmap"].max() <= 1
+    count = len(prediction["scores"])
+    assert prediction["points"].shape == (count, 2) and prediction["labels"].shape == (count,)
+
+
+def check_roi(prediction: dict[str, torch.Tensor], head: Head) -> None:
+    assert set(prediction) == {"probabilities"}
+    assert prediction["probabilities"].shape[1] == len(CLASSES)
+    torch.testing.assert_close(prediction["probabilities"].sum(1), torch.ones(len(prediction["probabilities"])))
+
+
+def check_segmentation(prediction: dict[str, torch.Tensor], head: Head) -> None:
+    assert set(prediction) == {"probabilities"}
+    probabilities = prediction["probabilities"]
+    assert probabilities.shape == (len(CLASSES), *SIZE) and probabilities.dtype == torch.float32
+    sums_to_one = torch.allclose(probabilities.sum(0), torch.ones(SIZE), atol=1e-5)
+    assert sums_to_one != head.spec.multilabel
+
+
+def check_classification(prediction: dict[str, torch.Tensor], head: Head) -> None:
+    assert set(prediction) == {"probabilities"}
+    assert prediction["probabilities"].shape == (len(CLASSES),)
+    torch.testing.assert_close(prediction["probabilities"].sum(), torch.tensor(1.0))
+
+
+CHECKS = {
+    "detection": check_detection,
+    "heatmap": check_heatmap,
+    "roi_classification": check_roi,
+    "segmentation": check_segmentation,
+    "classification": check_classification,
+}

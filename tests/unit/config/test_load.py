@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mtl.config.load import load_run_config
+from mtl.core.errors import ConfigError
+
+ROOT = Path(__file__).parents[3]
+
+
+def problems(*overrides: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load_run_config(list(overrides))
+    return caught.value.problems
+
+
+def test_the_documented_command_composes():
+    config = load_run_config(
+        ["task=malaria_mttl", "backbone=convnext_tiny", "heads.detection.score_threshold=0.1", "tasks=[detection,heatmap]"]
+    )
+    assert config["backbone"]["architecture"] == "convnext_tiny"
+    assert config["heads"]["detection"]["score_threshold"] == 0.1
+    assert config["tasks"] == ["detection", "heatmap"]
+
+
+def test_heads_losses_and_data_can_be_swapped_from_the_command_line():
+    config = load_run_config(
+        [
+            "task=malaria_mttl",
+            "head@heads.detection=fcos",
+            "loss@heads.heatmap.loss=mse",
+            "balancer=uncertainty",
+            "trainer=ddp_cpu",
+        ]
+    )
+    assert config["heads"]["detection"]["name"] == "fcos"
+    assert config["heads"]["heatmap"]["loss"] == {"name": "mse"}
+    assert config["trainer"]["strategy"] == "ddp_fork"
+
+
+def test_all_errors_come_at_once_with_the_nearest_name():
+    found = problems(
+        "task=malaria_mttl",
+        "backbone=resnet51",
+        "heads.detection.score_treshold=0.1",
+        "optimizer.lrr=1",
+        "data.geometry.mode=streched",
+        "data.clases=3",
+        "trainer.max_epoch=3",
+    )
+    text = "\n".join(found)
+    assert len(found) == 6
+    for name in ("resnet50", "score_threshold", "lr", "classes", "max_epochs"):
+        assert f"Did you mean `{name}`" in text
+    assert "data.geometry.mode" in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        (["tasks=[detektion]"], "Did you mean `detection`"),
+        (["tasks=[detection,detection]"], "twice"),
+        (["data.classes=1"], "has no labels for `roi`"),
+        (["heads.detection.features=fpm"], "Did you mean `fpn`"),
+        (["head@heads.detection=unet"], "a segmentation head"),
+        (["monitor=val/detection/map5"], "Did you mean `val/detection/map50`"),
+        (["balancer.weights={detektion:2}"], "balancer.weights"),
+        (["optimizer.parts={bakbone:{lr:1e-4}}"], "Did you mean `backbone`"),
+        (["evaluation.score_weights={roy:1}"], "Did you mean `roi`"),
+        (["data=malaria_cells"], "has no labels for `detection`"),
+        (["optimizer.lr=fast"], "optimizer.lr"),
+        (["heads.detection.nms=high"], "heads.detection.nms"),
+        (["justaword"], "Expected key=value"),
+    ],
+)
+def test_what_does_not_fit_is_said(overrides, text):
+    assert text in "\n".join(problems("task=malaria_mttl", *overrides))
+
+
+def test_missing_and_unknown_task_list_the_known_ones():
+    assert "malaria_mttl" in problems()[0]
+    assert "Did you mean `malaria_mttl`" in problems("task=malaria_mtl")[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (["train.py", "--help"], 0),
+        (["train.py", "task=nonsense"], 2),
+        (["train.py", "task=malaria_mttl", "optimizer.lrr=1"], 2),
+        (["train.py", "task=malaria_mttl", "data.root=does_not_exist"], 3),
+        (["evaluate.py"], 2),
+        (["predict.py", "checkpoint=x", "sorce=y"], 2),
+        (["-m", "mtl", "trian"], 2),
+        (["-m", "mtl", "data", "check", "malaria", "data.root=does_not_exist"], 3),
+    ],
+)
+def test_first_answers_come_before_torch(words, status):
+    """The answer must not need torch: with torch made unimportable it is still given, and without a traceback."""
+    blocker = "import sys; sys.modules['torch'] = None; sys.argv = sys.argv[1:]; import runpy; "
+    start = (
+        "runpy.run_module('mtl', run_name='__main__')"
+        if words[0] == "-m"
+        else "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    arguments = ["mtl", *words[2:]] if words[0] == "-m" else words
+    done = subprocess.run(
+        [sys.executable, "-c", blocker + start, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_cfg_job_prints_the_composed_configuration():
+    done = subprocess.run(
+        [sys.executable, "train.py", "task=malaria_mttl", "optimizer.lr=0.5", "--cfg", "job"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "lr: 0.5" in done.stdout
+    assert "name: faster_rcnn" in done.stdout
+
+
+def test_a_typo_answers_within_a_second():
+    started = time.perf_counter()
+    subprocess.run(
+        [sys.executable, "train.py", "task=malaria_mttl", "optimizer.lrr=1"], cwd=ROOT, capture_output=True, check=False
+    )
+    assert time.perf_counter() - started < 3.0  # 0.5 s on an idle machine; a loaded one must not make the test flicker

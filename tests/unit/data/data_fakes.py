@@ -1,0 +1,119 @@
+"""A small data family, so that these tests need no real one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from mtl.core.errors import DataError
+from mtl.core.task import TaskSpec
+from mtl.core.types import Objects, Record, Sample
+from mtl.data.base import CheckReport, DataFamily
+
+CLASSES = ("infected", "healthy")
+
+
+def disc(x: float, y: float, radius: float, vertices: int = 16) -> np.ndarray:
+    angle = np.linspace(0, 2 * np.pi, vertices, endpoint=False)
+    return np.stack([x + radius * np.cos(angle), y + radius * np.sin(angle)], 1).astype(np.float32)
+
+
+def make_objects(points: list[tuple[float, float]], radius: float = 6.0, labels: list[int] | None = None) -> Objects:
+    return Objects(
+        outlines=[disc(x, y, radius) for x, y in points],
+        labels=np.asarray(labels if labels is not None else [0] * len(points), np.int64),
+        points=np.asarray(points, np.float32).reshape(-1, 2),
+        derived=np.zeros(len(points), bool),
+    )
+
+
+class FakeFamily(DataFamily):
+    """Discs on a plain ground; sample `sNN` of patient `pN`. Odd samples have neither mask nor grade."""
+
+    object_classes = CLASSES
+
+    def __init__(self, root: Path, patients: int = 6, fields: int = 2, size: tuple[int, int] = (96, 160)) -> None:
+        self.root, self.patients, self.fields, self.size = root, patients, fields, size
+        self.decoded: list[str] = []
+
+    def draw(self) -> FakeFamily:
+        for number in range(self.patients * self.fields):
+            image = np.full((*self.size, 3), 200, np.uint8)
+            for x, y in self.points(number):
+                cv2.circle(image, (round(x - 0.5), round(y - 0.5)), 6, (90, 30, 140), -1)
+            image[0, 0] = number
+            cv2.imwrite(str(self.root / f"s{number:02d}.png"), image[..., ::-1])
+        return self
+
+    def points(self, number: int) -> list[tuple[float, float]]:
+        rng = np.random.default_rng(number)
+        height, width = self.size
+        return [(float(rng.uniform(10, width - 10)), float(rng.uniform(10, height - 10))) for _ in range(number % 4 + 1)]
+
+    def specs(self) -> dict[str, TaskSpec]:
+        members = (("infected",), ("healthy",))
+        return {
+            "detection": TaskSpec("detection", "detection", CLASSES, members=members),
+            "heatmap": TaskSpec("heatmap", "heatmap", ("infected",), members=(("infected",),)),
+            "cells": TaskSpec("cells", "segmentation", ("cell",), members=(CLASSES,)),
+            "tissue": TaskSpec("tissue", "segmentation", ("right", "left"), label="mask:tissue", multilabel=False),
+            "grade": TaskSpec("grade", "classification", ("low", "high"), label="class:grade"),
+            "load": TaskSpec("load", "regression", ("load",), label="class:load"),
+        }
+
+    def locate(self) -> Path:
+        return self.root
+
+    def records(self) -> list[Record]:
+        records = []
+        for number in range(self.patients * self.fields):
+            patient = f"p{number // self.fields}"
+            count = len(self.points(number))
+            records.append(
+                Record(
+                    sample_id=f"s{number:02d}",
+                    group=patient,
+                    source="fake",
+                    path=str(self.root / f"s{number:02d}.png"),
+                    size=self.size if number % 2 else None,
+                    stratum=number // self.fields % 2,
+                    class_counts={"infected": 1, "healthy": count - 1},
+                    groups={"patient": patient, "field": f"f{number % self.fields}"},
+                )
+            )
+        return records
+
+    def read_image(self, record: Record) -> np.ndarray:
+        self.decoded.append(record.sample_id)
+        image = cv2.imread(record.path)
+        if image is None:
+            raise DataError(f"Image `{record.path}` cannot be decoded.")
+        return np.ascontiguousarray(image[..., ::-1])
+
+    def read_labels(self, record: Record) -> Sample:
+        number = int(record.sample_id[1:])
+        points = self.points(number)
+        objects = make_objects(points, labels=[0] + [1] * (len(points) - 1))
+        sample = Sample(np.zeros((0, 0, 3), np.uint8), record.sample_id, record.group, "fake", objects=objects)
+        if number % 2 == 0:
+            tissue = np.zeros(self.size, np.uint8)
+            tissue[:, : self.size[1] // 2] = 1
+            sample.masks["tissue"] = tissue
+            sample.labels.update(grade=number % 4 // 2, load=number / 10)
+        return sample
+
+    def check(self) -> CheckReport:
+        return CheckReport()
+
+
+def data_config(**groups: dict[str, Any]) -> dict[str, Any]:
+    defaults: dict[str, Any] = {
+        "augmentation": {"horizontal_flip": 0.5, "affine": {"probability": 1.0, "rotate": 20.0}},
+        "split": {"scheme": "holdout", "seed": 1},
+        "loader": {"batch_size": 4},
+        "cache": {"enabled": False, "folder": None},
+    }
+    return {name: {**entry, **groups.get(name, {})} for name, entry in defaults.items()}

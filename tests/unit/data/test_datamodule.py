@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from data_fakes import data_config
+
+from mtl.core.errors import ConfigError, DataError
+from mtl.data.datamodule import MultiTaskDataModule
+from mtl.data.splits import load_split
+
+DEFAULT = Path(__file__).parents[3] / "configs" / "data" / "default.yaml"
+
+
+def make(family, preprocessing, tasks=None, seed=0, rank=None, epoch=0, **groups) -> MultiTaskDataModule:
+    module = MultiTaskDataModule(family, family.specs(), preprocessing, data_config(**groups), tasks, seed)
+    if rank is not None or epoch:
+        global_rank, world_size = rank or (0, 1)
+        module.trainer = SimpleNamespace(global_rank=global_rank, world_size=world_size, current_epoch=epoch)
+    return module
+
+
+def epoch_of(module: MultiTaskDataModule, loader=None) -> list[torch.Tensor]:
+    return [batch.images for batch in loader or module.train_dataloader()]
+
+
+def equal(a, b) -> bool:
+    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_shipped_defaults_work_as_they_are(family, stretch):
+    config = yaml.safe_load(DEFAULT.read_text())
+    module = MultiTaskDataModule(family, family.specs(), stretch, config)
+    module.setup("fit")
+    assert next(iter(module.train_dataloader())).images.shape == (8, 3, 64, 64)
+    from mtl.data.geometry import Geometry
+
+    assert Geometry.from_dict(config["geometry"]) == Geometry()
+
+
+def test_split_is_saved_and_reported(family, stretch, tmp_path):
+    module = make(family, stretch)
+    module.setup("fit")
+    module.save_split(tmp_path / "split.csv")
+    assert load_split(tmp_path / "split.csv") == module.split
+    again = make(family, stretch, split={"scheme": "file", "file": str(tmp_path / "split.csv")})
+    assert again.split == module.split
+    table = {row["split"]: row for row in module.split_table}
+    assert sum(row["images"] for row in table.values()) == 12 and table["train"]["groups"] == 4
+    assert sum(row["classes"]["infected"] for row in table.values()) == module.class_counts("all")["infected"] == 12
+
+
+def test_a_finished_runs_split_is_applied_and_asserted_again(family, stretch, tmp_path):
+    module = make(family, stretch)
+    module.setup("fit")
+    module.save_split(tmp_path / "split.csv")
+    rows = module.split_rows()
+    assert rows[0].keys() == {"sample_id", "group", "source", "split", "content_hash"} and len(rows[0]["content_hash"]) == 64
+    assert "kept apart by group" in module.describe_split() and "train 8 images of 4 groups (" in module.describe_split()
+
+    resumed = make(family, stretch, split={"seed": 99})
+    resumed.setup("fit", split_file=tmp_path / "split.csv")
+    resumed.setup("fit")  # the Trainer calls it again
+    assert resumed.split == module.split
+    other = make(family, stretch, split={"seed": 99})
+    assert not other.has_split
+    other.use_split({row["sample_id"]: row["split"] for row in rows})
+    assert other.has_split and other.split == module.split
+    leaking = {**module.split, next(s for s, name in module.split.items() if name == "train"): "test"}
+    with pytest.raises(DataError, match="is in two splits"):
+        other.use_split(leaking)
+    with pytest.raises(DataError, match="lacks 11 samples"):
+        other.use_split({"s00": "train"})
+
+
+def test_duplicates_across_patients_are_found_at_setup(family, stretch):
+    first, last = family.records()[0], family.records()[-1]
+    Path(last.path).write_bytes(Path(first.path).read_bytes())
+    caught = 0
+    for seed in range(6):
+        try:
+            make(family, stretch, split={"seed": seed}).setup("fit")
+        except DataError as error:
+            caught += "same image is in two splits" in str(error)
+    assert caught
+
+
+def test_all_samples_need_no_split(family, stretch):
+    alone = type(family)(family.root, patients=1)
+    module = make(alone, stretch)
+    assert [meta.sample_id for batch in module.evaluation_dataloader("all") for meta in batch.meta] == ["s00", "s01"]
+    with pytest.raises(DataError, match="at least 3 groups"):
+        module.setup("fit")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_epochs_differ_and_repeat_exactly(family, stretch, workers):
+    def epochs(module, count):
+        loader = module.train_dataloader()
+        found = []
+        for epoch in range(count):
+            module.set_epoch(epoch)
+            found.append(epoch_of(module, loader))
+        return found
+
+    first = epochs(make(family, stretch, loader={"num_workers": workers}), 3)
+    assert not equal(first[0], first[1])
+    # Resumed at epoch 2, and with another number of workers.
+    resumed = make(family, stretch, epoch=2, loader={"num_workers": 2 - workers})
+    assert equal(epoch_of(resumed), first[2])
+    assert not equal(epoch_of(make(family, stretch, seed=1)), first[0])
+
+
+def test_single_task_and_multi_task_runs_see_the_same_pictures(family, stretch):
+    assert equal(epoch_of(make(family, stretch, tasks=["grade"])), epoch_of(make(family, stretch)))
+    batch = next(iter(make(family, stretch, tasks=["grade"]).train_dataloader()))
+    assert set(batch.targets) == set(batch.present) == {"grade"}
+
+
+def test_budget(family, stretch):
+    module = make(family, stretch, loader={"samples_per_epoch": 20})
+    assert sum(len(batch) for batch in module.train_dataloader()) == 20
+    halves = [make(family, stretch, rank=(rank, 2), loader={"samples_per_epoch": 20, "batch_size": 5}) for rank in (0, 1)]
+    assert [sum(len(batch) for batch in half.train_dataloader()) for half in halves] == [10, 10]
+
+
+def test_a_set_smaller_than_a_batch_still_trains(family, stretch):
+    module = make(family, stretch, loader={"batch_size": 64})
+    assert [len(batch) for batch in module.train_dataloader()] == [8]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_evaluation_counts_every_window_once(family, tiles, world_size):
+    seen = []
+    for rank in range(world_size):
+        module = make(family, tiles, rank=(rank, world_size), loader={"eval_batch_size": 5})
+        module.setup("fit")
+        images = set()
+        for batch in module.val_dataloader():
+            assert len(batch) <= 5
+            seen += [(meta.sample_id, meta.window.index) for meta in batch.meta]
+            images |= {meta.sample_id for meta in batch.meta}
+    assert len(seen) == len(set(seen)) == len(make(family, tiles).dataset("val"))
+
+
+def test_evaluation_never_augments(family, stretch):
+    module = make(family, stretch)
+    assert equal(epoch_of(module, module.val_dataloader()), epoch_of(module, module.val_dataloader()))
+    plain, augmented = module.plain("train"), module.dataset("train")
+    assert plain.transform is None and augmented.transform is not None and module.dataset("val").transform is None
+    assert make(family, stretch).dataset("test").random_offset is False
+
+
+def test_class_aware_sampling_prefers_the_priority_class(family, tiles):
+    loader = {"sampler": "class_aware", "priority_class": "infected", "samples_per_epoch": 400, "batch_size": 10}
+
+    def share(**options):
+        module = make(family, tiles, loader={**loader, **options}, tasks=["detection"])
+        rows = [row for batch in module.train_dataloader() for row in batch.targets["detection"]]
+        return sum(bool((row["labels"] == 0).any()) for row in rows) / len(rows)
+
+    assert share() > 1.2 * share(sampler="shuffle")
+
+
+def test_cache_serves_the_same_batches(family, tiles, tmp_path):
+    folder = tmp_path / "cache"
+    uncached = epoch_of(make(family, tiles))
+    module = make(family, tiles, cache={"enabled": True, "folder": str(folder)})
+    module.setup("fit")
+    family.decoded.clear()
+    assert equal(epoch_of(module), uncached) and family.decoded == []
+    assert (folder / "hashes.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("groups", "tasks", "message"),
+    [
+        ({"loader": {"sampler": "shufle"}}, None, "Did you mean `shuffle`"),
+        ({}, ["detecton"], "Did you mean `detection`"),
+    ],
+)
+def test_wrong_names(family, stretch, groups, tasks, message):
+    with pytest.raises(ConfigError, match=message):
+        make(family, stretch, tasks, **groups).train_dataloader()
+    with pytest.raises(ConfigError, match="Did you mean `test`"):
+        make(family, stretch).dataset("tests")
+
+
+def test_lightning_may_not_shard_a_second_time(family, stretch):
+    module = make(family, stretch, rank=(0, 2))
+    module.trainer._accelerator_connector = SimpleNamespace(use_distributed_sampler=True)
+    with pytest.raises(ConfigError, match=r"trainer\.use_distributed_sampler=false"):
+        module.train_dataloader()
+
+
+def test_inside_a_trainer_workers_learn_the_epoch(family, stretch, tmp_path):
+    """The Trainer's own order of hooks, with workers, fresh and resumed: every epoch draws what it should."""
+    import pytorch_lightning as pl
+
+    class Recorder(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+            self.seen: dict[int, list[float]] = {}
+
+        def training_step(self, batch, _):
+            self.seen.setdefault(self.current_epoch, []).append(float(batch.images.sum()))
+            return self.weight.sum()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def fit(epochs, workers, resume=None):
+        module = Recorder()
+        trainer = pl.Trainer(
+            max_epochs=epochs, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+            default_root_dir=tmp_path, use_distributed_sampler=False, enable_checkpointing=False,
+        )  # fmt: skip
+        data = make(family, stretch, loader={"num_workers": workers})
+        trainer.fit(module, datamodule=data, ckpt_path=resume)
+        trainer.save_checkpoint(tmp_path / f"{epochs}.ckpt")
+        return module.seen
+
+    whole = fit(3, workers=1)
+    assert len({tuple(values) for values in whole.values()}) == 3
+    assert fit(2, workers=0) == {epoch: whole[epoch] for epoch in (0, 1)}
+    assert fit(3, workers=1, resume=tmp_path / "2.ckpt") == {2: whole[2]}

@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from data_fakes import CLASSES
+
+from mtl.core.errors import DataError
+from mtl.data.cache import prepare
+from mtl.data.collate import Collate
+from mtl.data.dataset import SampleDataset
+from mtl.data.geometry import Geometry
+from mtl.data.preprocessing import Preprocessing
+from mtl.data.sampling import Draw
+from mtl.data.transforms import Transform
+
+AUGMENT = {
+    "horizontal_flip": 0.5, "vertical_flip": 0.5, "rotate90": 0.5,
+    "affine": {"probability": 1.0, "scale": [0.9, 1.1], "translate": 0.05, "rotate": 20, "shear": 5},
+}  # fmt: skip
+
+
+def make(family, preprocessing, augment=False, **options) -> SampleDataset:
+    transform = Transform(AUGMENT, preprocessing.geometry.size, preprocessing.geometry.fill) if augment else None
+    return SampleDataset(family, family.records(), family.specs(), preprocessing, transform, **options)
+
+
+def same(a, b) -> bool:
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    return a is b is None or a == b if not isinstance(a, np.ndarray) else np.array_equal(a, b)
+
+
+def test_item_holds_every_task_and_tells_absent_from_empty(family, stretch):
+    dataset = make(family, stretch)
+    even, odd = dataset[0], dataset[1]
+    assert even["image"].shape == (3, 64, 64) and even["image"].dtype == np.float32
+    assert even["present"] == dict.fromkeys(family.specs(), True)
+    assert odd["present"] == {
+        "detection": True, "heatmap": True, "cells": True, "tissue": False, "grade": False, "load": False,
+    }  # fmt: skip
+    assert odd["targets"]["tissue"] is None and odd["targets"]["grade"] is None
+    assert even["meta"].sample_id == "s00" and even["meta"].window.original_size == (96, 160)
+
+
+def test_augmentation_brings_in_no_object_without_its_pixels(family):
+    """Shrinking a tile shows fill around it; cells of the neighbouring tiles must not be drawn there."""
+    preprocessing = Preprocessing(Geometry("tiles", (64, 64), 1.0, 32, fill=200), mean=(0, 0, 0), std=(1, 1, 1))
+    transform = Transform({"affine": {"probability": 1.0, "scale": [0.5, 0.5]}}, (64, 64), fill=200)
+    dataset = SampleDataset(family, family.records(), family.specs(), preprocessing, transform)
+    boxes = 0
+    for index in range(len(dataset)):
+        target = dataset[index]["targets"]
+        assert (target["detection"]["boxes"] >= 15.9).all() and (target["detection"]["boxes"] <= 48.1).all()
+        assert not target["cells"][0, :15].any() and not target["cells"][0, :, 49:].any()
+        assert (target["heatmap"]["points"] >= 15.9).all() and (target["heatmap"]["points"] <= 48.1).all()
+        boxes += len(target["detection"]["boxes"])
+    assert boxes > 30
+
+
+@pytest.mark.parametrize("augment", [False, True])
+@pytest.mark.parametrize("mode", ["stretch", "letterbox", "tiles"])
+def test_targets_lie_on_their_pixels(family, mode, augment):
+    """Discs are dark on light ground: boxes, points and masks must find them in the picture."""
+    preprocessing = Preprocessing(Geometry(mode, (96, 96), 1.0, 32, fill=200), mean=(0, 0, 0), std=(1, 1, 1))
+    dataset = make(family, preprocessing, augment, random_offset=augment)
+    checked = 0
+    for index in range(len(dataset)):
+        item = dataset[index]
+        dark = item["image"][0] < 0.55  # disc 90, ground 200
+        cells = item["targets"]["cells"][0].astype(bool)
+        if cells.sum() > 60:
+            assert (dark & cells).sum() / (dark | cells).sum() > 0.7
+        for x, y in item["targets"]["detection"]["points"]:
+            if 1 < x < 95 and 1 < y < 95:
+                checked += 1
+                assert dark[int(y), int(x)]
+        boxes = item["targets"]["detection"]["boxes"]
+        assert (boxes >= 0).all() and (boxes <= 96).all() and (boxes[:, 2:] > boxes[:, :2]).all()
+    assert checked >= 20
+
+
+def test_items_depend_on_seed_epoch_position_and_index_only(family, tiles):
+    first, second = make(family, tiles, True, random_offset=True), make(family, tiles, True, random_offset=True)
+    _ = first[3], first[4]  # what was read before must not matter
+    a, b = first[Draw(2, 5, 7)], second[Draw(2, 5, 7)]
+    assert same(a["image"], b["image"]) and same(a["targets"], b["targets"]) and a["meta"] == b["meta"]
+    for other in (Draw(3, 5, 7), Draw(2, 6, 7)):
+        assert not same(a["image"], second[other]["image"])
+    assert not same(a["image"], make(family, tiles, True, random_offset=True, seed=1)[Draw(2, 5, 7)]["image"])
+    second.set_epoch(2)
+    assert same(second[7]["image"], first[Draw(2, 7, 7)]["image"])
+
+
+def test_random_offset_moves_tiles_between_epochs(family, tiles):
+    dataset = make(family, tiles, random_offset=True)
+    offsets = {dataset[Draw(epoch, 0, 3)]["meta"].window.offset for epoch in range(10)}
+    assert len(offsets) > 5
+    fixed = make(family, tiles)
+    assert len({fixed[Draw(epoch, 0, 3)]["meta"].window.offset for epoch in range(10)}) == 1
+
+
+def test_cached_and_uncached_items_are_equal(family, tmp_path):
+    preprocessing = Preprocessing(Geometry("tiles", (64, 64), 1.0, 32), {"clip_limit": 2.0, "tiles": 4})
+    cache = prepare(family, family.records(), preprocessing, tmp_path / "cache", progress=False)
+    cached, uncached = make(family, preprocessing, True, cache=cache), make(family, preprocessing, True)
+    family.decoded.clear()
+    for index in (0, 5, 20):
+        a, b = cached[index], uncached[index]
+        assert same(a["image"], b["image"]) and same(a["targets"], b["targets"])
+    assert family.decoded == ["s00", "s02"]  # by the uncached one
+
+
+def test_neighbouring_tiles_decode_their_image_once(family, tiles):
+    dataset = make(family, tiles)
+    family.decoded.clear()
+    for index in range(len(dataset)):
+        dataset[index]
+    assert len(family.decoded) == len(family.records())
+
+
+def test_truth_covers_the_whole_image_in_the_working_raster(family):
+    preprocessing = Preprocessing(Geometry("tiles", (64, 64), 0.5, 32))
+    dataset = make(family, preprocessing)
+    for record in family.records():
+        truth = dataset.truth(record.sample_id)
+        points = np.asarray(family.points(int(record.sample_id[1:])))
+        assert (truth.sample_id, truth.group) == (record.sample_id, record.group)
+        np.testing.assert_allclose(truth.tasks["detection"]["points"], points / 2, atol=1e-4)
+        assert truth.tasks["detection"]["ids"].tolist() == list(range(len(points)))
+        assert truth.tasks["cells"]["mask"].shape == (1, 48, 80)
+        assert ("tissue" in truth.tasks) == (int(record.sample_id[1:]) % 2 == 0) == ("load" in truth.tasks)
+    even = dataset.truth("s02").tasks
+    assert even["tissue"]["mask"].shape == (48, 80) and even["tissue"]["mask"][:, :40].all()
+    assert even["grade"]["label"] == 1 and even["load"]["value"] == np.float32(0.2)
+
+
+def test_windows_together_hold_every_object_of_the_truth(family, tiles):
+    dataset = make(family, tiles)
+    seen: dict[str, set[int]] = {}
+    for index in range(len(dataset)):
+        item = dataset[index]
+        seen.setdefault(item["meta"].sample_id, set()).update(item["targets"]["detection"]["ids"].tolist())
+    for sample_id, ids in seen.items():
+        assert ids == set(dataset.truth(sample_id).tasks["detection"]["ids"].tolist())
+
+
+def test_padding_of_multiclass_masks_is_ignored_by_loss(family):
+    dataset = make(family, Preprocessing(Geometry("letterbox", (64, 64))))
+    tissue = dataset[0]["targets"]["tissue"]
+    assert (tissue[38:] == 255).all() and (tissue[:38, :32] == 1).all() and (tissue[:38, 32:] == 0).all()
+
+
+def test_class_presence_is_per_window(family, tiles, stretch):
+    whole = make(family, stretch).class_presence()
+    assert whole == [record.class_counts for record in family.records()]
+    dataset = make(family, tiles)
+    presence = dataset.class_presence()
+    assert len(presence) == len(dataset) and any(not entry for entry in presence)
+    for index in (0, 9, 30):
+        detection = dataset[index]["targets"]["detection"]
+        inside = ((detection["points"] >= 0) & (detection["points"] < 64)).all(1)
+        counts = {CLASSES[k]: int((detection["labels"][inside] == k).sum()) for k in (0, 1)}
+        assert presence[index] == {name: count for name, count in counts.items() if count}
+
+
+def test_size_that_contradicts_the_annotation_is_an_error(family, stretch):
+    dataset = make(family, stretch)
+    other = type(family)(family.root, size=(50, 50))
+    dataset.family = other
+    other.read_image = lambda record: np.zeros((50, 50, 3), np.uint8)  # type: ignore[method-assign]
+    with pytest.raises(DataError, match="50 x 50 pixels, but its annotation says 160 x 96"):
+        dataset[1]
+
+
+def test_collate_follows_the_contract(family, stretch):
+    dataset = make(family, stretch)
+    specs = family.specs()
+    batch = Collate(specs, list(specs))([dataset[i] for i in range(4)])
+    assert batch.images.shape == (4, 3, 64, 64) and batch.images.dtype == torch.float32 and len(batch) == 4
+    assert all(tensor.dtype == torch.bool and tensor.shape == (4,) for tensor in batch.present.values())
+    rows = batch.targets["detection"]
+    assert len(rows) == 4 and all(set(row) == {"boxes", "labels", "points", "ids"} for row in rows)
+    assert all(row["boxes"].dtype == torch.float32 and row["labels"].dtype == row["ids"].dtype == torch.int64 for row in rows)
+    assert batch.targets["cells"].shape == (4, 1, 64, 64) and batch.targets["cells"].dtype == torch.float32
+    assert batch.targets["tissue"].shape == (4, 64, 64) and batch.targets["tissue"].dtype == torch.int64
+    assert (batch.targets["tissue"][1] == 255).all() and batch.present["tissue"].tolist() == [True, False, True, False]
+    assert batch.targets["grade"].tolist() == [0, 0, 1, 0] and batch.targets["grade"].dtype == torch.int64
+    assert batch.targets["load"].tolist() == [0.0, 0.0, pytest.approx(0.2), 0.0]
+    assert [meta.sample_id for meta in batch.meta] == ["s00", "s01", "s02", "s03"]
+
+
+def test_collate_of_absent_objects():
+    from data_fakes import FakeFamily
+
+    specs = {"detection": FakeFamily.specs(None)["detection"]}
+    item = {
+        "image": np.zeros((3, 8, 8), np.float32),
+        "targets": {"detection": None},
+        "present": {"detection": False},
+        "meta": 0,
+    }
+    batch = Collate(specs, ["detection"])([item])
+    assert batch.targets["detection"][0]["boxes"].shape == (0, 4) and batch.targets["detection"][0]["points"].shape == (0, 2)

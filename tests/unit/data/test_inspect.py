@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mtl.core.types import Objects, Sample
+from mtl.data.inspect import parasitemia, plot, show_samples, write_stats
+from mtl.data.malaria import Malaria
+from mtl.data.malaria_cells import MalariaCells
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_stats_count_what_is_there(smears: Path, tmp_path: Path) -> None:
+    family = Malaria(root=str(smears))
+    records = family.records()
+    written = write_stats(family, records, tmp_path / "stats")
+    assert {path.name for path in written} == {
+        "images.csv", "patients.csv", "sizes.csv", "counts.png", "parasitemia.png", "sizes.png",
+    }  # fmt: skip
+    assert all(path.stat().st_size > 0 for path in written)
+    rows = table(tmp_path / "stats/patients.csv")
+    assert [row["patient"] for row in rows] == [*sorted({record.group for record in records}), "all"]
+    total = sum(record.class_counts["Infected"] for record in records)
+    assert int(rows[-1]["Infected"]) == total == sum(int(row["Infected"]) for row in rows[:-1])
+    assert float(rows[-1]["parasitemia_percent"]) == pytest.approx(parasitemia(records), abs=0.01)
+    assert len(table(tmp_path / "stats/images.csv")) == len(records)
+    sizes = {(row["class"], row["outline"]): row for row in table(tmp_path / "stats/sizes.csv")}
+    assert float(sizes["Healthy", "from point"]["width_p50"]) == pytest.approx(144, abs=0.1)  # in reference pixels
+    assert float(sizes["Healthy", "annotated"]["width_p50"]) == pytest.approx(144, rel=0.08)
+
+
+def test_stats_of_images_without_objects(cells: Path, tmp_path: Path) -> None:
+    family = MalariaCells(root=str(cells))
+    written = write_stats(family, family.records(), tmp_path)
+    assert {path.name for path in written} == {"images.csv", "patients.csv", "counts.png"}
+    assert "parasitemia_percent" not in table(tmp_path / "patients.csv")[0]
+
+
+def test_samples_are_drawn_by_seed(smears: Path, tmp_path: Path) -> None:
+    family = Malaria(root=str(smears))
+    records = family.records()
+    first = show_samples(family, records, tmp_path / "a", 3, seed=1)
+    again = show_samples(family, records, tmp_path / "b", 3, seed=1)
+    assert len(first) == 3 and [path.name for path in first] == [path.name for path in again]
+    assert [path.name for path in first] != [path.name for path in show_samples(family, records, tmp_path / "c", 3, seed=2)]
+    assert len(show_samples(family, records[:2], tmp_path / "d", 9, seed=0)) == 2
+
+
+def test_outlines_are_drawn_where_the_objects_are() -> None:
+    square = np.asarray([[100, 50], [200, 50], [200, 150], [100, 150]], np.float32)
+    objects = Objects([square], np.zeros(1, np.int64), square.mean(0)[None], np.zeros(1, bool))
+    sample = Sample(np.full((400, 800, 3), 255, np.uint8), "s", "g", "test", objects=objects)
+    figure = plot(sample, ("Infected",))
+    axes = figure.axes[0]
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    picture = np.asarray(canvas.buffer_rgba())[..., :3].astype(int)
+    red = (picture[..., 0] > 180) & (picture[..., 1] < 100)
+    for x, y in ((100, 100), (200, 100), (150, 50), (150, 150)):
+        column, row = axes.transData.transform((x, y))
+        row = picture.shape[0] - row
+        assert red[int(row) - 2 : int(row) + 3, int(column) - 2 : int(column) + 3].any()
+    column, row = axes.transData.transform((150, 100))
+    assert not red[int(picture.shape[0] - row), int(column)]
+
+
+def test_class_is_in_the_picture_of_a_crop(cells: Path, tmp_path: Path) -> None:
+    family = MalariaCells(root=str(cells))
+    (path,) = show_samples(family, family.records(), tmp_path, 1, seed=0)
+    with Image.open(path) as image:
+        assert image.size[0] >= 400

@@ -1,0 +1,129 @@
+"""Baselines by hand, and through the same evaluator as the model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mtl.core.registry import STUDY_METRICS
+from mtl.core.task import TaskSpec
+from mtl.core.types import ImageResult, Record, Window
+from mtl.evaluation.baselines import TrainingStatistics, baseline_summary
+from mtl.metrics.evaluator import Evaluator
+
+SPECS = {
+    "detection": TaskSpec("detection", "detection", ("Infected", "Healthy"), members=(("Infected",), ("Healthy",))),
+    "roi": TaskSpec("roi", "roi_classification", ("Infected", "Healthy"), members=(("Infected",), ("Healthy",))),
+    "mask": TaskSpec("mask", "segmentation", ("cell",)),
+    "tissue": TaskSpec("tissue", "segmentation", ("x", "y"), multilabel=False),
+    "heatmap": TaskSpec("heatmap", "heatmap", ("Infected",)),
+    "grade": TaskSpec("grade", "classification", ("a", "b")),
+    "value": TaskSpec("value", "regression", ()),
+}
+TRAINING = [
+    Record("t1", "p", "s", "x", annotation="y", class_counts={"Infected": 1, "Healthy": 9, "a": 1}),
+    Record("t2", "p", "s", "x", annotation="y", class_counts={"Infected": 3, "Healthy": 7, "a": 1}),
+    Record("t3", "p", "s", "x", annotation="y", class_counts={"b": 1}),
+    Record("unlabelled", "p", "s", "x"),
+]
+
+# (infected, healthy) cells of the scored images.
+COUNTS = [(2, 8), (0, 12), (5, 5)]
+
+
+def image(index: int, infected: int, healthy: int) -> tuple[ImageResult, ImageResult]:
+    generator = np.random.default_rng(index)
+    labels = np.repeat([0, 1], [infected, healthy])
+    boxes = np.concatenate([generator.uniform(0, 50, (len(labels), 2)), np.full((len(labels), 2), 60.0)], axis=1)
+    mask = (generator.random((1, 10, 10)) < 0.7).astype(np.uint8)
+    predicted: dict[str, Any] = {
+        "detection": {"boxes": boxes, "labels": labels, "scores": np.full(len(labels), 0.9, np.float32)},
+        "roi": {"probabilities": np.eye(2)[labels], "ids": np.arange(len(labels))},
+        "mask": {"probabilities": mask.astype(np.float32)},
+        "tissue": {"probabilities": np.concatenate([1.0 - mask, mask])},
+        "heatmap": {"heatmap": generator.random((1, 8, 8)), "points": np.zeros((0, 2)), "scores": np.zeros(0),
+                    "labels": np.zeros(0, np.int64), "stride": 8.0, "sigma": 1.0},
+        "grade": {"probabilities": np.array([0.2, 0.8])},
+        "value": {"value": np.array(1.0)},
+    }  # fmt: skip
+    truth: dict[str, Any] = {
+        "detection": {"boxes": boxes, "labels": labels},
+        "roi": {"labels": labels, "ids": np.arange(len(labels))},
+        "mask": {"mask": mask},
+        "tissue": {"mask": mask[0]},
+        "heatmap": {"points": np.array([[20.0, 30.0]], np.float32), "labels": np.zeros(1, np.int64)},
+        "grade": {"label": np.array(index % 2)},
+        "value": {"value": np.array(float(index))},
+    }
+    window = Window(0, 1, (1, 1), (0, 0), (0, 0), (64, 64), (64, 64), (64, 64), (64, 64))
+    return tuple(ImageResult(f"i{index}", f"p{index}", "s", window, tasks) for tasks in (predicted, truth))  # type: ignore
+
+
+@pytest.fixture(scope="module")
+def evaluator() -> Evaluator:
+    filled = Evaluator(SPECS, {"parasitemia": STUDY_METRICS.build({"name": "parasitemia"}, SPECS)})
+    for index, counts in enumerate(COUNTS):
+        filled.update(*image(index, *counts))
+    return filled
+
+
+@pytest.fixture(scope="module")
+def found(evaluator: Evaluator) -> dict[str, dict[str, Any]]:
+    statistics = TrainingStatistics.from_records(
+        SPECS, TRAINING, means={"value": 2.0}, percentages={"parasitemia": ("Infected", "Healthy")}
+    )
+    return baseline_summary(evaluator, statistics)
+
+
+def test_training_statistics() -> None:
+    statistics = TrainingStatistics.from_records(SPECS, TRAINING, percentages={"parasitemia": ("Infected", "Healthy")})
+    assert statistics.class_counts["detection"] == [4, 16] and statistics.images["detection"] == 3
+    assert statistics.class_counts["grade"] == [2, 1]
+    assert statistics.means["parasitemia"] == pytest.approx(20.0)
+
+
+def test_empty_detector_with_mean_counts(found: dict[str, dict[str, Any]]) -> None:
+    metrics = found["detection"]["metrics"]
+    assert metrics["map50"] == metrics["f1_macro"] == metrics["recall_pooled"] == 0.0
+    expected = 20 / 3
+    assert metrics["count_mae"] == pytest.approx(np.mean([abs(n - expected) for n in (10, 12, 10)]))
+    assert "training mean" in found["detection"]["name"]
+
+
+def test_majority_class_of_training(found: dict[str, dict[str, Any]]) -> None:
+    assert found["roi"]["name"] == "always Healthy"
+    assert found["roi"]["metrics"]["accuracy"] == pytest.approx(25 / 32)
+    assert found["roi"]["metrics"]["balanced_accuracy"] == 0.5
+    assert found["grade"]["name"] == "always a"
+    assert found["grade"]["metrics"]["auroc"] == 0.5
+
+
+def test_better_constant_mask_is_named(evaluator: Evaluator, found: dict[str, dict[str, Any]]) -> None:
+    shares = [image(index, *counts)[1].tasks["mask"]["mask"].mean() for index, counts in enumerate(COUNTS)]
+    assert found["mask"]["name"] == "all foreground"
+    assert found["mask"]["metrics"]["dice_per_image"] == pytest.approx(np.mean([2 * s / (s + 1) for s in shares]))
+    assert found["tissue"]["name"] == "y everywhere"
+
+
+def test_zero_map_equals_scoring_a_zero_map(evaluator: Evaluator, found: dict[str, dict[str, Any]]) -> None:
+    direct = Evaluator({"heatmap": SPECS["heatmap"]})
+    for index, counts in enumerate(COUNTS):
+        prediction, truth = image(index, *counts)
+        prediction.tasks["heatmap"]["heatmap"] = np.zeros((1, 8, 8))
+        direct.update(prediction, truth)
+    assert found["heatmap"]["metrics"] == pytest.approx(direct.compute({"heatmap": {"score": 0.5}})["heatmap"], nan_ok=True)
+
+
+def test_constants(found: dict[str, dict[str, Any]]) -> None:
+    assert found["value"]["metrics"]["mae"] == pytest.approx(np.mean([2, 1, 0]))
+    assert found["parasitemia"]["metrics"]["mae_patient"] == pytest.approx(np.mean([0, 20, 30]))
+    assert np.isnan(found["parasitemia"]["metrics"]["pearson_image"])
+
+
+def test_scoring_a_baseline_leaves_the_model_alone(evaluator: Evaluator) -> None:
+    before = evaluator.compute(evaluator.default_thresholds())
+    baseline_summary(evaluator, TrainingStatistics())
+    assert str(evaluator.compute(evaluator.default_thresholds())) == str(before)
+    assert before["detection"]["map50"] == 1.0

@@ -1,0 +1,128 @@
+"""The comparison: fair or refused, direction-aware, paired."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mtl.core.errors import ConfigError
+from mtl.core.task import TaskSpec
+from mtl.core.types import ImageResult, Window
+from mtl.evaluation.compare import (
+    RunSummary,
+    check_comparable,
+    comparison_table,
+    delta_m,
+    higher_is_better,
+    rows_to_csv,
+    signed_gain,
+    write_comparison,
+)
+from mtl.metrics.evaluator import Evaluator
+
+SPECS = {
+    "a": TaskSpec("a", "regression", (), primary="mae"),
+    "b": TaskSpec("b", "classification", ("x", "y"), primary="accuracy"),
+}
+BASELINE = {"b": {"name": "always x", "metrics": {"accuracy": 0.55}}}
+
+
+def run(arm: str, seed: int, error: float, right: float, tasks: tuple[str, ...] = ("a", "b")) -> RunSummary:
+    """Forty patients with one image each; the same patients are hard for everybody."""
+    specs = {task: SPECS[task] for task in tasks}
+    evaluator, generator = Evaluator(specs), np.random.default_rng(0)
+    window = Window(0, 1, (1, 1), (0, 0), (0, 0), (8, 8), (8, 8), (8, 8), (8, 8))
+    for index in range(40):
+        hardness, label = generator.uniform(0.5, 1.5), int(generator.random() < 0.5)
+        wrong = generator.random() > right
+        guess = {
+            "a": {"value": np.array(index + error * hardness * (1 + 0.01 * seed))},
+            "b": {"probabilities": np.eye(2)[label ^ wrong]},
+        }
+        truth = {"a": {"value": np.array(float(index))}, "b": {"label": np.array(label)}}
+        pair = ({task: entry[task] for task in tasks} for entry in (guess, truth))
+        evaluator.update(*(ImageResult(f"i{index:02d}", f"p{index:02d}", "s", window, found) for found in pair))
+    return RunSummary(arm, seed, evaluator, evaluator.default_thresholds(), "hash", 1000, baseline=BASELINE)
+
+
+def arms() -> list[RunSummary]:
+    single = [run("stl", seed, 1.0, 0.7, (task,)) for seed in (0, 1) for task in ("a", "b")]
+    return [*single, *[run("mtl", seed, 0.5, 0.7) for seed in (0, 1)]]
+
+
+def test_arm_of_single_task_runs_meets_a_multi_task_arm() -> None:
+    markdown, rows = comparison_table(arms(), "stl", bootstrap=200)
+    found = {(row["arm"], row["task"], row["metric"]): row for row in rows}
+    ours = found["mtl", "a", "mae"]
+    assert ours["seeds"] == 2 and ours["std"] > 0 and ours["reference"] == "stl"
+    assert ours["difference"] == pytest.approx(ours["mean"] - found["stl", "a", "mae"]["mean"])
+    assert ours["low"] < ours["difference"] < ours["high"] < 0
+    # Same answers in task b: the paired difference is exactly zero although each accuracy is uncertain.
+    same = found["mtl", "b", "accuracy"]
+    assert (same["difference"], same["low"], same["high"]) == (0, 0, 0)
+    assert "| *baseline: always x* |" in markdown and "0.550" in markdown
+    # mae halves: +50 %, accuracy stays: 0 %.
+    assert "| mtl | +25.0 ± 0.0 | a, b |" in markdown
+    assert "mae ↓" in markdown and "accuracy ↑" in markdown
+
+
+def test_rows_and_page_are_reproducible(tmp_path: Path) -> None:
+    assert comparison_table(arms(), "stl", bootstrap=50) == comparison_table(arms(), "stl", bootstrap=50)
+    page = write_comparison(tmp_path / "out", arms(), "stl", 20, "mtl compare suite=x")
+    assert "mtl compare suite=x" in page.read_text()
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "comparison.csv").read_text())))
+    assert {row["arm"] for row in rows} == {"stl", "mtl"} and float(rows[0]["mean"]) > 0
+    assert "nan" not in rows_to_csv([{**rows[0], "std": float("nan")}])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"split_hash": "other"}, "split"),
+        ({"budget": 2000}, "budget"),
+        ({"thresholds_source": "test"}, "thresholds"),
+        ({"image_size": "512"}, "image size"),
+        ({"augmentation": "none"}, "augmentation"),
+    ],
+)
+def test_unfair_comparisons_are_refused(change: dict[str, object], words: str) -> None:
+    runs = arms()
+    runs[-1] = replace(runs[-1], **change)
+    with pytest.raises(ConfigError, match=f"differ in: .*{words}.*mtl seed 1"):
+        comparison_table(runs)
+
+
+def test_everything_that_differs_is_listed_in_one_sentence() -> None:
+    runs = arms()
+    runs[-1] = replace(runs[-1], split_hash="other", budget=5)
+    with pytest.raises(ConfigError) as error:
+        check_comparable(runs)
+    assert len(error.value.problems) == 1 and "split" in str(error.value) and "budget" in str(error.value)
+
+
+def test_seeds_and_repetitions_must_agree() -> None:
+    with pytest.raises(ConfigError, match="seeds of task a"):
+        comparison_table(arms()[:-1])
+    with pytest.raises(ConfigError, match="number of runs with task a"):
+        comparison_table([*arms(), run("mtl", 1, 0.5, 0.7)])
+    with pytest.raises(ConfigError, match="`none` has no run"):
+        comparison_table(arms(), "none")
+
+
+def test_splits_may_differ_between_seeds() -> None:
+    """Folds: every arm sees the same fold for a seed."""
+    check_comparable([replace(entry, split_hash=f"fold{entry.seed}") for entry in arms()])
+
+
+def test_gain_knows_the_direction() -> None:
+    assert signed_gain(0.9, 0.6, "map50") == pytest.approx(50)
+    assert signed_gain(0.5, 1.0, "mae") == pytest.approx(50)
+    assert np.isnan(signed_gain(1.0, 0.0, "map50"))
+    assert delta_m({"a": 0.5, "b": 0.9}, {"a": 1.0, "b": 0.6}, SPECS) == pytest.approx(50)
+    assert not higher_is_better("mae_patient") and not higher_is_better("count_mae") and higher_is_better("pearson_patient")
+    assert higher_is_better("map50") and not higher_is_better("rmse") and higher_is_better("f1_macro")

@@ -1,0 +1,86 @@
+"""Files of results: exact round trip, no NaN in JSON, clear refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mtl.core.errors import DataError
+from mtl.core.task import TaskSpec
+from mtl.core.types import ImageResult, Window
+from mtl.evaluation.metrics_file import load_records, read_metrics, save_records, write_metrics
+from mtl.metrics.evaluator import Evaluator
+
+SPECS = {
+    "detection": TaskSpec("detection", "detection", ("a", "b"), members=(("a",), ("b", "c"))),
+    "value": TaskSpec("value", "regression", ()),
+}
+
+
+def evaluator() -> Evaluator:
+    generator = np.random.default_rng(0)
+    window = Window(0, 1, (1, 1), (0, 0), (0, 0), (64, 64), (64, 64), (64, 64), (64, 64))
+    filled = Evaluator(SPECS, unit="field")
+    for index in range(4):
+        boxes = np.sort(generator.uniform(0, 60, (30, 2, 2)), axis=1).reshape(30, 4).astype(np.float32)
+        labels, scores = generator.integers(0, 2, 30), generator.random(30).astype(np.float32)
+        truth = {"detection": {"boxes": boxes[:20], "labels": labels[:20]}, "value": {"value": np.array(generator.normal())}}
+        guess = {
+            "detection": {"boxes": boxes, "labels": labels, "scores": scores},
+            "value": {"value": np.array(np.nan if index == 3 else generator.normal())},
+        }
+        filled.update(*(ImageResult(f"i{index}", f"p{index}", "s", window, tasks) for tasks in (guess, truth)))
+    return filled
+
+
+def test_records_come_back_exactly(tmp_path: Path) -> None:
+    before, path = evaluator(), tmp_path / "predictions" / "records.json"
+    save_records(path, before)
+    loaded = load_records(path)
+    assert loaded["specs"] == SPECS and loaded["unit"] == "field"
+    after = Evaluator(loaded["specs"], unit=loaded["unit"])
+    after.extend(loaded)
+    for task, records in before.records()["tasks"].items():
+        for first, second in zip(records, after.records()["tasks"][task], strict=True):
+            assert first.keys() == second.keys()
+            for key, value in first.items():
+                if isinstance(value, np.ndarray | np.generic):
+                    assert np.asarray(value).dtype == np.asarray(second[key]).dtype
+                np.testing.assert_array_equal(value, second[key])
+    thresholds = before.thresholds()
+    assert str(after.compute(thresholds)) == str(before.compute(thresholds))
+    assert len(path.read_text()) < 8000
+    assert [entry.name for entry in path.parent.iterdir()] == ["records.json"]
+
+
+def test_metrics_file(tmp_path: Path) -> None:
+    filled = evaluator()
+    summary = filled.summary(filled.thresholds(), bootstrap=10)
+    path = tmp_path / "metrics.json"
+    written = write_metrics(path, summary, suite="malaria_mttl", split="test", checkpoint="best.ckpt", seed=1, notes=["first"])
+    assert list(written)[:5] == ["suite", "split", "checkpoint", "seed", "score"]
+    assert read_metrics(path) == written
+    assert written["notes"] == ["first", *summary["notes"]] and summary["notes"]
+    json.loads(path.read_text(), parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+    assert written["tasks"]["value"]["mae"] is None
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [(None, "Cannot read"), ("{", "not valid JSON"), ("[]", "list"), ("{}", "no `tasks`")]
+)
+def test_unusable_files_are_named(tmp_path: Path, text: str | None, words: str) -> None:
+    path = tmp_path / "metrics.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(DataError, match=words):
+        read_metrics(path)
+
+
+def test_other_record_format_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "records.json"
+    path.write_text('{"format": 99}')
+    with pytest.raises(DataError, match="format 99"):
+        load_records(path)

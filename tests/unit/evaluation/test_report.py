@@ -1,0 +1,247 @@
+"""The page: self-contained, complete, the same for the same content, and silent about nothing."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mtl.core.registry import STUDY_METRICS
+from mtl.core.task import TaskSpec
+from mtl.core.types import ImageResult, Window
+from mtl.evaluation.baselines import TrainingStatistics, baseline_summary
+from mtl.evaluation.report import figures
+from mtl.evaluation.report.page import Case, ReportContent, image_uri, number, read_history, write_report
+from mtl.metrics.evaluator import Evaluator
+
+SPECS = {
+    "detection": TaskSpec("detection", "detection", ("Infected", "Healthy", "WBC")),
+    "roi": TaskSpec("roi", "roi_classification", ("Infected", "Healthy", "WBC")),
+    "segmentation": TaskSpec("segmentation", "segmentation", ("cell",)),
+    "heatmap": TaskSpec("heatmap", "heatmap", ("Infected",)),
+    "value": TaskSpec("value", "regression", ()),
+}
+SIZE = 160
+
+
+def scene(index: int) -> tuple[ImageResult, ImageResult, np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(index)
+    count = int(generator.integers(20, 50))
+    labels = generator.choice([0, 1, 2], count, p=[0.15, 0.83, 0.02])
+    points = generator.uniform(12, SIZE - 12, (count, 2)).astype(np.float32)
+    boxes = np.concatenate([points - 9, points + 9], axis=1)
+    noise = generator.normal(0, 1.5, boxes.shape).astype(np.float32)
+    guess = np.where(generator.random(count) < 0.85, labels, generator.choice([0, 1], count))
+    keep = generator.random(count) < 0.92
+    scores = np.clip(generator.normal(0.75, 0.2, count), 0.05, 1).astype(np.float32)
+    rows, columns = np.mgrid[:SIZE, :SIZE]
+    mask = np.zeros((SIZE, SIZE), bool)
+    for x, y in points:
+        mask |= (columns - x) ** 2 + (rows - y) ** 2 < 81
+    infected = labels == 0
+    heatmap = np.zeros((1, SIZE // 8, SIZE // 8), np.float32)
+    for x, y in points[infected]:
+        heatmap[0, int(y // 8), int(x // 8)] = 0.8
+    predicted: dict[str, Any] = {
+        "detection": {"boxes": (boxes + noise)[keep], "labels": guess[keep], "scores": scores[keep]},
+        "roi": {"probabilities": np.eye(3)[guess], "ids": np.arange(count)},
+        "segmentation": {"probabilities": np.clip(mask * 0.7 + generator.normal(0.1, 0.15, (1, *mask.shape)), 0, 1)},
+        "heatmap": {"heatmap": heatmap, "points": points[infected] + 1, "labels": np.zeros(infected.sum(), np.int64),
+                    "scores": scores[infected], "stride": 8.0, "sigma": 1.0},
+        "value": {"value": np.array(count + generator.normal(0, 4))},
+    }  # fmt: skip
+    truth: dict[str, Any] = {
+        "detection": {"boxes": boxes, "labels": labels},
+        "roi": {"labels": labels, "ids": np.arange(count)},
+        "segmentation": {"mask": mask[None].astype(np.uint8)},
+        "heatmap": {"points": points[infected], "labels": np.zeros(infected.sum(), np.int64)},
+        "value": {"value": np.array(float(count))},
+    }
+    window = Window(0, 1, (0.1, 0.1), (0, 0), (0, 0), (SIZE, SIZE), (SIZE, SIZE), (SIZE, SIZE), (SIZE * 10, SIZE * 10))
+    name, group, source = f"IMG_{index:03d}", f"patient {index // 3:02d}", ("points", "polygons")[index % 2]
+    picture = np.where(mask[..., None], [205, 150, 170], [240, 232, 236]).astype(np.uint8)
+    overlay = picture.copy()
+    for x0, y0, x1, y1 in (boxes + noise)[keep].clip(0, SIZE - 1).astype(int):
+        overlay[y0 : y1 + 1, [x0, x1]] = overlay[[y0, y1], x0 : x1 + 1] = (0, 114, 178)
+    results = (ImageResult(name, group, source, window, tasks) for tasks in (predicted, truth))
+    return (*results, overlay, picture)  # type: ignore[return-value]
+
+
+def write_history(path: Path, epochs: int = 24) -> None:
+    """Columns of a run whose validation ran every second epoch."""
+    generator = np.random.default_rng(0)
+    rows = []
+    for epoch in range(epochs):
+        rise = 1 - np.exp(-epoch / 8)
+        row: dict[str, Any] = {
+            "epoch": epoch,
+            "step": epoch * 40,
+            "train/loss": 2.5 * np.exp(-epoch / 9) + 0.3,
+            "seconds": 12.5,
+        }
+        row |= {f"train/{task}/loss": (k + 1) * np.exp(-epoch / (6 + k)) + 0.05 for k, task in enumerate(SPECS)}
+        row |= {"lr/backbone": 1e-4 * (1 - epoch / epochs) + 1e-6, "lr/heads": 1e-3 * (1 - epoch / epochs) + 1e-5}
+        row |= {f"weight/{task}": 1 + 0.3 * k * rise for k, task in enumerate(SPECS)}
+        if epoch % 2:
+            row |= {"val/loss": row["train/loss"] * 1.15, "val/score": 0.8 * rise}
+            for task, names in {
+                "detection": ("map50", "map", "f1_macro", "count_mae"),
+                "segmentation": ("dice_per_image",),
+            }.items():
+                row |= {f"val/{task}/{name}": float(np.clip(0.8 * rise + generator.normal(0, 0.02), 0, 1)) for name in names}
+        rows.append(row)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, sorted({key for row in rows for key in row}))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@pytest.fixture(scope="module")
+def content() -> ReportContent:
+    evaluator = Evaluator(SPECS, {"parasitemia": STUDY_METRICS.build({"name": "parasitemia"}, SPECS)})
+    pictures = {}
+    for index in range(12):
+        prediction, truth, overlay, picture = scene(index)
+        evaluator.update(prediction, truth)
+        pictures[truth.sample_id] = (overlay, picture)
+    thresholds = evaluator.thresholds()
+    statistics = TrainingStatistics(
+        {"roi": [1, 9, 0], "detection": [40, 400, 3]}, {"detection": 12}, {"parasitemia": 8.0, "value": 30}
+    )
+    metrics = {"suite": "malaria_mttl <&>", "split": "test", "checkpoint": "checkpoints/best.ckpt", "seed": 0}
+    metrics |= evaluator.summary(thresholds, bootstrap=50) | {"baseline": baseline_summary(evaluator, statistics)}
+    ranked = sorted(evaluator.image_scores(thresholds).items(), key=lambda pair: pair[1])
+    cases = [Case(name, score, *pictures[name], group="Worst cases") for name, score in ranked[:2]]
+    cases += [Case(name, score, *pictures[name], group="Best cases") for name, score in ranked[-2:]]
+    return ReportContent(
+        metrics, evaluator.curves(thresholds), commit="c1a63eb", duration=4321.0, best_epoch=15, cases=cases,
+        split_sizes={"train": (140, 28), "val": (30, 6), "test": (12, 4)}, notes=["Boxes are derived from points."],
+        config={"suite": "malaria_mttl", "seed": 0}, environment={"torch": "2.15.0"},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def page(content: ReportContent, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("run")
+    write_history(folder / "metrics.csv")
+    text = write_report(folder, content).read_text(encoding="utf-8")
+    assert {"training.svg", "detection_precision_recall.svg", "roi_confusion.svg", "parasitemia_patient.svg"} <= {
+        entry.name for entry in (folder / "figures").iterdir()
+    }
+    return text
+
+
+class Collector(HTMLParser):
+    """Collects addresses and text, and checks that tags are balanced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+        self.open: list[str] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "img", "br", "link"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def parsed(page: str) -> Collector:
+    collector = Collector()
+    collector.feed(page)
+    assert collector.open == []
+    return collector
+
+
+def test_page_needs_nothing_else(page: str) -> None:
+    found = parsed(page)
+    assert all(address.startswith(("data:image/", "#")) for address in found.addresses)
+    assert sum(address.startswith("data:image/svg") for address in found.addresses) >= 9
+    assert "<script" not in page and "@import" not in page and "url(" not in page
+
+
+def test_page_says_everything(page: str, content: ReportContent) -> None:
+    text = " ".join(" ".join(parsed(page).text).split())
+    for words in (
+        "malaria_mttl <&>", "12 images of 4 patients", "no patient is in more than one", "train 140 images / 28 patients",
+        "1 h 12 min", "c1a63eb", "Boxes are derived from points.", "nothing detected", "Worst cases", "Best cases",
+        "Per source", "polygons", "4 groups (patient)", "MAE per patient", "Threshold from validation: score",
+    ):  # fmt: skip
+        assert words in text, words
+    value = content.metrics["tasks"]["detection"]["map50"]
+    low, high = content.metrics["tasks"]["detection"]["ci95"]["map50"]
+    assert f"mAP50 ↑ {value:.3f} {low:.3f} – {high:.3f} 0.000" in text
+    assert "nan" not in re.findall(r"[a-z]+", text.lower()) and "None" not in text
+
+
+def test_same_content_gives_the_same_page(content: ReportContent, page: str, tmp_path: Path) -> None:
+    write_history(tmp_path / "metrics.csv")
+    assert write_report(tmp_path, content).read_text(encoding="utf-8") == page
+
+
+def test_run_without_history_cases_or_baseline(tmp_path: Path) -> None:
+    evaluator = Evaluator(SPECS)
+    metrics = {"suite": "s", "split": "all", "checkpoint": "c", "seed": 0} | evaluator.summary(
+        evaluator.default_thresholds(), 0
+    )
+    found = parsed(write_report(tmp_path, ReportContent(metrics, evaluator.curves(evaluator.default_thresholds()))).read_text())
+    assert "Training" not in found.text and "Cases" not in found.text
+
+
+def test_history_columns_become_panels(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    write_history(path)
+    history = read_history(path)
+    assert np.isnan(history["val/score"][0]) and np.isfinite(history["val/score"][1])
+    figure = figures.training_curves(history, best_epoch=3)
+    assert figure is not None
+    titles = [axes.get_title() for axes in figure.axes if axes.get_visible()]
+    assert titles == [
+        "loss",
+        "training loss per task",
+        "score",
+        "detection",
+        "segmentation",
+        "learning rate",
+        "balancer weight",
+    ]
+    lines = {line.get_label() for line in figure.axes[3].get_lines()}
+    assert {"map50", "f1_macro"} <= lines and "count_mae" not in lines
+    assert figures.training_curves({}) is None and read_history(tmp_path / "missing.csv") == {}
+
+
+def test_chosen_threshold_is_marked() -> None:
+    curve = {"threshold": [0.0, 0.5, 1.0], "macro": [0.0, 1.0, 0.0]}
+    figure = figures.threshold_curve(curve, {"score": 0.3}, "F1")
+    assert figure is not None
+    assert any(line.get_xdata()[0] == 0.3 for line in figure.axes[0].get_lines())  # type: ignore[index]
+    assert figures.threshold_curve({"threshold": [0.5], "cell": [None]}, {}, "F1") is None
+
+
+def test_numbers_and_pictures() -> None:
+    assert [number(value) for value in (0.12345, None, float("nan"), 12345, 1e-5, 0.0)] == [
+        "0.123",
+        "–",
+        "–",
+        "12,345",
+        "1.0e-05",
+        "0.000",
+    ]
+    red = np.zeros((4, 4, 3), np.uint8)
+    red[..., 0] = 255
+    cv2 = pytest.importorskip("cv2")
+    encoded = np.frombuffer(base64.b64decode(image_uri(red).split(",")[1]), np.uint8)
+    blue, _, reddest = cv2.imdecode(encoded, cv2.IMREAD_COLOR)[0, 0]
+    assert reddest > 240 and blue < 15

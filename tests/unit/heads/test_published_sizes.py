@@ -1,0 +1,33 @@
+"""The published heads have exactly the published numbers of parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mtl.core.registry import HEADS
+from mtl.core.task import Kind, TaskSpec
+
+RESNET50 = (256, 512, 1024, 2048), (4, 8, 16, 32)
+RESNET50_FIVE = (64, 256, 512, 1024, 2048), (2, 4, 8, 16, 32)
+FPN = (64, 64, 64), (8, 16, 32)
+
+
+@pytest.mark.parametrize(
+    ("config", "kind", "classes", "maps", "parameters"),
+    [
+        ({"name": "faster_rcnn_published"}, "detection", 1, FPN, 1_011_491),
+        ({"name": "faster_rcnn_published"}, "detection", 2, FPN, 1_012_776),
+        ({"name": "faster_rcnn_published"}, "detection", 3, FPN, 1_014_061),
+        ({"name": "roi_classifier", "norm": "batch", "loss": {"name": "cross_entropy"}}, "roi_classification", 2, FPN, 836_994),
+        ({"name": "roi_classifier", "norm": "batch", "loss": {"name": "cross_entropy"}}, "roi_classification", 3, FPN, 837_123),
+        ({"name": "unet_published", "loss": {"name": "dice_bce"}}, "segmentation", 1, RESNET50, 647_217),
+        ({"name": "unet_published", "loss": {"name": "dice_bce"}}, "segmentation", 1, RESNET50_FIVE, 647_217),
+        ({"name": "heatmap_published", "loss": {"name": "tversky_boundary"}}, "heatmap", 1, RESNET50, 66_018),
+        ({"name": "heatmap_published", "loss": {"name": "tversky_boundary"}}, "heatmap", 1, RESNET50_FIVE, 66_018),
+    ],
+)
+def test_exact_size(config: dict[str, Any], kind: Kind, classes: int, maps: Any, parameters: int) -> None:
+    head = HEADS.build(config, TaskSpec("task", kind, tuple("abc"[:classes])), *maps)
+    assert sum(parameter.numel() for parameter in head.parameters()) == parameters

@@ -1,0 +1,85 @@
+"""Pictures: colours, alignment, legends."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mtl.core.task import TaskSpec
+from mtl.inference.drawing import CLASS_COLOURS, PEAK_COLOUR, draw_case, layers_of, paint, paint_heat, with_legend
+
+SPECS = {
+    "detection": TaskSpec("detection", "detection", ("Infected", "Healthy", "WBC")),
+    "mask": TaskSpec("mask", "segmentation", ("cell",)),
+    "grade": TaskSpec("grade", "segmentation", ("background", "tumour"), multilabel=False),
+    "heatmap": TaskSpec("heatmap", "heatmap", ("Infected",)),
+}
+TRUTH = {
+    "detection": {
+        "boxes": np.array([[10, 10, 30, 30], [50, 10, 80, 30], [10, 60, 40, 90]], float),
+        "labels": np.array([0, 1, 1]),
+    }
+}
+PREDICTION = {"detection": {**TRUTH["detection"], "scores": np.array([0.9, 0.4, 0.8])}}
+GREY = np.full((200, 400, 3), 128, np.uint8)
+
+
+def coloured(picture: np.ndarray, colour: tuple[int, int, int], tolerance: int = 0) -> np.ndarray:
+    return np.argwhere((np.abs(picture.astype(int) - colour) <= tolerance).all(axis=2))
+
+
+def test_boxes_land_where_they_are_in_the_colour_of_their_class() -> None:
+    picture = paint(GREY, layers_of(TRUTH, SPECS, (100, 200)))
+    red = coloured(picture, CLASS_COLOURS["Infected"])
+    # Twice the size of the raster that the boxes are given in; a pixel or two of line width.
+    assert np.abs(red.min(0) - 20).max() <= 2 and np.abs(red.max(0) - 60).max() <= 2
+    assert len(coloured(picture, CLASS_COLOURS["Healthy"])) and not len(coloured(picture, CLASS_COLOURS["WBC"]))
+    assert (GREY == 128).all()
+
+
+def test_thresholds_filter_and_the_legend_counts() -> None:
+    layers = layers_of(PREDICTION, SPECS, (100, 200), {"detection": {"score": 0.5}})
+    texts = [text for _, text in layers.legend]
+    assert texts == ["Infected 1", "Healthy 1", "WBC 0", "parasitemia 50.0 %"]
+    assert [text for _, text in layers_of(TRUTH, SPECS, (100, 200)).legend][1] == "Healthy 2"
+
+
+def test_masks_of_both_forms() -> None:
+    mask = np.zeros((1, 50, 100), np.uint8)
+    mask[0, 10:20, 10:30] = 1
+    hard = layers_of({"mask": {"mask": mask}}, SPECS, (50, 100))
+    soft = layers_of({"mask": {"probabilities": mask * 0.7}}, SPECS, (50, 100), {"mask": {"cell": 0.6}})
+    strict = layers_of({"mask": {"probabilities": mask * 0.7}}, SPECS, (50, 100), {"mask": {"cell": 0.8}})
+    np.testing.assert_array_equal(hard.masks[0][1], soft.masks[0][1])
+    assert not strict.masks[0][1].any() and hard.legend[0][1] == "cell area 4.0 %"
+    index = layers_of({"grade": {"mask": mask[0]}}, SPECS, (50, 100))
+    assert [name for name, _ in index.masks] == ["background", "tumour"] and index.masks[1][1].sum() == 200
+
+
+def test_heat_covers_its_own_cells_and_its_peak_is_ringed() -> None:
+    heatmap = np.zeros((1, 13, 25), np.float32)  # stride 8 on a raster of 100 x 196: the last cells reach over the edge
+    heatmap[0, 6, 12] = 1.0
+    arrays = {
+        "heatmap": heatmap, "stride": np.array(8.0), "sigma": np.array(1.0), "points": np.array([[100.0, 52.0]]),
+        "scores": np.ones(1), "labels": np.zeros(1, int),
+    }  # fmt: skip
+    picture = paint_heat(np.full((100, 196, 3), 128, np.uint8), layers_of({"heatmap": arrays}, SPECS, (100, 196)))
+    ring = coloured(picture, PEAK_COLOUR, tolerance=60)
+    assert len(ring) and np.abs(ring.mean(0) - [52, 100]).max() < 1.5
+    hottest = np.unravel_index(picture.astype(int).sum(2)[48:57, 96:105].argmax(), (9, 9))
+    assert abs(hottest[0] - 4) <= 2 and abs(hottest[1] - 4) <= 2
+
+
+def test_case_shows_annotation_and_prediction_side_by_side() -> None:
+    picture = draw_case(GREY, PREDICTION, TRUTH, SPECS, (100, 200), {"detection": {"score": 0.5}})
+    left, right = picture[:200, :400], picture[:200, 408:]
+    blue = CLASS_COLOURS["Healthy"]
+    assert len(coloured(left, blue)) > len(coloured(right, blue)) > 0
+    assert len(coloured(left, CLASS_COLOURS["Infected"])) == len(coloured(right, CLASS_COLOURS["Infected"])) > 0
+    assert picture.shape[0] > 200 and picture.shape[1] == 808
+
+
+def test_long_legends_wrap_and_empty_ones_work() -> None:
+    entries = [((10, 20, 30), f"class {number}") for number in range(30)]
+    assert with_legend(GREY, entries).shape[0] > with_legend(GREY, entries[:1]).shape[0] > 200
+    assert with_legend(GREY, []).shape[1] == 400
+    assert paint(GREY, layers_of({}, SPECS, (10, 10))).shape == GREY.shape

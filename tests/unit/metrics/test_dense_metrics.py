@@ -1,0 +1,194 @@
+"""Segmentation and heatmaps: hand-computed cases, the empty rules, and equality with direct pixel counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from mtl.core.task import KIND_METRICS, TaskSpec
+from mtl.metrics.heatmap import HeatmapMetric
+from mtl.metrics.matching import match_points
+from mtl.metrics.segmentation import MASK_GRID, SegmentationMetric
+
+CELL = TaskSpec("mask", "segmentation", ("cell",))
+PEAKS = TaskSpec("heatmap", "heatmap", ("Infected",))
+
+
+def fill(metric: Any, images: list[tuple[dict[str, Any], dict[str, Any]]], scale: tuple[float, float] = (1, 1)) -> Any:
+    for index, (prediction, truth) in enumerate(images):
+        metric.add([{"sample_id": f"{index:03d}", "group": "g", "source": "s"} | metric.reduce(prediction, truth, scale)])
+    return metric
+
+
+def masks(*values: list[float]) -> np.ndarray:
+    return np.asarray(values, np.float32)[:, None, :]
+
+
+def test_dice_per_image_and_pooled_by_hand() -> None:
+    images = [
+        ({"probabilities": masks([0.9, 0.9, 0.1, 0.1])}, {"mask": masks([1, 0, 0, 0]).astype(np.uint8)}),
+        ({"probabilities": masks([0.9, 0.9, 0.9, 0.9])}, {"mask": masks([1, 1, 1, 1]).astype(np.uint8)}),
+    ]
+    values = fill(SegmentationMetric(CELL), images).compute({"cell": 0.5})
+    assert values["dice_per_image"] == pytest.approx((2 / 3 + 1) / 2) and values["iou_per_image"] == pytest.approx(0.75)
+    assert values["dice_pooled"] == pytest.approx(10 / 11) and values["iou_pooled"] == pytest.approx(5 / 6)
+    assert list(values) == list(KIND_METRICS["segmentation"])
+
+
+def test_empty_mask_rule() -> None:
+    empty, full = masks([0, 0]).astype(np.uint8), masks([1, 1]).astype(np.uint8)
+    silent, loud = {"probabilities": masks([0.1, 0.1])}, {"probabilities": masks([0.9, 0.1])}
+
+    def dice(prediction: dict[str, Any], mask: np.ndarray) -> float:
+        return fill(SegmentationMetric(CELL), [(prediction, {"mask": mask})]).compute({"cell": 0.5})["dice_per_image"]
+
+    assert dice(silent, empty) == 1.0 and dice(loud, empty) == 0.0 and dice(silent, full) == 0.0
+    details = fill(SegmentationMetric(CELL), [(silent, {"mask": empty}), (silent, {"mask": full})]).details({"cell": 0.5})
+    assert details["per_class"]["cell"]["dice_per_image"] == 0.5 and details["per_class"]["cell"]["dice_nonempty"] == 0.0
+
+
+def test_counts_at_every_threshold_equal_hard_masks(generator: np.random.Generator) -> None:
+    """Probabilities that lie exactly on a threshold count as foreground, as in `probabilities >= threshold`."""
+    spec = TaskSpec("mask", "segmentation", ("a", "b"))
+    images = []
+    for _ in range(3):
+        probabilities = np.round(generator.random((2, 16, 20)) * 20).astype(np.float32) / np.float32(20)
+        images.append(({"probabilities": probabilities}, {"mask": (generator.random((2, 16, 20)) < 0.4).astype(np.uint8)}))
+    metric = fill(SegmentationMetric(spec), images)
+    for threshold in MASK_GRID:
+        dice = []
+        for prediction, truth in images:
+            hard, mask = prediction["probabilities"] >= threshold, truth["mask"] > 0
+            dice.append([2 * (h & m).sum() / max(h.sum() + m.sum(), 1) for h, m in zip(hard, mask, strict=True)])
+        expected = float(np.mean(dice))
+        assert metric.compute({"a": threshold, "b": threshold})["dice_per_image"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_threshold_per_class_is_found() -> None:
+    """The first class needs a low threshold, the second a high one; a class that never occurs keeps the default."""
+    spec = TaskSpec("mask", "segmentation", ("low", "high", "never"))
+    probabilities = np.concatenate([masks([0.32, 0.28, 0.1]), masks([0.9, 0.7, 0.7]), masks([0.6, 0.1, 0.1])])
+    mask = np.concatenate([masks([1, 0, 0]), masks([1, 0, 0]), masks([0, 0, 0])]).astype(np.uint8)
+    metric = fill(SegmentationMetric(spec), [({"probabilities": probabilities}, {"mask": mask})])
+    chosen = metric.choose_thresholds()
+    assert chosen == {"low": 0.3, "high": 0.75, "never": 0.5}
+    # `never` is predicted in an empty image: 0 in the mean per image, absent from the pooled mean.
+    values = metric.compute(chosen)
+    assert values["dice_per_image"] == pytest.approx(2 / 3) and values["dice_pooled"] == 1.0
+
+
+def test_multiclass_confusion_skips_ignored_pixels() -> None:
+    spec = TaskSpec("tissue", "segmentation", ("a", "b", "c"), multilabel=False, ignore_index=255)
+    winner = np.array([[0, 1, 2, 2]])
+    probabilities = np.eye(3, dtype=np.float32)[winner].transpose(2, 0, 1)
+    metric = fill(
+        SegmentationMetric(spec), [({"probabilities": probabilities}, {"mask": np.array([[0, 1, 1, 255]], np.uint8)})]
+    )
+    assert metric.default_thresholds == metric.choose_thresholds() == {}
+    confusion = metric.details({})["curves"]["confusion"]["counts"]
+    assert confusion == [[1, 0, 0], [0, 1, 1], [0, 0, 0]]
+    values = metric.compute({})
+    assert values["dice_pooled"] == pytest.approx((1 + 2 / 3) / 2)
+    assert values["dice_per_image"] == pytest.approx((1 + 2 / 3 + 0) / 3)
+
+
+def test_mask_weights_equal_repeated_images(generator: np.random.Generator) -> None:
+    images = [
+        ({"probabilities": generator.random((1, 9, 9)).astype(np.float32)}, {"mask": generator.integers(0, 2, (1, 9, 9))})
+        for _ in range(3)
+    ]
+    weighted = fill(SegmentationMetric(CELL), images).compute({"cell": 0.35}, np.array([0, 1, 2]))
+    repeated = fill(SegmentationMetric(CELL), [images[1], images[2], images[2]]).compute({"cell": 0.35})
+    assert weighted == pytest.approx(repeated)
+
+
+def test_shapes_that_disagree_are_refused() -> None:
+    with pytest.raises(ValueError, match="expected"):
+        SegmentationMetric(CELL).reduce({"probabilities": np.zeros((1, 4, 4))}, {"mask": np.zeros((1, 4, 5))}, (1, 1))
+
+
+# -- heatmaps ----------------------------------------------------------------------------------------------------------
+
+
+def peaks(heatmap: np.ndarray, points: Any = (), scores: Any = ()) -> dict[str, Any]:
+    return {
+        "heatmap": heatmap.astype(np.float32), "points": np.asarray(points, np.float32).reshape(-1, 2),
+        "scores": np.asarray(scores, np.float32), "labels": np.zeros(len(scores), np.int64),
+        "stride": np.float32(8), "sigma": np.float32(1),
+    }  # fmt: skip
+
+
+def points(*values: tuple[float, float]) -> dict[str, Any]:
+    return {"points": np.asarray(values, np.float32).reshape(-1, 2), "labels": np.zeros(len(values), np.int64)}
+
+
+def drawn(truth: dict[str, Any], size: tuple[int, int] = (16, 20)) -> np.ndarray:
+    torch = pytest.importorskip("torch")
+    from mtl.core.heatmap import render_heatmap
+
+    return render_heatmap(torch.tensor(truth["points"]), torch.tensor(truth["labels"]), 1, size, 8.0, 1.0).numpy()
+
+
+def test_perfect_heatmap() -> None:
+    truth = points((20, 30), (100, 90))
+    values = fill(HeatmapMetric(PEAKS), [(peaks(drawn(truth), truth["points"], [0.9, 0.8]), truth)]).compute({"score": 0.5})
+    assert values["mse"] == values["mae"] == 0.0
+    assert values["pearson"] == pytest.approx(1.0) and values["peak_f1"] == 1.0
+    assert set(values) == set(KIND_METRICS["heatmap"])
+
+
+def test_map_errors_equal_numpy_and_scipy_over_pooled_pixels(generator: np.random.Generator) -> None:
+    truths = [points((20, 30)), points(), points((60, 60), (90, 20))]
+    maps = [generator.random((1, 16, 20)).astype(np.float32) for _ in truths]
+    metric = fill(HeatmapMetric(PEAKS), [(peaks(m), t) for m, t in zip(maps, truths, strict=True)])
+    x = np.concatenate([m.ravel() for m in maps]).astype(np.float64)
+    y = np.concatenate([drawn(t).ravel() for t in truths]).astype(np.float64)
+    values = metric.compute({"score": 0.5})
+    assert values["mse"] == pytest.approx(((x - y) ** 2).mean(), rel=1e-9)
+    assert values["mae"] == pytest.approx(np.abs(x - y).mean(), rel=1e-9)
+    assert values["pearson"] == pytest.approx(stats.pearsonr(x, y)[0], rel=1e-9)
+    weighted = metric.compute({"score": 0.5}, np.array([2, 1, 0]))["pearson"]
+    order = np.concatenate([np.arange(320), np.arange(320), np.arange(320, 640)])
+    assert weighted == pytest.approx(stats.pearsonr(x[order], y[order])[0], rel=1e-9)
+
+
+def test_constant_map_has_no_correlation() -> None:
+    values = fill(HeatmapMetric(PEAKS), [(peaks(np.zeros((1, 16, 20))), points((20, 30)))]).compute({"score": 0.5})
+    assert np.isnan(values["pearson"]) and values["peak_f1"] == values["peak_precision"] == values["peak_recall"] == 0.0
+
+
+def test_images_without_points_keep_the_numbers_defined() -> None:
+    zero = np.zeros((1, 16, 20))
+    quiet, loud = (peaks(zero), points()), (peaks(zero, [(9, 9)], [0.9]), points())
+    hit = (peaks(zero, [(20, 30)], [0.9]), points((20, 30)))
+    metric = fill(HeatmapMetric(PEAKS), [quiet, hit])
+    assert metric.compute({"score": 0.5})["peak_f1"] == 1.0
+    values = fill(HeatmapMetric(PEAKS), [loud, hit]).compute({"score": 0.5})
+    assert values["peak_precision"] == 0.5 and values["peak_recall"] == 1.0
+    only_healthy = fill(HeatmapMetric(PEAKS), [quiet])
+    assert np.isnan(only_healthy.compute({"score": 0.5})["peak_f1"]) and only_healthy.choose_thresholds() == {"score": 0.5}
+
+
+def test_hit_radius_is_in_reference_pixels_along_each_axis() -> None:
+    """A stretched working raster: 0.1 in x, 0.2 in y; 72 reference pixels are 7.2 and 14.4 working pixels."""
+    zero, truth = np.zeros((1, 16, 20)), points((40, 40))
+
+    def recall(x: float, y: float) -> float:
+        metric = fill(HeatmapMetric(PEAKS), [(peaks(zero, [(x, y)], [0.9]), truth)], scale=(0.1, 0.2))
+        return metric.compute({"score": 0.5})["peak_recall"]
+
+    assert recall(47.1, 40) == 1 and recall(47.3, 40) == 0
+    assert recall(40, 54.3) == 1 and recall(40, 54.5) == 0
+
+
+def test_peaks_match_one_to_one_in_score_order() -> None:
+    targets = np.array([[0.0, 0.0], [10.0, 0.0]])
+    assert match_points(np.array([[1.0, 0], [2.0, 0], [3.0, 0]]), targets, 5).tolist() == [1, 0, 0]
+    assert match_points(np.array([[1.0, 0], [2.0, 0]]), targets, 8).tolist() == [1, 1]
+    zero = np.zeros((1, 16, 20))
+    metric = fill(HeatmapMetric(PEAKS, hit_radius=5), [(peaks(zero, [(20, 30), (21, 30)], [0.3, 0.9]), points((20, 30)))])
+    assert metric.choose_thresholds()["score"] > 0.3
+    assert metric.compute(metric.choose_thresholds())["peak_f1"] == 1.0

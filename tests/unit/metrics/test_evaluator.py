@@ -1,0 +1,169 @@
+"""The evaluator over all kinds of task: absence, repetition, ranks, order, summary."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mtl.core.task import KIND_METRICS, TaskSpec
+from mtl.core.types import ImageResult
+from mtl.metrics.evaluator import Evaluator
+
+SPECS = {
+    "detection": TaskSpec("detection", "detection", ("Infected", "Healthy", "WBC")),
+    "roi": TaskSpec("roi", "roi_classification", ("Infected", "Healthy")),
+    "mask": TaskSpec("mask", "segmentation", ("cell",)),
+    "heatmap": TaskSpec("heatmap", "heatmap", ("Infected",)),
+    "grade": TaskSpec("grade", "classification", ("a", "b")),
+    "value": TaskSpec("value", "regression", ()),
+}
+
+
+def image(build: Any, seed: int, absent: tuple[str, ...] = ()) -> tuple[ImageResult, ImageResult]:
+    generator = np.random.default_rng(seed)
+    found, annotated = build["detections"](generator, 12)
+    point = generator.uniform(0, 64, (2, 2)).astype(np.float32)
+    predicted = {
+        "detection": found,
+        "roi": {"probabilities": generator.dirichlet([1, 1], 5), "ids": np.arange(5)},
+        "mask": {"probabilities": generator.random((1, 16, 16)).astype(np.float32)},
+        "heatmap": {"heatmap": generator.random((1, 8, 8)).astype(np.float32), "points": point + 4, "scores": [0.9, 0.4],
+                    "labels": [0, 0], "stride": 8.0, "sigma": 1.0},
+        "grade": {"probabilities": generator.dirichlet([1, 1])},
+        "value": {"value": generator.random()},
+    }  # fmt: skip
+    truth = {
+        "detection": annotated,
+        "roi": {"labels": generator.integers(0, 2, 5), "ids": np.arange(5)},
+        "mask": {"mask": (generator.random((1, 16, 16)) < 0.5).astype(np.uint8)},
+        "heatmap": {"points": point, "labels": [0, 0]},
+        "grade": {"label": generator.integers(0, 2)},
+        "value": {"value": generator.random()},
+    }
+    name, group, source = f"image{seed:02d}", f"patient{seed // 2}", "left" if seed % 2 else "right"
+    kept = {task: entry for task, entry in truth.items() if task not in absent}
+    return build["result"](name, group, source, **predicted), build["result"](name, group, source, **kept)
+
+
+def filled(build: Any, seeds: Any, absent: dict[int, tuple[str, ...]] | None = None, **options: Any) -> Evaluator:
+    evaluator = Evaluator(SPECS, **options)
+    for seed in seeds:
+        evaluator.update(*image(build, seed, (absent or {}).get(seed, ())))
+    return evaluator
+
+
+def test_every_kind_logs_what_it_promises(build: Any) -> None:
+    evaluator = filled(build, range(8))
+    thresholds = evaluator.thresholds()
+    assert thresholds.keys() == SPECS.keys() and thresholds["mask"].keys() == {"cell"}
+    for task, values in evaluator.compute(thresholds).items():
+        assert set(KIND_METRICS[SPECS[task].kind]) <= set(values)
+        assert all(isinstance(value, float) for value in values.values())
+    assert evaluator.compute(evaluator.default_thresholds()).keys() == SPECS.keys()
+
+
+def test_no_images_give_nan_not_errors() -> None:
+    evaluator = Evaluator(SPECS)
+    values = evaluator.compute(evaluator.thresholds())
+    assert all(np.isnan(value) for metrics in values.values() for value in metrics.values())
+    assert np.isnan(evaluator.score(values)) and evaluator.left_out(values) == list(SPECS)
+    evaluator.summary(evaluator.thresholds(), bootstrap=5)
+    evaluator.curves(evaluator.thresholds())
+
+
+def test_absent_is_not_empty(build: Any) -> None:
+    """An image without a label for a task changes nothing in that task."""
+    some = filled(build, range(6), absent={5: ("detection", "heatmap", "mask")})
+    thresholds = some.default_thresholds()
+    five = filled(build, range(5))
+    for task in ("detection", "heatmap", "mask"):
+        assert some.compute(thresholds)[task] == five.compute(thresholds)[task]
+    assert some.compute(thresholds)["roi"] != five.compute(thresholds)["roi"]
+    assert some.summary(thresholds, bootstrap=0)["tasks"]["detection"]["n"] == 5
+
+
+def test_labelled_task_without_prediction_is_refused(build: Any) -> None:
+    prediction, truth = image(build, 0)
+    del prediction.tasks["roi"]
+    evaluator = Evaluator(SPECS)
+    with pytest.raises(ValueError, match="`roi` but no prediction"):
+        evaluator.update(prediction, truth)
+    assert evaluator.records()["samples"] == [] and not evaluator.metrics["detection"].records
+
+
+def test_repeated_samples_count_once(build: Any) -> None:
+    once, twice = filled(build, range(4)), filled(build, [0, 1, 1, 2, 3, 0])
+    thresholds = once.thresholds()
+    assert once.compute(thresholds) == twice.compute(thresholds)
+
+
+def test_ranks_and_order_do_not_matter(build: Any) -> None:
+    """Two ranks with an overlapping (padded) sample give exactly the numbers of one process."""
+    alone = filled(build, range(6))
+    first, second = filled(build, [4, 0, 2]), filled(build, [5, 3, 1, 0])
+    gathered = [pickle.loads(pickle.dumps(rank.records())) for rank in (first, second)]
+    for rank in (first, second):
+        for records in gathered:
+            rank.extend(records)
+        assert rank.thresholds() == alone.thresholds()
+        assert rank.compute(rank.thresholds()) == alone.compute(alone.thresholds())
+    first.reset()
+    assert np.isnan(first.compute(first.thresholds())["detection"]["map50"])
+
+
+def test_score_leaves_undefined_tasks_out_and_says_so(build: Any) -> None:
+    evaluator = Evaluator(SPECS, score_weights={"detection": 3.0})
+    values = {"detection": {"map50": 0.5}, "mask": {"dice_per_image": 0.9}, "roi": {"f1_macro": float("nan")}}
+    assert evaluator.score(values) == pytest.approx((3 * 0.5 + 0.9) / 4)
+    assert evaluator.left_out(values) == ["roi"]
+
+
+def test_primary_where_lower_is_better_still_rises() -> None:
+    evaluator = Evaluator({"value": TaskSpec("value", "regression", (), primary="mae")})
+    assert evaluator.score({"value": {"mae": 0.1}}) > evaluator.score({"value": {"mae": 0.5}})
+
+
+def test_summary_has_the_documented_form(build: Any) -> None:
+    evaluator = filled(build, range(12))
+    thresholds = evaluator.thresholds()
+    first, again = (evaluator.summary(thresholds, bootstrap=40, seed=3) for _ in range(2))
+    assert first == again
+    assert first != evaluator.summary(thresholds, bootstrap=40, seed=4)
+    json.dumps(first, allow_nan=False)
+    assert first["n_samples"] == 12 and first["n_groups"] == 6
+    detection = first["tasks"]["detection"]
+    assert detection["map50"] == evaluator.compute(thresholds)["detection"]["map50"]
+    low, high = detection["ci95"]["map50"]
+    assert low <= detection["map50"] <= high
+    assert detection["per_class"]["WBC"].keys() >= {"ap50", "precision", "recall", "f1", "count_mae"}
+    left = filled(build, range(1, 12, 2)).compute(thresholds)["detection"]
+    assert detection["per_source"]["left"]["map50"] == pytest.approx(left["map50"])
+    assert any("6 groups" in note for note in first["notes"])
+    json.dumps(evaluator.curves(thresholds), allow_nan=False)
+
+
+def test_single_group_has_no_interval(build: Any) -> None:
+    summary = filled(build, [0, 1]).summary(Evaluator(SPECS).default_thresholds(), bootstrap=20)
+    assert set(summary["tasks"]["detection"]["ci95"].values()) == {None}
+    assert any("no interval" in note for note in summary["notes"])
+
+
+def test_image_scores_rank_a_perfect_image_first(build: Any) -> None:
+    evaluator = Evaluator({"mask": SPECS["mask"]})
+    for name, probability in (("bad", 0.1), ("good", 0.9)):
+        guess = {"probabilities": np.full((1, 4, 4), probability, np.float32)}
+        mask = {"mask": np.ones((1, 4, 4), np.uint8)}
+        evaluator.update(build["result"](name, mask=guess), build["result"](name, mask=mask))
+    assert evaluator.image_scores({"mask": {"cell": 0.5}}) == {"bad": 0.0, "good": 1.0}
+
+
+def test_import_stays_light() -> None:
+    code = "import sys, mtl.metrics.evaluator, mtl.metrics.parasitemia, mtl.evaluation.statistics; "
+    code += "print([m for m in ('torch', 'scipy', 'matplotlib') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
