@@ -167,8 +167,12 @@ class OptimizerConfig(Strict):
 class TrainerConfig(Strict):
     """Arguments of `pytorch_lightning.Trainer`; a key that is left out keeps Lightning's default.
 
-    Left out on purpose, because the run directory and the honesty rules depend on them: callbacks, logger, plugins,
-    default_root_dir, enable_checkpointing, num_sanity_val_steps, use_distributed_sampler, reload_dataloaders_every_n_epochs.
+    Left out on purpose, because the run directory and the honesty rules depend on them or because no run here uses them:
+    callbacks, logger, plugins, default_root_dir, enable_checkpointing, num_sanity_val_steps, use_distributed_sampler,
+    reload_dataloaders_every_n_epochs, limit_test_batches, limit_predict_batches, barebones, model_registry,
+    enable_autolog_hparams.
+    `fast_dev_run` and `val_check_interval` are known so that other values than Lightning's default are refused: the first leaves
+    no checkpoint behind (use `debug=fast`), and validation takes place between epochs.
     """
 
     accelerator: str = "auto"
@@ -334,7 +338,6 @@ class DataToolConfig(Strict):
     """`mtl data check|stats|show|prepare`."""
 
     data: Part
-    backbone: Part | None = None
     output: str = "data_report"
     count: PositiveInt = 6
     seed: int = 0

@@ -13,7 +13,8 @@ import numpy as np
 
 from mtl.core.errors import ConfigError
 from mtl.core.task import LOWER_IS_BETTER, TaskSpec
-from mtl.evaluation.statistics import (
+from mtl.metrics.evaluator import Evaluator
+from mtl.metrics.statistics import (
     GroupBootstrap,
     group_notes,
     mean_over_runs,
@@ -21,7 +22,6 @@ from mtl.evaluation.statistics import (
     resampled_scores,
     spread,
 )
-from mtl.metrics.evaluator import Evaluator
 
 # What must agree between arms, with the words used in the refusal.
 IDENTITY = {

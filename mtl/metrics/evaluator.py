@@ -179,7 +179,7 @@ class Evaluator:
             `score`, `n_samples`, `n_groups`, `group_by`, `thresholds`, `tasks` (per task `n` labelled images, metrics, `ci95`,
             `per_class`, `per_source`), `study` (same form) and `notes`.
         """
-        from mtl.evaluation.statistics import GroupBootstrap, bootstrap_intervals, group_notes
+        from mtl.metrics.statistics import GroupBootstrap, bootstrap_intervals, group_notes
 
         values = self.compute(thresholds)
         resampling = GroupBootstrap(self.groups, bootstrap, seed)

@@ -164,6 +164,6 @@ def test_image_scores_rank_a_perfect_image_first(build: Any) -> None:
 
 
 def test_import_stays_light() -> None:
-    code = "import sys, mtl.metrics.evaluator, mtl.metrics.parasitemia, mtl.evaluation.statistics; "
+    code = "import sys, mtl.metrics.evaluator, mtl.metrics.parasitemia, mtl.metrics.statistics; "
     code += "print([m for m in ('torch', 'scipy', 'matplotlib') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

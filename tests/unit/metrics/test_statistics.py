@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mtl.core.errors import ConfigError
-from mtl.evaluation.statistics import (
+from mtl.metrics.statistics import (
     GroupBootstrap,
     bootstrap_intervals,
     mean_over_runs,

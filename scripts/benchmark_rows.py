@@ -1,0 +1,80 @@
+"""Rows of the benchmark's table, and the Markdown they become."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+BEGIN, END = "<!-- benchmark: begin (written by scripts/benchmark.py) -->", "<!-- benchmark: end -->"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured number.
+
+    Attributes:
+        section: What it belongs to.
+        what: What was measured.
+        value: The number.
+        unit: Its unit.
+        note: Spread, target or conditions.
+    """
+
+    section: str
+    what: str
+    value: float
+    unit: str
+    note: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return asdict(self)
+
+
+def spread(values: list[float], digits: int = 3) -> str:
+    """Word the quartiles of a sample."""
+    if len(values) < 4:
+        return f"{min(values):.{digits}f} to {max(values):.{digits}f}, n = {len(values)}"
+    low, _, high = statistics.quantiles(values, n=4)
+    return f"quartiles {low:.{digits}f} to {high:.{digits}f}, n = {len(values)}"
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """Format a result as one table with what it was measured on."""
+    environment = result["environment"]
+    lines = [
+        "```",
+        result["command"],
+        "```",
+        "",
+        *(f"- {key}: {value}" for key, value in environment.items()),
+        "",
+        "| section | what | value | unit | note |",
+        "|---|---|---:|---|---|",
+    ]
+    last = ""
+    for row in result["rows"]:
+        section = row["section"] if row["section"] != last else ""
+        last = row["section"]
+        lines.append(f"| {section} | {row['what']} | {_number(row['value'])} | {row['unit']} | {row['note']} |")
+    return "\n".join(lines)
+
+
+def _number(value: float) -> str:
+    if value >= 100:
+        return f"{value:.0f}"
+    return f"{value:.3f}" if value < 10 else f"{value:.1f}"
+
+
+def write_section(path: Path, text: str) -> None:
+    """Replace the generated section of a page, or add it at the end."""
+    page = path.read_text(encoding="utf-8") if path.is_file() else "# Benchmarks\n"
+    section = f"{BEGIN}\n{text}\n{END}"
+    if BEGIN in page and END in page:
+        page = page[: page.index(BEGIN)] + section + page[page.index(END) + len(END) :]
+    else:
+        page = f"{page.rstrip()}\n\n{section}\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8")
