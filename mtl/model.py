@@ -52,8 +52,8 @@ class MultiTaskModel(nn.Module):
         """Build from plain sections.
 
         Args:
-            config: `tasks`, `specs` (`TaskSpec.to_dict()` each), `backbone`, `peft`, `necks`, `heads`, `preprocessing` (`geometry`,
-                `clahe`, `mean`, `std`; null mean and std take the encoder's).
+            config: `tasks`, `specs` (`TaskSpec.to_dict()` each), `backbone`, `peft`, `necks`, `heads`, and `preprocessing`
+                (`geometry`, `clahe`, `mean`, `std`; null mean and std take the encoder's).
             load_weights: False when a checkpoint's state follows, so that no weight file is looked for.
 
         Raises:
@@ -82,7 +82,9 @@ class MultiTaskModel(nn.Module):
                 f"`data.preprocessing.mean` has {len(preprocessing.mean)} values but the encoder takes "
                 f"{len(encoder.normalization['mean'])} channels. Give one mean and one std per channel."
             )
-        kept = {key: config[key] for key in ("tasks", "specs", "backbone", "peft", "necks", "heads") if key in config}
+        kept: dict[str, Any] = {
+            key: config[key] for key in ("tasks", "specs", "backbone", "peft", "necks", "heads") if key in config
+        }
         return cls(encoder, necks, heads, features, preprocessing, {**kept, "preprocessing": preprocessing.to_dict()})
 
     def to_config(self) -> dict[str, Any]:
@@ -126,8 +128,9 @@ class MultiTaskModel(nn.Module):
                 either, such a head predicts nothing and is left out.
         """
         predictions: dict[str, list[Prediction]] = {}
-        for task in sorted(self.heads, key=lambda name: self.heads[name].needs_boxes):  # detections first
-            head: Any = self.heads[task]
+        heads: dict[str, Any] = dict(self.heads.items())
+        for task in sorted(heads, key=lambda name: bool(heads[name].needs_boxes)):  # detections first
+            head = heads[task]
             if not head.needs_boxes:
                 predictions[task] = head.decode(outputs[task])
                 continue

@@ -5,8 +5,8 @@
     python scripts/benchmark.py task=malaria_mttl backbone=resnet18 'data.geometry.size=[384,384]' --sections step parts
     python scripts/benchmark.py task=malaria_mttl trainer.precision=bf16-mixed --output docs/benchmarks.md
 
-Words with `=` are overrides as for `train.py`. Without `data.root`, synthetic images are drawn into a temporary folder. Everything
-that is compared is measured in turns within one process, so that a busy machine disturbs both sides alike.
+Words with `=` are overrides as for `train.py`. Without `data.root`, synthetic images are drawn into a temporary folder.
+Everything that is compared is measured in turns within one process, so that a busy machine disturbs both sides alike.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # the modules beside this file, also when it is imported
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE)]  # this checkout, and the modules beside this file when it is imported
 
-from benchmark_rows import Row, markdown, write_section
+from benchmark_rows import Row, markdown, write_section  # noqa: E402
 
 SECTIONS = ("step", "parts", "loading", "memory", "variants", "epoch", "startup")
 # The published input is larger; this size keeps a run on two cores within minutes.
@@ -39,7 +40,7 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="what to measure")
     parser.add_argument("--repetitions", type=int, default=8, help="repetitions of each side of a comparison")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
-    parser.add_argument("--images", type=int, default=12, help="synthetic images to draw where no data.root is given")
+    parser.add_argument("--images", type=int, default=20, help="synthetic images to draw where no data.root is given")
     parser.add_argument("--width", type=int, default=1024, help="their width in pixels")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--output", type=Path, help="Markdown file whose generated section is replaced")

@@ -25,7 +25,7 @@ MEMORY_VARIANTS = {
 # Runs the real command up to the end of its first optimizer step.
 FIRST_STEP = """
 import os, sys, time
-import mtl.cli.main as cli
+import mtl.cli.main, mtl.cli.train
 
 def stop(module, *arguments):
     if module.device.type == "cuda":
@@ -34,20 +34,15 @@ def stop(module, *arguments):
     print("FIRST_STEP", time.time(), flush=True)
     os._exit(0)
 
-_import = cli.importlib.import_module
-def hooked(name, *arguments):
-    loaded = _import(name, *arguments)
-    if name == "mtl.cli.train":
-        train = loaded._train
-        def patched(config):
-            loaded.build_family(config["data"]).locate()
-            from mtl.training.module import MultiTaskModule
-            MultiTaskModule.on_train_batch_end = stop
-            return train(config)
-        loaded._train = patched
-    return loaded
-cli.importlib.import_module = hooked
-cli.main("train")
+train = mtl.cli.train._train
+def hooked(config):
+    mtl.cli.train.build_family(config["data"]).locate()
+    from mtl.training.module import MultiTaskModule
+    MultiTaskModule.on_train_batch_end = stop
+    return train(config)
+
+mtl.cli.train._train = hooked
+mtl.cli.main.main("train")
 """
 
 

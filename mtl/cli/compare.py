@@ -12,7 +12,10 @@ def run(words: list[str]) -> int:
     if wants_help(words):
         print(verb_help("compare", "compare"))
         return 0
-    config = load_config("compare", words, CompareConfig)
+    end = words.index("--") if "--" in words else len(words)
+    own, shared = words[:end], words[end + 1 :]  # what follows `--` goes to every run, in the grammar of train.py
+    config = load_config("compare", own, CompareConfig)
+    config["overrides"] = [*config["overrides"], *shared]
     from mtl.evaluation.comparison import compare
 
     compare(**config)

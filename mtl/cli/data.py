@@ -57,6 +57,9 @@ def _synth(family: str, config: dict[str, Any]) -> int:
     if family == "malaria":
         malaria.draw_malaria(output, **config)
     elif family == "malaria_cells":
+        idle = [key for key in ("width", "kind") if config[key] != SynthConfig.model_fields[key].default]
+        if idle:
+            raise ConfigError(f"`{idle[0]}` is for whole fields; crops of single cells have neither. Leave it out.")
         malaria.draw_malaria_cells(
             output, patients=config["patients"], cells=config["fields"], seed=config["seed"], overwrite=config["overwrite"]
         )

@@ -5,6 +5,7 @@ Torch and the other heavy libraries are imported by the verbs, after the words o
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -32,6 +33,14 @@ HYDRA_FLAGS = (
     "--package",
     "-p",
 )
+# What the operating system refuses for reasons the user can do something about.
+REFUSALS = {
+    getattr(errno, name)
+    for name in (
+        "EACCES", "EDQUOT", "EEXIST", "EFBIG", "EIO", "EISDIR", "ELOOP", "EMFILE", "ENAMETOOLONG", "ENOENT", "ENOSPC",
+        "ENOTDIR", "EPERM", "EROFS", "ESTALE",
+    )
+}  # fmt: skip
 
 
 def main(verb: str | None = None) -> None:
@@ -57,13 +66,32 @@ def guarded(verb: str, words: list[str]) -> int:
     try:
         return int(importlib.import_module(f"mtl.cli.{verb}").run(words) or 0)
     except MtlError as error:
-        print("error: " + str(error).replace("\n", "\nerror: "), file=sys.stderr)
+        print("error: " + without_traceback(str(error)).replace("\n", "\nerror: "), file=sys.stderr)
         if os.environ.get("MTL_TRACEBACK"):
             raise
         return error.exit_code
+    except OSError as error:
+        if error.errno not in REFUSALS or error.filename is None or os.environ.get("MTL_TRACEBACK"):
+            raise
+        print(
+            f"error: `{error.filename}` cannot be read or written: {error.strerror}. Choose another path, or change what lies "
+            "there; MTL_TRACEBACK=1 shows where this came from.",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def without_traceback(text: str) -> str:
+    """Return the message alone of an error that came out of a data loading process, where torch wraps a traceback around it."""
+    if "Original Traceback (most recent call last):" not in text:
+        return text
+    # Errors can be chained; the last one is what was raised. Its message begins on the first line that is not indented.
+    lines = text.rpartition("Traceback (most recent call last):")[2].strip("\n").splitlines()
+    first = next((number for number, line in enumerate(lines) if line[:1].strip()), 0)
+    return "\n".join([lines[first].partition("Error: ")[2] or lines[first], *lines[first + 1 :]]).strip()
 
 
 def usage() -> str:

@@ -14,6 +14,14 @@ from mtl.core.errors import ConfigError, unknown
 
 _OVERRIDE = re.compile(r"^(?P<prefix>[+~]{0,2})(?P<key>[^=]+?)(?P<assign>=)?(?P<value>(?<==).*)?$", re.DOTALL)
 
+# Keys whose value is the name of a file, a folder or a run.
+FILES = frozenset(
+    {
+        "backbone.weights", "checkpoint", "data.cache.folder", "data.root", "data.split.file", "name", "output", "output_root",
+        "paths.output_root", "paths.run_dir", "source",
+    }
+)  # fmt: skip
+
 
 def configs_folder() -> Path:
     """Return the folder of the YAML files: beside the package in a checkout, inside it when installed."""
@@ -62,6 +70,15 @@ def prepare_overrides(overrides: list[str]) -> tuple[list[str], list[str]]:
     return ready, problems
 
 
+def quoted(override: str) -> str:
+    """Quote the name of a file for Hydra, whose grammar would stumble over `=`, `,`, `(`, `é` or a bare number in it."""
+    key, _, value = override.partition("=")
+    if key.lstrip("+") not in FILES or value in ("", "null") or value[0] in "'\"" or "${" in value:
+        return override
+    escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
+    return f"{key}='{escaped}'"
+
+
 def compose(config_name: str, overrides: list[str]) -> tuple[dict[str, Any], list[str]]:
     """Compose a configuration file with overrides.
 
@@ -78,7 +95,7 @@ def compose(config_name: str, overrides: list[str]) -> tuple[dict[str, Any], lis
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(configs_folder()), version_base="1.3"):
-            return plain(hydra_compose(config_name, overrides=ready)), problems
+            return plain(hydra_compose(config_name, overrides=[quoted(override) for override in ready])), problems
     except (HydraException, OmegaConfBaseException) as error:
         return {}, problems or [hydra_sentence(error, config_name)]
 

@@ -52,9 +52,7 @@ def check_run_config(config: dict[str, Any], problems: list[str] | None = None) 
         ConfigError: With one line for everything that is wrong.
     """
     values, found = validate(RunConfig, config, "")
-    problems = list(problems or []) + found
-    if not found:
-        problems += _check_parts(values)
+    problems = [*(problems or []), *found, *_check_parts(values)]
     if not problems:
         problems += _check_fit(values)
     if problems:
@@ -84,25 +82,30 @@ def active_specs(config: dict[str, Any]) -> dict[str, TaskSpec]:
 
 
 def _check_parts(values: dict[str, Any]) -> list[str]:
+    """Check the sections that are registered parts; one that is missing or no mapping is the schema's business."""
     problems: list[str] = []
 
     def check(registry: Registry, holder: dict[str, Any], key: str, where: str, extra: frozenset[str] = frozenset()) -> None:
-        holder[key], found = check_part(registry, holder[key], where, extra)
-        problems.extend(found)
+        if isinstance(holder.get(key), dict):
+            holder[key], found = check_part(registry, holder[key], where, extra)
+            problems.extend(found)
+
+    def several(registry: Registry, section: str, extra: frozenset[str] = frozenset()) -> None:
+        if isinstance(values.get(section), dict):
+            for name in values[section]:
+                check(registry, values[section], name, f"{section}.{name}", extra)
 
     check(ENCODERS, values, "backbone", "backbone")
-    if values["peft"] is not None:
-        check(ADAPTERS, values, "peft", "peft")
-    for name in values["necks"]:
-        check(NECKS, values["necks"], name, f"necks.{name}")
-    for name in values["heads"]:
-        check(HEADS, values["heads"], name, f"heads.{name}", HEAD_KEYS)
+    check(ADAPTERS, values, "peft", "peft")
+    several(NECKS, "necks")
+    several(HEADS, "heads", HEAD_KEYS)
     check(BALANCERS, values, "balancer", "balancer")
     check(SCHEDULERS, values, "scheduler", "scheduler")
-    for name in values["study_metrics"]:
-        check(STUDY_METRICS, values["study_metrics"], name, f"study_metrics.{name}")
-    values["data"], found = check_data(values["data"])
-    return problems + found
+    several(STUDY_METRICS, "study_metrics")
+    if isinstance(values.get("data"), dict):
+        values["data"], found = check_data(values["data"])
+        problems.extend(found)
+    return problems
 
 
 def _check_fit(values: dict[str, Any]) -> list[str]:

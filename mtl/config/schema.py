@@ -171,8 +171,8 @@ class TrainerConfig(Strict):
     callbacks, logger, plugins, default_root_dir, enable_checkpointing, num_sanity_val_steps, use_distributed_sampler,
     reload_dataloaders_every_n_epochs, limit_test_batches, limit_predict_batches, barebones, model_registry,
     enable_autolog_hparams.
-    `fast_dev_run` and `val_check_interval` are known so that other values than Lightning's default are refused: the first leaves
-    no checkpoint behind (use `debug=fast`), and validation takes place between epochs.
+    `fast_dev_run` and `val_check_interval` are known so that other values than Lightning's default are refused: the first
+    leaves no checkpoint behind (use `debug=fast`), and validation takes place between epochs.
     """
 
     accelerator: str = "auto"
@@ -319,7 +319,7 @@ class PredictConfig(Strict):
     device: str = "auto"
     overlays: bool = True
     masks: bool = True
-    pixel_scale: float | None = None
+    pixel_scale: float | None = Field(None, gt=0)
 
 
 class SynthConfig(Strict):
@@ -348,7 +348,7 @@ class CompareConfig(Strict):
 
     suite: str
     seeds: PositiveInt | list[int] = 3
-    arms: str | list[str] | dict[str, list[str]] = ["mtl", "stl"]
+    arms: str | list[str] | dict[str, list[str]] | None = None
     overrides: list[str] = []
     name: str | None = None
     output_root: str = "runs/compare"

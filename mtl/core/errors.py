@@ -46,8 +46,17 @@ class TrainingError(MtlError):
 
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Return ` Did you mean `x`?` for the valid name closest to `name`, or an empty string."""
-    close = difflib.get_close_matches(str(name), [str(entry) for entry in valid], n=1, cutoff=0.55)
-    return f" Did you mean `{close[0]}`?" if close else ""
+    wanted = str(name)
+    close = difflib.get_close_matches(wanted, [str(entry) for entry in valid], n=5, cutoff=0.55)
+    if not close:
+        return ""
+
+    def likeness(entry: str) -> tuple[float, int]:
+        # Of two names that are as close, the one that begins like the word typed (`map5`: map50, not map75).
+        begins = next((i for i, (a, b) in enumerate(zip(entry, wanted, strict=False)) if a != b), len(wanted))
+        return difflib.SequenceMatcher(None, entry, wanted).ratio(), begins
+
+    return f" Did you mean `{max(close, key=likeness)}`?"
 
 
 def unknown(what: str, name: str, valid: Iterable[str], where: str = "") -> str:

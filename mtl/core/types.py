@@ -11,6 +11,7 @@ Torch is imported for type checking only, so that data families and the command 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,7 +52,10 @@ class Objects:
         """[N, 4] float32 extents of the outlines."""
         if not self.outlines:
             return np.zeros((0, 4), np.float32)
-        return np.stack([np.concatenate([o.min(0), o.max(0)]) for o in self.outlines]).astype(np.float32)
+        points, counts = np.concatenate(self.outlines), np.asarray([len(outline) for outline in self.outlines])
+        firsts = np.cumsum(counts) - counts
+        extents = np.minimum.reduceat(points, firsts), np.maximum.reduceat(points, firsts)
+        return np.concatenate(extents, axis=1).astype(np.float32)
 
     def select(self, keep: np.ndarray) -> Objects:
         """Return the objects at the given positions (bool mask or indices)."""
@@ -71,7 +75,8 @@ class Objects:
         masks = self.mask_outlines or []
         flat = np.concatenate([*self.outlines, *masks, self.points.reshape(-1, 2)], axis=0)
         moved = np.asarray(transform(flat), dtype=np.float32) if len(flat) else flat
-        parts = np.split(moved, np.cumsum([*counts, *[len(o) for o in masks]])) if len(flat) else [moved]
+        ends = np.cumsum([*counts, *[len(o) for o in masks]], dtype=np.int64)
+        parts = [moved[start:end] for start, end in pairwise([0, *ends.tolist(), len(moved)])]
         return replace(
             self,
             outlines=parts[: len(counts)],

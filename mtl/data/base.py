@@ -87,7 +87,7 @@ def find_root(root: str | None, family: str, is_root: str, candidates: tuple[str
     hint = f"Set data.root=<folder> (it holds {is_root}), set MTL_DATA_DIR, or draw test data with `mtl data synth {family}`."
     if root:
         if not Path(root).is_dir():
-            raise DataError(f"Data folder `{root}` does not exist. {hint}")
+            raise DataError(f"Data folder `{root}` {'is a file' if Path(root).exists() else 'does not exist'}. {hint}")
         return Path(root)
     base = os.environ.get("MTL_DATA_DIR")
     if not base:

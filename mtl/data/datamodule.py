@@ -59,6 +59,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
         self._cache: RasterCache | None = None
         self._datasets: dict[str, SampleDataset] = {}
         self._train_loader: DataLoader | None = None
+        self._finished_epochs = 0
 
     # -- records and split -------------------------------------------------------------------------------------------
 
@@ -230,7 +231,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
         # A short last batch would count more per sample; it stays only where it is the whole epoch.
         self._train_loader = self._loader(dataset, sampler, batch_size, drop_last=len(sampler) >= batch_size)
         # The Trainer sets the epoch too, but after workers of a resumed run have begun to draw.
-        self.set_epoch(self.trainer.current_epoch if self.trainer is not None else 0)
+        self.set_epoch(self._epoch())
         return self._train_loader
 
     def val_dataloader(self) -> DataLoader:
@@ -252,6 +253,22 @@ class MultiTaskDataModule(pl.LightningDataModule):
         if self._train_loader is not None:
             self._train_loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
             self._train_loader.dataset.set_epoch(epoch)  # type: ignore[attr-defined]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run must know before it makes its training loader."""
+        return {"finished_epochs": self._epoch()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the number of finished epochs; the Trainer restores its own later than it asks for loaders."""
+        self._finished_epochs = int(state_dict["finished_epochs"])
+
+    def _epoch(self) -> int:
+        """Return the number of finished epochs; `current_epoch` of the Trainer lags behind in the hooks of an epoch's end."""
+        if self.trainer is None:
+            return self._finished_epochs
+        loop = getattr(self.trainer, "fit_loop", None)
+        trained = self.trainer.current_epoch if loop is None else loop.epoch_progress.current.processed
+        return max(trained, self._finished_epochs)
 
     def _ranks(self) -> tuple[int, int]:
         if self.trainer is None:

@@ -12,6 +12,8 @@ from mtl.core.types import Record
 from mtl.data.base import CheckReport, DataFamily
 
 EXIF_ORIENTATION = 274
+# PIL clips these to 255 when it converts them, which turns most of a 16-bit image white.
+DEEP_MODES = ("I", "F")
 
 
 def image_size(path: Path) -> tuple[tuple[int, int], int]:
@@ -39,6 +41,11 @@ def read_rgb(path: Path) -> np.ndarray:
 
     try:
         with Image.open(path) as image:
+            if image.mode.startswith(DEEP_MODES):
+                raise DataError(
+                    f"{path}: has more than 8 bits per channel (mode {image.mode}); expected 8. Convert it with the range of "
+                    "grey values that your microscope uses."
+                )
             return np.array(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(_unreadable(path, error)) from error

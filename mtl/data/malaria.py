@@ -139,12 +139,8 @@ class Malaria(DataFamily):
         present = {folder.name.casefold() for folder in _folders(root)}
         missing = [name for name in wanted if name.casefold() not in present]
         if missing and (self.sets or len(missing) == len(wanted)):
-            below = [
-                folder
-                for folder in _folders(root)
-                if {f.name.casefold() for f in _folders(folder)} & set(map(str.casefold, wanted))
-            ]
-            hint = f" Did you mean data.root={below[0]}?" if below else " Set data.root to the folder that holds them."
+            near = [folder for folder in [*_folders(root), *root.resolve().parents[:3]] if _holds(folder, wanted)]
+            hint = f" Did you mean data.root={near[0]}?" if near else " Set data.root to the folder that holds them."
             raise DataError(f"`{root}` holds no {' and no '.join(f'`{name}/`' for name in missing)}.{hint}")
         return root
 
@@ -187,6 +183,10 @@ class Malaria(DataFamily):
             objects=self._objects(annotation.cells, record.pixel_scale),
             pixel_scale=record.pixel_scale,
         )
+
+    def pixel_scale_of(self, size: tuple[int, int]) -> float:
+        """Return `data.pixel_scale`, or what the proportions of the image say."""
+        return self.pixel_scale or field_scale(size)
 
     def check(self) -> CheckReport:
         """Read everything, decode every image and collect what is wrong instead of stopping at the first."""
@@ -242,8 +242,8 @@ class Malaria(DataFamily):
 
     def _record(self, sample_id: str, patient: str, image: Path, gt: Path, index: _Index) -> Record | None:
         annotation = read_annotation(gt)
-        index.problems += annotation.problems
         if annotation.size is None:
+            index.problems += annotation.problems
             return None
         try:
             size, orientation = image_size(image)
@@ -260,6 +260,8 @@ class Malaria(DataFamily):
                 f"{gt}:1: expected the size of {image.name}, {text(*size)}, found {text(*annotation.size)}.{turn}"
             )
             return None
+        # Only now: under a wrong size hundreds of coordinates would seem to lie outside.
+        index.problems += annotation.problems
         if annotation.declared != annotation.rows:
             index.notes.append(f"{gt}:1: {annotation.declared} rows declared, {annotation.rows} found.")
         index.unknown += annotation.unknown
@@ -273,7 +275,7 @@ class Malaria(DataFamily):
             path=str(image),
             annotation=str(gt),
             size=size,
-            pixel_scale=self.pixel_scale or field_scale(size),
+            pixel_scale=self.pixel_scale_of(size),
             stratum=parasitemia_grade(labels[0], labels[1]),
             class_counts={name: labels[number] for number, name in enumerate(CLASSES)},
             groups=groups,
@@ -322,6 +324,14 @@ def _pair(value: float | list[float]) -> np.ndarray:
 
 def _folders(parent: Path) -> list[Path]:
     return sorted(path for path in parent.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _holds(folder: Path, names: list[str]) -> bool:
+    """Say whether a folder holds one of some folders; one that may not be listed does not."""
+    try:
+        return bool({found.name.casefold() for found in _folders(folder)} & set(map(str.casefold, names)))
+    except OSError:
+        return False
 
 
 def _files(folder: Path, suffixes: frozenset[str], index: _Index) -> dict[str, Path]:

@@ -77,6 +77,9 @@ class EpochSampler:
 class WindowShardSampler:
     """Evaluation order: every window exactly once, all windows of an image on one rank, no padding.
 
+    A rank for which no image is left gets the first window once more, since the Trainer would skip evaluation there and the
+    other ranks would wait for it; `filler` says so, and evaluators count a sample once.
+
     Args:
         images: [count] image number of each item of the data set, in order.
         rank, world_size: Images are dealt out in turn.
@@ -84,6 +87,9 @@ class WindowShardSampler:
 
     def __init__(self, images: Sequence[int], rank: int = 0, world_size: int = 1) -> None:
         self.indices = [index for index, image in enumerate(images) if image % world_size == rank]
+        self.filler = not self.indices and len(images) > 0
+        if self.filler:
+            self.indices = [0]
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.indices)

@@ -273,7 +273,7 @@ def hash_records(records: list[Record], memo: str | Path | None = None) -> list[
     if memo is not None:
         try:
             known = dict(json.loads(Path(memo).read_text()))
-        except (OSError, ValueError):
+        except (OSError, ValueError, TypeError):
             known = {}
     found: dict[str, str] = {}
     filled = []
@@ -328,6 +328,13 @@ def load_split_rows(path: str | Path) -> dict[str, dict[str, str]]:
             table = list(csv.DictReader(file))
     except OSError as error:
         raise DataError(f"Split file `{path}` cannot be read: {error.strerror}. Set data.split.file.") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(
+            f"Split file `{path}` is damaged: {error}. Expected a CSV file with the columns {', '.join(COLUMNS)}."
+        ) from error
+    if table and not {"sample_id", "split"} <= table[0].keys():
+        found = ", ".join(str(column) for column in table[0])
+        raise DataError(f"Split file `{path}` has the columns `{found[:80]}`. Expected at least sample_id and split.")
     rows: dict[str, dict[str, str]] = {}
     for number, row in enumerate(table, start=2):
         if row.get("split") not in SPLITS or not row.get("sample_id"):

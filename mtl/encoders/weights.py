@@ -121,7 +121,9 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             return load_file(file)
         content: Any = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        reason = str(error).strip().split("\n")[0].rstrip(".")
+        # The unpickler answers foreign bytes with a bare number or nothing.
+        reason = reason if " " in reason else f"{file.stat().st_size} bytes that are neither"
         raise CheckpointError(
             f"Weight file `{path}` cannot be read: expected safetensors or a torch file that holds only tensors and plain "
             f"values; found: {reason}. Save its state dict again, or download it again."

@@ -260,8 +260,10 @@ def _markdown(
     groups = sorted({group for run in runs for group in run.evaluator.groups})
     unit, one = runs[0].evaluator.unit, runs[0]
     lines = [
-        f"{len(groups)} groups ({unit}), {len({run.seed for run in runs})} seeds, budget {one.budget} samples, image size "
-        f"{one.image_size or 'as configured'}, thresholds from {one.thresholds_source}.",
+        f"Test images of {_count(len(groups), unit)}; {_count(len({run.seed for run in runs}), 'seed')}; budget {one.budget:,} "
+        f"training samples per run; network input {one.image_size or 'as configured'}; thresholds from "
+        f"{one.thresholds_source}.",
+        "",
         f"Cells: mean ± standard deviation over seeds; in brackets the difference to `{arms[0]}` and its paired 95 % bootstrap "
         f"interval over groups ({bootstrap} resamples).",
         *group_notes(len(groups), unit), "",
@@ -276,7 +278,13 @@ def _markdown(
             f"| {arm} | {_mean_std(per_seed, 1)} | {', '.join(tasks) or 'none'} |" for arm, (per_seed, tasks) in gains.items()
         ]
         lines += [""]
+        if any(not np.isfinite(per_seed).all() for per_seed, _ in gains.values()):
+            lines += [f"A dash: a metric of `{arms[0]}` is 0 or undefined, and a relative gain over it has no meaning.", ""]
     return "\n".join(lines)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _task_table(task: str, rows: list[dict[str, Any]], arms: list[str], baseline: dict[str, Any] | None) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -14,14 +15,23 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from mtl.config.load import load_run_config
-from mtl.core.errors import ConfigError, TrainingError
+from mtl.config.schema import CompareConfig
+from mtl.core.errors import ConfigError, TrainingError, unknown
 from mtl.core.files import file_hash
+from mtl.training.resume import ALLOWED
 
 if TYPE_CHECKING:
     from mtl.evaluation.compare import RunSummary
 
-# Differences between two configurations that do not make them different runs.
-VOLATILE = ("resume", "name", "paths")
+# Differences between two configurations that do not make them different runs: names, and where and how fast they compute.
+VOLATILE = ("resume", "name", "paths", *(key for key in ALLOWED if key != "trainer.max_epochs"))
+# What all runs of a seed must share, checked before the first one is trained (`check_comparable` looks at what they did).
+SHARED = (
+    "suite", "seed", "data.name", "data.root", "data.geometry", "data.preprocessing", "data.augmentation", "data.split",
+    "data.loader.batch_size", "data.loader.samples_per_epoch", "trainer.max_epochs", "trainer.max_steps",
+    "trainer.accumulate_grad_batches", "trainer.limit_train_batches", "evaluation.hit_radius",
+)  # fmt: skip
+ARM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
 @dataclass(frozen=True)
@@ -38,7 +48,7 @@ class Run:
 def compare(
     suite: str,
     seeds: int | list[int],
-    arms: str | list[str] | dict[str, list[str]],
+    arms: str | list[str] | dict[str, list[str]] | None,
     overrides: list[str],
     name: str | None,
     output_root: str,
@@ -52,11 +62,12 @@ def compare(
     Args:
         suite: Task suite (`task=`).
         seeds: How many seeds (0, 1, ...), or which.
-        arms: Named override sets; `mtl` is the suite as it is, `stl` each of its tasks alone.
+        arms: Named override sets; names without overrides are the suite as it is. `stl` as a word in a name (`stl`, `stl_fcos`)
+            trains each task of the suite alone.
         overrides: Given to every run.
         name: Folder below `output_root`; None takes the suite.
         output_root: Where comparisons live.
-        reference: Arm the others are compared with; None takes `stl` if it is among them, else the first.
+        reference: Arm the others are compared with; None takes the first of single tasks, else the first.
         bootstrap: Resamples of the paired intervals.
 
     Returns:
@@ -68,10 +79,15 @@ def compare(
     """
     from mtl.evaluation.compare import write_comparison
 
+    arms = ["mtl", "stl"] if arms is None else arms
     folder = Path(output_root) / (name or suite)
     arm_overrides = _arm_overrides(arms)
     runs = _plan(suite, seeds, arm_overrides, overrides, folder)
     configs = {run: load_run_config(list(run.overrides)) for run in runs}
+    _check_shared(configs)
+    base = reference or next((arm for arm in arm_overrides if is_single(arm)), next(iter(arm_overrides)))
+    if base not in arm_overrides:
+        raise ConfigError(unknown("arm", base, arm_overrides, "reference"))
     console = Console()
     for index, run in enumerate(runs):
         started = time.monotonic()
@@ -79,9 +95,8 @@ def compare(
         place = run.folder.relative_to(folder)
         console.print(f"[{index + 1}/{len(runs)}] {place}: {state} ({time.monotonic() - started:.0f} s)", markup=False)
     summaries = [load_run(run.arm, run.seed, run.folder) for run in runs]
-    base = reference or ("stl" if "stl" in arm_overrides else next(iter(arm_overrides)))
-    command = f"mtl compare suite={suite} " + " ".join(_quoted(overrides, arms, seeds, name))
-    write_comparison(folder, summaries, base, bootstrap, command.strip())
+    given = {"name": name, "output_root": output_root, "reference": reference, "bootstrap": bootstrap}
+    write_comparison(folder, summaries, base, bootstrap, _command(suite, seeds, arms, overrides, given))
     console.print(str(folder / "comparison.md"), markup=False)
     return folder / "comparison.md"
 
@@ -105,22 +120,72 @@ def load_run(arm: str, seed: int, folder: Path) -> RunSummary:
         thresholds=metrics["thresholds"],
         split_hash=file_hash(folder / "split.csv")[:12],
         budget=metrics["budget"],
-        image_size=json.dumps(data["geometry"], sort_keys=True),
-        augmentation=json.dumps(data["augmentation"], sort_keys=True),
+        image_size=geometry_words(data["geometry"]),
+        augmentation=json.dumps([data["augmentation"], data["preprocessing"], data["geometry"]], sort_keys=True),
         baseline=metrics["baseline"],
     )
 
 
+def geometry_words(geometry: dict[str, Any]) -> str:
+    """Say in a few words what the network sees of an image."""
+    height, width = geometry["size"]
+    more = f", scale {geometry['scale']:g}, overlap {geometry['overlap']}" if geometry["mode"] == "tiles" else ""
+    return f"{geometry['mode']} {height} x {width}{more}"
+
+
+def is_single(arm: str) -> bool:
+    """Say whether an arm trains each task alone: `stl` is a word of its name."""
+    return "stl" in re.split(r"[^a-z0-9]", arm.lower())
+
+
 def _arm_overrides(arms: str | list[str] | dict[str, list[str]]) -> dict[str, list[str]]:
-    if isinstance(arms, dict):
-        return {name: list(extra or []) for name, extra in arms.items()}
-    names = [arms] if isinstance(arms, str) else arms
-    wrong = [name for name in names if name not in ("mtl", "stl")]
-    if wrong:
-        raise ConfigError(
-            f"Arm `{wrong[0]}` has no overrides. Expected mtl, stl, or a mapping: arms={{{wrong[0]}:[balancer=uncertainty]}}."
-        )
-    return {name: [] for name in names}
+    found = (
+        {name: list(extra or []) for name, extra in arms.items()}
+        if isinstance(arms, dict)
+        else {name: [] for name in ([arms] if isinstance(arms, str) else arms)}
+    )
+    if not found:
+        raise ConfigError("`arms` is empty. Expected names such as arms=[mtl,stl].")
+    for name, extra in found.items():
+        if not ARM.fullmatch(name):
+            raise ConfigError(f"Arm `{name}` cannot be the name of a folder. Expected letters, digits, `_`, `-`, `+` and `.`.")
+        if not extra and not is_single(name) and name != "mtl" and not isinstance(arms, dict):
+            raise ConfigError(
+                f"Arm `{name}` has no overrides, so it would be the suite as it is. Expected mtl, stl, or a mapping: "
+                f"'arms={{{name}:[balancer=uncertainty]}}'."
+            )
+    return found
+
+
+def _check_shared(configs: dict[Run, dict[str, Any]]) -> None:
+    """Refuse arms that cannot be compared before hours are spent on them."""
+    first: dict[int, Run] = {}
+    for run, config in configs.items():
+        other = first.setdefault(run.seed, run)
+        differing = [key for key in SHARED if _get(config, key) != _get(configs[other], key)]
+        if differing:
+            key = differing[0]
+            raise ConfigError(
+                f"Arms `{other.arm}` and `{run.arm}` cannot be compared because they differ in {', '.join(differing)} "
+                f"(`{key}` is {_get(configs[other], key)!r} and {_get(config, key)!r}). Give such settings to all arms, "
+                "behind `--`."
+            )
+
+
+def _get(config: dict[str, Any], key: str) -> Any:
+    value: Any = config
+    for step in key.split("."):
+        value = value[step] if isinstance(value, dict) and step in value else None
+    return value
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    """Return the leaves of a configuration by their path."""
+    if not isinstance(value, dict) or not value:
+        return {path: value}
+    return {
+        key: leaf for name, entry in value.items() for key, leaf in _flat(entry, f"{path}.{name}" if path else name).items()
+    }
 
 
 def _plan(suite: str, seeds: int | list[int], arms: dict[str, list[str]], overrides: list[str], folder: Path) -> list[Run]:
@@ -128,7 +193,7 @@ def _plan(suite: str, seeds: int | list[int], arms: dict[str, list[str]], overri
     runs = []
     for seed in range(seeds) if isinstance(seeds, int) else seeds:
         for arm, extra in arms.items():
-            for task in tasks if arm == "stl" else [None]:
+            for task in tasks if is_single(arm) else [None]:
                 place = folder / arm / (task or "") / f"seed{seed}"
                 words = [f"task={suite}", *overrides, *extra, f"seed={seed}", f"paths.run_dir={place}"]
                 runs.append(Run(arm, task, seed, place, (*words, *([f"tasks=[{task}]"] if task else []))))
@@ -139,37 +204,53 @@ def _bring_up_to_date(run: Run, config: dict[str, Any]) -> str:
     """Train a run unless it is finished; resume it where it stopped."""
     stored = run.folder / "config.json"
     if stored.is_file():
-        before = json.loads(stored.read_text(encoding="utf-8"))
-        now = json.loads(json.dumps(config))
-        changed = [key for key in now if key not in VOLATILE and now[key] != before.get(key)]
-        if changed:
+        before, now = _flat(_stored(stored)), _flat(json.loads(json.dumps(config)))
+        changed = [key for key in now.keys() | before.keys() if now.get(key) != before.get(key)]
+        if serious := sorted(key for key in changed if not any(key == v or key.startswith(f"{v}.") for v in VOLATILE)):
+            listed = ", ".join(f"{key} {before.get(key)!r} -> {now.get(key)!r}" for key in serious[:4])
             raise ConfigError(
-                f"`{run.folder}` was trained with other settings ({', '.join(changed)} differ). Use another name= for this "
-                "comparison, or remove that folder."
+                f"`{run.folder}` was trained with other settings ({listed}{', ...' if len(serious) > 4 else ''}). Use another "
+                "name= for this comparison, or remove that folder."
             )
         if (run.folder / "metrics.json").is_file():
             return "finished before"
-        words, state = [f"resume={run.folder}"], "resumed"
+        words = [f"resume={run.folder}", *(f"{key}={json.dumps(now[key])}" for key in ALLOWED if key in changed)]
+        state = "resumed"
     else:
         words, state = list(run.overrides), "trained"
     run.folder.mkdir(parents=True, exist_ok=True)
     log = run.folder / "output.txt"
-    with log.open("w", encoding="utf-8") as output:
-        done = subprocess.run(
-            [sys.executable, "-m", "mtl", "train", *words], stdout=output, stderr=subprocess.STDOUT, check=False
-        )
-    if done.returncode == 130:
+    status = train_in_own_process(words, log)
+    if status == 130:
         raise KeyboardInterrupt
-    if done.returncode:
+    if status:
         last = (log.read_text(encoding="utf-8").strip().splitlines() or ["no output"])[-1]
         raise TrainingError(
-            f"The run `{run.folder}` failed with status {done.returncode}: {last}. See `{log}`; repeat the command to go on."
+            f"The run `{run.folder}` failed with status {status}: {last.removeprefix('error: ')} See `{log}`; repeat the "
+            "command to go on."
         )
     return state
 
 
-def _quoted(overrides: list[str], arms: Any, seeds: Any, name: str | None) -> list[str]:
+def _stored(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"`{path}` is damaged: {error}. Remove the folder of this run, and it is trained again.") from error
+    return content if isinstance(content, dict) else {}
+
+
+def train_in_own_process(words: list[str], log: Path) -> int:
+    """Train in a process of its own, so that no run inherits anything from another; returns its exit status."""
+    with log.open("a", encoding="utf-8") as output:
+        return subprocess.run(
+            [sys.executable, "-m", "mtl", "train", *words], stdout=output, stderr=subprocess.STDOUT, check=False
+        ).returncode
+
+
+def _command(suite: str, seeds: Any, arms: Any, overrides: list[str], given: dict[str, Any]) -> str:
     """Repeat the settings as shell words, for the page that documents the comparison."""
+    defaults = CompareConfig.model_validate({"suite": suite}).model_dump()
 
     def inner(value: Any) -> str:
         if isinstance(value, dict):
@@ -179,5 +260,6 @@ def _quoted(overrides: list[str], arms: Any, seeds: Any, name: str | None) -> li
         text = str(value)
         return f'"{text}"' if any(sign in text for sign in "=,[]{}: ") else text
 
-    words = [f"seeds={inner(seeds)}", f"arms={inner(arms)}", f"overrides={inner(overrides)}"]
-    return [shlex.quote(word) for word in [*words, *([f"name={name}"] if name else [])]]
+    words = [f"suite={suite}", f"seeds={inner(seeds)}", f"arms={inner(arms)}"]
+    words += [f"{key}={inner(value)}" for key, value in given.items() if value != defaults[key]]
+    return " ".join(shlex.quote(word) for word in ["mtl", "compare", *words, *(["--", *overrides] if overrides else [])])

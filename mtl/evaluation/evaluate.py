@@ -12,6 +12,7 @@ import torch
 from rich.progress import track
 
 from mtl.config.load import build_family
+from mtl.core.errors import TrainingError
 from mtl.core.types import ImageResult
 from mtl.data.datamodule import MultiTaskDataModule
 from mtl.evaluation.baselines import TrainingStatistics, baseline_summary
@@ -20,8 +21,17 @@ from mtl.evaluation.metrics_file import save_records, write_metrics
 from mtl.inference.loading import LoadedModel, checkpoint_path, load_model
 from mtl.metrics.evaluator import Evaluator
 from mtl.training.build import build_evaluator
+from mtl.training.history import training_summary
 
 log = logging.getLogger("mtl")
+
+# What a reader must know about figures on the images of the training run.
+OWN_SPLIT_NOTES = {
+    "test": "No {unit} is in two splits: training, selection and test are kept apart by {unit}.",
+    "val": "The checkpoint and the thresholds were chosen on these images: these figures are not a test.",
+    "train": "The network was trained on these images: these figures are not a test.",
+    "all": "All images are scored, those of training and selection among them: these figures are not a test.",
+}
 
 
 @dataclass
@@ -62,7 +72,8 @@ def evaluate(
     Args:
         checkpoint: File or run directory.
         split: `train`, `val`, `test` of the training run, or `all` images of the data folder.
-        output: Folder for the results; None takes `evaluation/<split>` of the run.
+        output: Folder for the results; None takes `evaluation/` of the run and there the name of the split or, for another
+            data folder, of that folder.
         data: `{"root": ...}` to score another folder. A folder that training did not use is scored as a whole.
         batch_size: Windows per step; None as in training.
         device: `auto`, `cpu`, `cuda`, ...
@@ -78,17 +89,31 @@ def evaluate(
     path = checkpoint_path(checkpoint)
     loaded = load_model(path, device)
     run_dir = path.parent.parent if path.parent.name == "checkpoints" else path.parent
-    folder = Path(output) if output else run_dir / "evaluation" / split
-    evaluation = score(loaded, split, (data or {}).get("root"), batch_size, bootstrap)
+    root = (data or {}).get("root")
+    evaluation = score(loaded, split, root, batch_size, bootstrap)
+    folder = Path(output) if output else run_dir / "evaluation" / _result_name(evaluation, root)
     metrics = write_results(evaluation, folder, run_dir, report)
     log.info(result_lines(metrics))
+    for note in evaluation.notes:
+        log.info("note: %s", note)
     log.info("metrics: %s", folder / "metrics.json")
     return metrics
 
 
 def evaluate_run(run_dir: Path, device: str) -> dict[str, Any]:
-    """Score the best checkpoint of a finished run on its test split, into the run directory."""
-    loaded = load_model(run_dir / "checkpoints" / "best.ckpt", device)
+    """Score the best checkpoint of a finished run on its test split, into the run directory.
+
+    Raises:
+        TrainingError: No validation gave a number that could select a checkpoint.
+    """
+    best = run_dir / "checkpoints" / "best.ckpt"
+    if not best.is_file():
+        raise TrainingError(
+            f"No epoch of `{run_dir}` has a defined value of the metric that selects best.ckpt. Expected a number from at "
+            "least one validation: check `monitor` and trainer.check_val_every_n_epoch, or score the last epoch with "
+            f"evaluate.py checkpoint={best.with_name('last.ckpt')}."
+        )
+    loaded = load_model(best, device)
     evaluation = score(loaded, "test")
     metrics = write_results(evaluation, run_dir, run_dir, report=True)
     log.info(result_lines(metrics))
@@ -161,21 +186,39 @@ def extreme_cases(
 
 
 def _choose_split(datamodule: MultiTaskDataModule, loaded: LoadedModel, split: str) -> tuple[str, list[str]]:
-    """Apply the training run's split where the images are the same, else score everything; say which."""
+    """Apply the training run's split where the images are the same, else score everything; say which.
+
+    The same means the same names and the same content: another folder can use the same names for other images.
+    """
     unit = str(loaded.config["data"].get("group_by", "group"))
-    rows = {row["sample_id"]: row for row in loaded.split}
-    if {record.sample_id for record in datamodule.records} == set(rows):
-        datamodule.use_split({name: row["split"] for name, row in rows.items()})
-        if split != "all":
-            return split, [f"No {unit} is in two splits: training, selection and test are kept apart by {unit}."]
-        return split, ["All images are scored, those of training and selection among them: these figures are not a test."]
-    used = {row["content_hash"] for row in loaded.split if row["split"] != "test"}
     hashed = datamodule.hash_records()
-    seen = [record for record in hashed if record.content_hash in used]
-    notes = [f"Another data folder than in training: all its {len(hashed)} images are scored."]
-    if seen:
-        notes.append(f"{len(seen)} of them were used in training or selection, so these figures are not a test.")
+    if {(record.sample_id, record.content_hash) for record in hashed} == {
+        (row["sample_id"], row["content_hash"]) for row in loaded.split
+    }:
+        datamodule.use_split({row["sample_id"]: row["split"] for row in loaded.split})
+        return split, [OWN_SPLIT_NOTES[split].format(unit=unit)]
+    development = [row for row in loaded.split if row["split"] != "test"]
+    used, groups = {row["content_hash"] for row in development}, {(row["source"], row["group"]) for row in development}
+    notes = [
+        f"Not the images of the training run: all {len(hashed)} images of the data folder are scored, and baselines that need "
+        "class counts take them from these images."
+    ]
+    if seen := sum(record.content_hash in used for record in hashed):
+        notes.append(f"{seen} of them were used in training or selection, so these figures are not a test.")
+    if akin := sum(record.content_hash not in used and (record.source, record.group) in groups for record in hashed):
+        notes.append(
+            f"{akin} other images bear the name of a {unit} of training or selection; if it is the same {unit}, these figures "
+            "are too good."
+        )
     return "all", notes
+
+
+def _result_name(evaluation: Evaluation, root: str | None) -> str:
+    """Name the folder of an evaluation: after the split or a foreign data folder, and the checkpoint unless it is the best."""
+    own = evaluation.datamodule.has_split or not root
+    name = evaluation.split if own else f"data_{Path(str(root)).resolve().name}"
+    checkpoint = evaluation.loaded.path.stem
+    return name if checkpoint == "best" else f"{checkpoint}_{name}"
 
 
 def _training_statistics(datamodule: MultiTaskDataModule, loaded: LoadedModel) -> TrainingStatistics:
@@ -200,6 +243,7 @@ def write_results(evaluation: Evaluation, folder: Path, run_dir: Path, report: b
         checkpoint=_relative(evaluation.loaded.path, run_dir),
         seed=config["seed"],
         budget=budget(config, evaluation.datamodule),
+        training=training_summary(run_dir, config["trainer"]["max_epochs"]),
         notes=evaluation.notes,
     )
     save_records(folder / "predictions" / "records.json", evaluation.evaluator)

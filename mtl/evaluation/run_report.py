@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mtl.core.heatmap import render_heatmap
 from mtl.evaluation.report.page import Case, ReportContent, read_history, write_report
-from mtl.inference.drawing import draw_case
+from mtl.inference.drawing import draw_case, fit
 
 if TYPE_CHECKING:
+    from mtl.core.task import TaskSpec
     from mtl.core.types import ImageResult
     from mtl.evaluation.evaluate import Evaluation
 
@@ -20,6 +22,8 @@ LONGEST = 760  # pixels of the longer side of a panel; the page holds a dozen of
 
 def write_run_report(evaluation: Evaluation, metrics: dict[str, Any], folder: Path, run_dir: Path) -> Path:
     """Write the report of an evaluation into `folder`, with the training curves of the run it belongs to."""
+    from mtl.evaluation.evaluate import OWN_SPLIT_NOTES
+
     config = evaluation.loaded.config
     history = read_history(run_dir / "metrics.csv")
     environment = _read(run_dir / "environment.json")
@@ -30,7 +34,7 @@ def write_run_report(evaluation: Evaluation, metrics: dict[str, Any], folder: Pa
         duration=float(np.nansum(history["seconds"])) if "seconds" in history else None,
         history=run_dir / "metrics.csv",
         best_epoch=_best_epoch(evaluation),
-        kept_apart=str(config["data"].get("group_by", "")),
+        kept_apart=OWN_SPLIT_NOTES["test"].format(unit=config["data"].get("group_by", "group")),
         split_sizes=_split_sizes(evaluation),
         cases=_cases(evaluation),
         config=config,
@@ -59,11 +63,12 @@ def _cases(evaluation: Evaluation) -> list[Case]:
     count = evaluation.loaded.config["evaluation"]["cases"]
     scores = extreme_cases(evaluation.evaluator, evaluation.loaded.thresholds, list(evaluation.results), count)
     names = list(scores)
-    dataset = evaluation.datamodule.plain(evaluation.split)
+    records = {record.sample_id: record for record in evaluation.datamodule.records}
     cases = []
     for position, name in enumerate(names):
         prediction, truth = evaluation.results[name]
-        image = dataset.raster(name)
+        image = fit(evaluation.datamodule.family.read_image(records[name]), LONGEST)
+        _add_reference_heatmaps(truth, prediction, evaluation.loaded.model.specs)
         cases.append(
             Case(
                 title=name,
@@ -74,6 +79,20 @@ def _cases(evaluation: Evaluation) -> list[Case]:
             )
         )
     return cases
+
+
+def _add_reference_heatmaps(truth: ImageResult, prediction: ImageResult, specs: dict[str, TaskSpec]) -> None:
+    """Give the annotation of a heatmap task a map like the predicted one, so that both show the same panels."""
+    import torch
+
+    for task, arrays in truth.tasks.items():
+        if specs[task].kind == "heatmap" and task in prediction.tasks:
+            predicted = prediction.tasks[task]
+            stride, sigma = float(predicted["stride"]), float(predicted["sigma"])
+            points, labels = torch.from_numpy(arrays["points"]), torch.from_numpy(arrays["labels"])
+            height, width = predicted["heatmap"].shape[1:]
+            heatmap = render_heatmap(points, labels, len(specs[task].classes), (height, width), stride, sigma)
+            truth.tasks[task] = {**arrays, "heatmap": heatmap.numpy(), "stride": predicted["stride"]}
 
 
 def _draw(evaluation: Evaluation, image: np.ndarray, result: ImageResult, thresholds: Any) -> np.ndarray:

@@ -61,7 +61,8 @@ def load_plain(path: str | os.PathLike[str], map_location: Any = None) -> dict[s
     file = Path(path)
     if file.is_dir():
         inside = file / "checkpoints" / "best.ckpt"
-        hint = f" Did you mean `{inside}`?" if inside.is_file() else ""
+        inside = inside if inside.is_file() else inside.with_name("last.ckpt")
+        hint = f" Did you mean `{inside}`?" if inside.is_file() else " It is not a run with a finished epoch either."
         raise CheckpointError(f"`{file}` is a folder, expected a checkpoint file.{hint}")
     if not file.is_file():
         raise CheckpointError(

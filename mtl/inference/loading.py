@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mtl.core.errors import CheckpointError, ConfigError
-from mtl.model import MultiTaskModel
 from mtl.inference.checkpoint import read_checkpoint
+from mtl.model import MultiTaskModel
 
 if TYPE_CHECKING:
     from mtl.inference.predictor import Predictor
@@ -52,6 +52,8 @@ def load_model(checkpoint: str | Path, device: str = "auto") -> LoadedModel:
     path = checkpoint_path(checkpoint)
     content = read_checkpoint(path)
     about = content["mtl"]
+    if missing := [f"`mtl.{key}`" for key in ("model", "thresholds", "split") if key not in about]:
+        raise CheckpointError(f"`{path}` lacks {', '.join(missing)}. Expected a checkpoint as training wrote it.")
     model = MultiTaskModel.from_config(about["model"], load_weights=False)
     state = {
         name.removeprefix(MODEL_PREFIX): value for name, value in content["state_dict"].items() if name.startswith(MODEL_PREFIX)
@@ -63,7 +65,8 @@ def load_model(checkpoint: str | Path, device: str = "auto") -> LoadedModel:
             f"`{path}` does not fit the model it describes: {str(error).splitlines()[1].strip()} The file was edited or "
             "belongs to another release; train again or use the release that wrote it."
         ) from error
-    return LoadedModel(model.to(pick_device(device)).eval(), about["config"], about["thresholds"], about["split"], path)
+    model = model.to(pick_device(device)).eval()
+    return LoadedModel(model, about["config"], about["thresholds"], about["split"], path, about.get("epoch"))
 
 
 def load_predictor(checkpoint: str | Path, device: str = "auto") -> Predictor:

@@ -123,7 +123,7 @@ def csv_columns(specs: dict[str, TaskSpec]) -> list[str]:
             columns.append("parasitemia")
     for task, spec in specs.items():
         if spec.kind == "roi_classification":
-            columns += [f"{task}_class", f"{task}_score"]
+            columns += [f"{task}_class", *(f"{task}_p_{name}" for name in spec.classes)]
         elif spec.kind == "segmentation":
             columns += [f"{task}_area_{name}" for name in spec.classes]
         elif spec.kind == "classification":
@@ -155,8 +155,8 @@ def csv_rows(path: Path, prediction: Prediction) -> list[dict[str, Any]]:
             )
             row |= dict(zip(keys, place, strict=True))
             for roi in (name for name in found if name in content["tasks"]):
-                best = found[roi]["class"]
-                row |= {f"{roi}_class": best, f"{roi}_score": found[roi]["probabilities"][best]}
+                row |= {f"{roi}_class": found[roi]["class"]}
+                row |= {f"{roi}_p_{name}": value for name, value in found[roi]["probabilities"].items()}
             rows.append(row)
     return [{**image, **row} for row in rows] or [image]
 

@@ -37,7 +37,7 @@ def predict(
     Returns:
         One sentence per file that could not be read; those are skipped.
     """
-    paths = find_images(source)
+    paths = find_images(source, leave_out=Path(output))
     predictor = load_predictor(checkpoint, device)
     predictor.batch_size = batch_size
     problems = []

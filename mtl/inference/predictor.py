@@ -314,9 +314,10 @@ class Predictor:
         window, tasks = result.window, {task: dict(arrays) for task, arrays in result.tasks.items()}
         for arrays in list(tasks.values()):
             if "boxes" in arrays:
-                arrays["boxes"] = window.working_to_original(arrays["boxes"].reshape(-1, 2, 2)).reshape(-1, 4)
+                boxes = window.working_to_original(arrays["boxes"].reshape(-1, 2, 2))
+                arrays["boxes"] = _inside(boxes, window).reshape(-1, 4)
             if "points" in arrays:
-                arrays["points"] = window.working_to_original(arrays["points"])
+                arrays["points"] = _inside(window.working_to_original(arrays["points"]), window)
             for key in [key for key in arrays if key.startswith("probabilities/")]:
                 tasks[key.partition("/")[2]] = {"probabilities": arrays.pop(key)}
         return Prediction(window, self.specs, self.thresholds, {task: tasks[task] for task in self.specs if task in tasks})
@@ -344,6 +345,12 @@ def check_image(image: np.ndarray, channels: int) -> np.ndarray:
             f"{np.asarray(image).dtype}."
         )
     return array
+
+
+def _inside(points: np.ndarray, window: Window) -> np.ndarray:
+    """Undo what rounding moved over the edge of the original image; [..., 2]."""
+    height, width = window.original_size
+    return np.clip(points, 0, np.array([width, height], points.dtype))
 
 
 def resize_map(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mtl.balancing.base import Scalarizer
-from mtl.config.load import active_specs
+from mtl.config.load import active_specs, build_family
 from mtl.core.registry import BALANCERS, STUDY_METRICS
 from mtl.core.task import TaskSpec
 from mtl.metrics.evaluator import Evaluator
@@ -39,11 +39,34 @@ def build_balancer(config: dict[str, Any]) -> Scalarizer:
 
 
 def build_evaluator(config: dict[str, Any], specs: dict[str, TaskSpec]) -> Evaluator:
-    """Build the evaluator of a run configuration; study metrics of tasks that are switched off are left out."""
+    """Build the evaluator of a run configuration.
+
+    Study metrics of tasks that are switched off, and those whose classes the data settings leave out, are not computed.
+    """
     study = {
         name: STUDY_METRICS.build(settings, specs, where=f"study_metrics.{name}")
         for name, settings in config["study_metrics"].items()
-        if settings.get("task") in specs
+        if settings.get("task") in specs and not _missing_classes(settings, config, specs)
     }
     evaluation = config["evaluation"]
-    return Evaluator(specs, study, hit_radius=evaluation["hit_radius"], score_weights=evaluation["score_weights"])
+    return Evaluator(
+        specs, study, hit_radius=evaluation["hit_radius"], score_weights=evaluation["score_weights"],
+        unit=str(config["data"].get("group_by", "group")),
+    )  # fmt: skip
+
+
+def dropped_study_metrics(config: dict[str, Any], specs: dict[str, TaskSpec]) -> list[str]:
+    """Return one line per study metric that is left out because its classes are not there with these data settings."""
+    lines = []
+    for name, settings in config["study_metrics"].items():
+        missing = _missing_classes(settings, config, specs) if settings.get("task") in specs else []
+        if missing:
+            lines.append(f"{name} is not computed: task {settings['task']} has no class {' and '.join(missing)} here")
+    return lines
+
+
+def _missing_classes(settings: dict[str, Any], config: dict[str, Any], specs: dict[str, TaskSpec]) -> list[str]:
+    """Classes the metric names that the data know but the task does not have; a misspelt name is left to the metric."""
+    known = build_family(config["data"]).object_classes
+    present = specs[settings["task"]].classes
+    return [value for value in settings.values() if isinstance(value, str) and value in known and value not in present]

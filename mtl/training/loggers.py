@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -39,3 +40,10 @@ def build_loggers(config: dict[str, Any], run_dir: Path) -> list[Logger]:
             )
         )  # fmt: skip
     return loggers
+
+
+def close_loggers() -> None:
+    """End what a logger keeps open for the whole process, so that the next run of a sweep gets its own."""
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and wandb.run is not None:
+        wandb.finish()

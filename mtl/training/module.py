@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytorch_lightning as pl
@@ -40,7 +41,12 @@ class MultiTaskModule(pl.LightningModule):
         self.validation: dict[str, float] = {}
         self.split_rows: list[dict[str, str]] = []
         self._sums: dict[str, Tensor] = {}
-        self._forward = torch.compile(model) if config["runtime"]["compile"] else model
+        self._validated = False
+        self._scorer: WholeImageScorer | None = None
+        self._plateau: dict[str, Any] | None = None
+        self._plateau_state: dict[str, Any] | None = None
+        # In a tuple, so that the compiled model is not registered as a second copy of the network.
+        self._forward = (torch.compile(model) if config["runtime"]["compile"] else model,)
         if config["runtime"]["channels_last"]:
             self.model.to(memory_format=torch.channels_last)
 
@@ -48,7 +54,7 @@ class MultiTaskModule(pl.LightningModule):
         """Compute every head's raw output."""
         if self.config["runtime"]["channels_last"]:
             images = images.contiguous(memory_format=torch.channels_last)
-        outputs: dict[str, Output] = self._forward(images)
+        outputs: dict[str, Output] = self._forward[0](images)
         return outputs
 
     # -- training ------------------------------------------------------------------------------------------------------
@@ -59,6 +65,7 @@ class MultiTaskModule(pl.LightningModule):
         Done at the first batch because Lightning skips `on_train_epoch_start` in the first epoch after a resume.
         """
         if batch_index == 0:
+            self._validated = False
             torch.manual_seed(hash((self.config["seed"], self.current_epoch, self.global_rank)) % 2**31)
             self._sums = {}
 
@@ -72,9 +79,11 @@ class MultiTaskModule(pl.LightningModule):
         return loss
 
     def on_train_epoch_end(self) -> None:
-        """Log the epoch's mean losses and the balancer's weights."""
+        """Log the epoch's mean losses and the balancer's weights; step a schedule that follows a metric."""
         self._log_sums("train")
         self.log_dict({f"weight/{task}": weight for task, weight in self.balancer.weights().items()})
+        if self._plateau is not None and self._validated:
+            self._plateau["scheduler"].step(self.trainer.callback_metrics[self._plateau["monitor"]])
 
     def task_losses(self, outputs: dict[str, Output], batch: TaskBatch) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Sum each head's loss terms, scaled so that averaging gradients over ranks gives the mean over all labelled samples.
@@ -85,18 +94,23 @@ class MultiTaskModule(pl.LightningModule):
         local = {task: batch.present[task].sum() for task in self.model.heads}
         total = global_counts(local, self)
         losses = {}
-        for task, head in self.model.heads.items():
-            loss = torch.stack(list(head.loss(outputs[task], batch.targets[task], batch.present[task]).values())).sum()
+        for task in self.model.heads:
+            loss = self._loss(task, outputs, batch)
             losses[task] = (
                 loss if self.trainer.world_size == 1 else loss * _share(local[task], total[task], self.trainer.world_size)
             )
         return losses, total
 
+    def _loss(self, task: str, outputs: dict[str, Output], batch: TaskBatch) -> Tensor:
+        """Sum the loss terms of one head over this rank's labelled samples."""
+        head: Any = self.model.heads[task]
+        return torch.stack(list(head.loss(outputs[task], batch.targets[task], batch.present[task]).values())).sum()
+
     def _not_finite(self, losses: dict[str, Tensor], batch: TaskBatch) -> str:
         broken = [task for task, loss in losses.items() if not bool(torch.isfinite(loss.detach()))] or ["balancer"]
         samples = ", ".join(meta.sample_id for meta in batch.meta[:4])
         return (
-            f"The loss of {', '.join(broken)} is not finite in epoch {self.current_epoch}, step {self.global_step} "
+            f"The loss of {', '.join(broken)} is not finite in epoch {self.current_epoch + 1}, step {self.global_step} "
             f"(samples {samples}). Expected a finite number; finished epochs are kept in last.ckpt. Lower optimizer.lr, set "
             "trainer.gradient_clip_val, or use trainer.precision=32-true."
         )
@@ -106,7 +120,8 @@ class MultiTaskModule(pl.LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Start with empty records."""
         self.evaluator.reset()
-        self._scorer = WholeImageScorer(self.model, self.evaluator, self.trainer.datamodule.dataset("val").truth)
+        trainer: Any = self.trainer
+        self._scorer = WholeImageScorer(self.model, self.evaluator, trainer.datamodule.dataset("val").truth)
         for key in [key for key in self._sums if key.startswith("val/")]:
             del self._sums[key]
 
@@ -114,17 +129,20 @@ class MultiTaskModule(pl.LightningModule):
         """Decode one batch of windows; finished images are scored."""
         outputs = self(batch.images)
         losses, counts = {}, {}
-        for task, head in self.model.heads.items():
-            terms = head.loss(outputs[task], batch.targets[task], batch.present[task])
-            losses[task] = torch.stack(list(terms.values())).sum()
+        for task in self.model.heads:
+            losses[task] = self._loss(task, outputs, batch)
             counts[task] = float(batch.present[task].sum())
-        self._add("val", losses, counts, None)
+        loader: Any = self.trainer.val_dataloaders
+        if not getattr(loader.sampler, "filler", False):
+            self._add("val", losses, counts, None)
+        assert self._scorer is not None
         self._scorer.update(outputs, batch)
 
     def on_validation_epoch_end(self) -> None:
         """Exchange records once, choose thresholds on validation, log the metrics."""
         for records in gather_objects(self.evaluator.records(), self):
             self.evaluator.extend(records)
+        self._validated = True
         self.thresholds = self.evaluator.thresholds()
         values = self.evaluator.compute(self.thresholds)
         self.validation = {f"val/{task}/{name}": value for task, metrics in values.items() for name, value in metrics.items()}
@@ -140,11 +158,18 @@ class MultiTaskModule(pl.LightningModule):
         # Settings of parts that this run leaves out (a single-task twin of a suite) are accepted and have no effect.
         inactive = [f"head.{task}" for task in self.config["heads"]] + [f"neck.{name}" for name in self.config["necks"]]
         optimizer = build_optimizer(parts, self.config["optimizer"], inactive)
-        total = int(self.trainer.estimated_stepping_batches)
-        per_epoch = max(1, total // max(1, self.trainer.max_epochs or 1))
+        total, limit = int(self.trainer.estimated_stepping_batches), self.config["trainer"]["max_steps"]
+        total = min(total, limit) if limit > 0 else total
+        per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         every = self.config["trainer"]["check_val_every_n_epoch"]
         scheduler = build_scheduler(optimizer, self.config["scheduler"], total, per_epoch, self.config["monitor"], every)
-        return {"optimizer": optimizer, "lr_scheduler": scheduler} if scheduler else optimizer
+        if "monitor" not in scheduler:
+            return {"optimizer": optimizer, "lr_scheduler": scheduler}
+        # The Trainer would step it after the epoch's checkpoint was written, so a resumed run would miss one step.
+        self._plateau = scheduler
+        if self._plateau_state is not None:
+            scheduler["scheduler"].load_state_dict(self._plateau_state)
+        return optimizer
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
@@ -158,11 +183,14 @@ class MultiTaskModule(pl.LightningModule):
             "split": self.split_rows,
             "epoch": self.current_epoch,
             "validation": self.validation,
+            "plateau": None if self._plateau is None else self._plateau["scheduler"].state_dict(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the thresholds chosen so far."""
-        self.thresholds = checkpoint["mtl"]["thresholds"]
+        """Restore the thresholds chosen so far and what the Trainer does not keep."""
+        about = checkpoint["mtl"]
+        self.thresholds, self.validation = about["thresholds"], about["validation"]
+        self._plateau_state = about.get("plateau")
 
     # -- running sums --------------------------------------------------------------------------------------------------
 
@@ -179,10 +207,10 @@ class MultiTaskModule(pl.LightningModule):
             add(f"{stage}/loss", total, 1.0)
 
     def _log_sums(self, stage: str) -> None:
-        keys = sorted(key for key in self._sums if key.startswith(f"{stage}/"))
-        if not keys:
-            return
-        sums = sum_over_ranks(torch.stack([self._sums[key] for key in keys]), self)
+        # The same keys on every rank, whatever a rank has seen: the sums are exchanged by position.
+        keys = [f"{stage}/{task}/loss" for task in self.model.heads] + ([f"{stage}/loss"] if stage == "train" else [])
+        nothing = torch.zeros(2, dtype=torch.float64, device=self.device)
+        sums = sum_over_ranks(torch.stack([self._sums.get(key, nothing) for key in keys]), self)
         means = {
             key: float(total / weight) if weight > 0 else float("nan") for key, (total, weight) in zip(keys, sums, strict=True)
         }

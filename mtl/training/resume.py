@@ -37,7 +37,12 @@ def resumed_config(run_dir: str, overrides: list[str]) -> dict[str, Any]:
         raise ConfigError(
             f"`{run_dir}` is not a run: it has no config.json. Give the directory that train.py printed as `run:`."
         )
-    config = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"`{path}` is damaged: {error}. Restore it, or start a new run.") from error
+    if not isinstance(config, dict) or "suite" not in config:
+        raise ConfigError(f"`{path}` is not the configuration of a run. Restore it, or start a new run.")
     for override in overrides:
         key, _, value = override.lstrip("+").partition("=")
         if key not in ALLOWED:

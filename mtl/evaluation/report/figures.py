@@ -95,10 +95,10 @@ def training_curves(history: History, best_epoch: float | None = None) -> Figure
         return None
     columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
-    figure, axes = _canvas(3.3 * columns, 2.4 * rows, rows, columns)
+    figure, axes = _canvas(3.3 * columns, 2.9 * rows, rows, columns)
     epochs = history["epoch"]
     for axis, (title, (lines, scale)) in zip(axes, panels.items(), strict=False):
-        for index, (label, column) in enumerate(lines.items()):
+        for index, (label, column) in enumerate(_merge_equal(lines, history).items()):
             _line(axis, index, epochs, history[column], label)
         if best_epoch is not None:
             axis.axvline(best_epoch, color="#888888", linewidth=0.8, zorder=0)
@@ -108,8 +108,9 @@ def training_curves(history: History, best_epoch: float | None = None) -> Figure
         if scale == "unit":
             axis.set_ylim(min(0.0, axis.get_ylim()[0]), 1.0)
         elif scale == "log" and all(np.nanmin(history[column]) > 0 for column in lines.values()):
-            axis.set_yscale("log")
-        axis.legend(loc="best", fontsize=7)
+            _log_scale(axis)
+        # Below the panel, where it hides no line.
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=7, frameon=False, borderaxespad=0)
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
     return figure
@@ -135,7 +136,29 @@ def _panels(history: History) -> dict[str, tuple[dict[str, str], str]]:
                 lines[parts[2]] = name
     for prefix, title, scale in (("lr/", "learning rate", "log"), ("weight/", "balancer weight", "linear")):
         panels[title] = ({name.removeprefix(prefix): name for name in filled if name.startswith(prefix)}, scale)
+    lines, _ = panels["balancer weight"]
+    if len({value for name in lines.values() for value in history[name] if np.isfinite(value)}) == 1:
+        del panels["balancer weight"]  # every task the same weight all the time
     return {title: panel for title, panel in panels.items() if panel[0]}
+
+
+def _merge_equal(lines: dict[str, str], history: History) -> dict[str, str]:
+    """Draw one line where all are the same (learning rates of the parts), instead of the last one over the others."""
+    columns = [history[column] for column in lines.values()]
+    if len(lines) > 2 and all(np.array_equal(columns[0], other, equal_nan=True) for other in columns[1:]):
+        return {"all": next(iter(lines.values()))}
+    return lines
+
+
+def _log_scale(axis: Axes) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_yscale("log")
+    low, high = axis.get_ylim()
+    if high / low < 100:  # too few decades for 10^k alone
+        axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _rank(column: str) -> int:
@@ -159,7 +182,7 @@ def precision_recall(curves: dict[str, dict[str, list[float]]], average: dict[st
         value = average.get(name)
         _line(axis, index, curve["recall"], curve["precision"], name if value is None else f"{name} (AP50 {value:.3f})")
     axis.set(xlabel="recall", ylabel="precision", title="Precision and recall, IoU 0.5", xlim=(0, 1), ylim=(0, 1.05))
-    axis.legend(loc="lower left")
+    axis.legend(loc="best")
     return figure
 
 

@@ -6,6 +6,7 @@ import base64
 import csv
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,7 +64,7 @@ class ReportContent:
         duration: Training time in seconds.
         history: Path of `metrics.csv`; None looks in the folder of the report.
         best_epoch: Epoch of the scored checkpoint, marked in the curves.
-        kept_apart: What the split keeps apart, in words; empty takes the unit of the groups.
+        kept_apart: What the split keeps apart, in a sentence; empty says that of the unit of the groups.
         split_sizes: (images, groups) by split, for the header.
         cases: Gallery.
         notes: Warnings of data, weights and training; those of the evaluator are added.
@@ -99,14 +100,15 @@ def write_report(folder: Path, content: ReportContent) -> Path:
         loader=PackageLoader("mtl.evaluation", "report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"number": number, "label": label, "arrow": arrow}
+    environment.filters |= {"number": number, "label": label, "arrow": arrow, "code": code}
     page = environment.get_template("report.html.j2").render(
         header=_header(content, metrics),
         metrics=metrics,
         overview=_overview(sections),
         sections=sections,
         training=training,
-        notes=list(dict.fromkeys([*content.notes, *metrics.get("notes", [])])),
+        # What is kept apart stands in the header.
+        notes=[n for n in dict.fromkeys([*content.notes, *metrics.get("notes", [])]) if n != content.kept_apart],
         cases=_gallery(content.cases),
         config=json.dumps(plain(content.config), indent=2) if content.config else "",
         environment=plain(content.environment),
@@ -148,6 +150,13 @@ def arrow(name: str) -> str:
     return "↓" if name in LOWER_IS_BETTER or name.startswith(("mae", "images_without")) else "↑"
 
 
+def code(text: str) -> str:
+    """Set what stands between backticks as code."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub("`([^`]*)`", r"<code>\1</code>", str(escape(text))))
+
+
 class _Drawings:
     """Turns figures into data URIs and keeps each as a file."""
 
@@ -164,18 +173,25 @@ class _Drawings:
 
 def _header(content: ReportContent, metrics: dict[str, Any]) -> list[tuple[str, str]]:
     unit = metrics.get("group_by", "group")
-    sizes = [f"{split} {images} images / {groups} {unit}s" for split, (images, groups) in content.split_sizes.items()]
+    sizes = [
+        f"{split} {_count(images, 'image')} of {_count(groups, unit)}"
+        for split, (images, groups) in content.split_sizes.items()
+    ]
     rows = [
-        ("Suite", metrics.get("suite")),
-        ("Scored on", f"{metrics.get('split')}: {metrics.get('n_samples')} images of {metrics.get('n_groups')} {unit}s"),
+        ("Scored on", f"{metrics.get('split')}: {_count(metrics.get('n_samples'), 'image')} of "
+                      f"{_count(metrics.get('n_groups'), unit)}"),
         ("Kept apart", content.kept_apart or f"no {unit} is in more than one of training, validation and test"),
-        ("Data", "; ".join(sizes)),
+        ("Data of the run", "; ".join(sizes)),
         ("Checkpoint", metrics.get("checkpoint")),
         ("Seed", metrics.get("seed")),
         ("Commit", content.commit),
         ("Training time", "" if content.duration is None else _duration(content.duration)),
-    ]
+    ]  # fmt: skip
     return [(name, str(value)) for name, value in rows if value not in (None, "")]
+
+
+def _count(number: Any, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _duration(seconds: float) -> str:
@@ -263,8 +279,14 @@ def _gallery(cases: list[Case]) -> dict[str, list[dict[str, Any]]]:
     groups: dict[str, list[dict[str, Any]]] = {}
     for case in cases:
         pictures = {"prediction": image_uri(case.prediction), "truth": image_uri(case.truth)}
-        groups.setdefault(case.group or "Cases", []).append({"title": case.title, "score": case.score, **pictures})
+        entry = {"title": case.title, "score": case.score, "wide": _is_wide(case.prediction), **pictures}
+        groups.setdefault(case.group or "Cases", []).append(entry)
     return groups
+
+
+def _is_wide(picture: np.ndarray | Path | bytes) -> bool:
+    """Say whether a picture holds panels side by side and needs the width of the page."""
+    return isinstance(picture, np.ndarray) and picture.shape[1] > 2 * picture.shape[0]
 
 
 def image_uri(image: np.ndarray | Path | bytes) -> str:

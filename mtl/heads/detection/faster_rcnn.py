@@ -96,6 +96,12 @@ class FasterRCNNHead(Head):
         class_weights: list | dict | None = None,
     ) -> None:
         super().__init__(spec, channels, strides)
+        for stage, low, high in (("rpn", rpn_bg_iou, rpn_fg_iou), ("box", box_bg_iou, box_fg_iou)):
+            if low > high:
+                raise ConfigError(
+                    f"`heads.{spec.name}.{stage}_bg_iou` is {low}, above `{stage}_fg_iou`, {high}: a box would be both "
+                    "background and object. Lower the first or raise the second."
+                )
         self.positions = select_levels(strides, levels, spec.name)
         self.strides = tuple(strides[position] for position in self.positions)
         width = equal_channels(tuple(channels[position] for position in self.positions), spec.name)

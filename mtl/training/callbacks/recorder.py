@@ -6,8 +6,10 @@ import csv
 import io
 import logging
 import math
+import multiprocessing
 import os
 import shutil
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,9 @@ class RunRecorder(Checkpoint):
         self.best_epoch: int | None = None
         self.last_epoch = -1
         self.rows: list[dict[str, float]] = []
+        self.samples = 0
+        self.stopped = False
+        self._validated = False
         self._started = time.monotonic()
 
     @property
@@ -53,27 +58,59 @@ class RunRecorder(Checkpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run must remember."""
-        return {"best_value": self.best_value, "best_epoch": self.best_epoch, "last_epoch": self.last_epoch, "rows": self.rows}
+        return {
+            "best_value": self.best_value, "best_epoch": self.best_epoch, "last_epoch": self.last_epoch, "rows": self.rows,
+            "samples": self.samples, "stopped": self.stopped,
+        }  # fmt: skip
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the state of the interrupted run."""
         self.best_value, self.best_epoch = state_dict["best_value"], state_dict["best_epoch"]
         self.last_epoch, self.rows = state_dict["last_epoch"], list(state_dict["rows"])
+        self.samples, self.stopped = state_dict["samples"], state_dict["stopped"]
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Let Ctrl-C end a forked rank without a word; the process that forked it says what there is to say."""
+        if multiprocessing.parent_process() is not None:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Complete what a run that was killed between two files of an epoch had not written any more."""
+        if self.rows and trainer.is_global_zero:
+            write_text(self.run_dir / "metrics.csv", table(self.rows))
+            if self.best_epoch == self.last_epoch:
+                self._copy_to_best()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave at once when the resumed run had been stopped early: the Trainer does not remember that."""
+        trainer.should_stop = trainer.should_stop or self.stopped
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
-        """Start the clock of an epoch."""
+        """Start the clock of an epoch, count samples."""
         if batch_idx == 0:
             self._started = time.monotonic()
+            self._validated = False
+        self.samples += len(batch) * trainer.world_size
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Remember that this epoch was validated; the Trainer repeats older figures for one that was not."""
+        self._validated = True
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Record the epoch."""
         epoch = trainer.current_epoch
         if epoch <= self.last_epoch:  # Lightning repeats the hook when it resumes at an epoch's end
             return
-        self.last_epoch = epoch
-        values = {key: float(value) for key, value in trainer.callback_metrics.items() if "/" in key}
-        seconds = time.monotonic() - self._started
-        row = {"epoch": epoch, "step": trainer.global_step, **values, **_learning_rates(trainer), "seconds": round(seconds, 3)}
+        self.last_epoch, self.stopped = epoch, trainer.should_stop
+        values = {
+            key: float(value)
+            for key, value in trainer.callback_metrics.items()
+            if "/" in key and (self._validated or not key.startswith("val/"))
+        }
+        row = {
+            "epoch": epoch, "step": trainer.global_step, "samples": self.samples, **values, **_learning_rates(trainer),
+            "seconds": round(time.monotonic() - self._started, 3),
+        }  # fmt: skip
         self.rows.append(row)
         improved = self._improves(values.get(self.monitor), trainer)
         if improved:
@@ -84,6 +121,8 @@ class RunRecorder(Checkpoint):
                 self._copy_to_best()
             write_text(self.run_dir / "metrics.csv", table(self.rows))
             log.info(self._line(row, improved, trainer.max_epochs))
+            if self.stopped:
+                log.info(f"stopped after epoch {epoch + 1}, before trainer.max_epochs={trainer.max_epochs} was reached")
 
     def _improves(self, value: float | None, trainer: pl.Trainer) -> bool:
         if value is None or math.isnan(value) or trainer.sanity_checking:
@@ -95,10 +134,15 @@ class RunRecorder(Checkpoint):
     def _copy_to_best(self) -> None:
         """Publish the epoch's checkpoint as the best one, by a copy beside and a rename."""
         partial = self.best.with_suffix(".partial")
+        partial.unlink(missing_ok=True)  # a killed run may have left one
         try:
             os.link(self.last, partial)  # the next epoch replaces last.ckpt by a rename, so the linked content stays
-        except OSError:
-            shutil.copyfile(self.last, partial)
+        except OSError:  # a file system without links
+            try:
+                shutil.copyfile(self.last, partial)
+            except OSError:
+                partial.unlink(missing_ok=True)
+                raise
         partial.replace(self.best)
 
     def _line(self, row: dict[str, float], improved: bool, epochs: int | None) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mtl.config.load import load_run_config
+from mtl.config.load import check_run_config, load_run_config
 from mtl.core.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]
@@ -58,6 +58,17 @@ def test_all_errors_come_at_once_with_the_nearest_name():
     for name in ("resnet50", "score_threshold", "lr", "classes", "max_epochs"):
         assert f"Did you mean `{name}`" in text
     assert "data.geometry.mode" in text
+
+
+def test_a_broken_section_does_not_hide_the_others():
+    config = load_run_config(["task=malaria_mttl"])
+    broken = {**config, "necks": 3, "backbone": None, "data": {**config["data"], "clases": 2}}
+    del broken["balancer"]
+    with pytest.raises(ConfigError) as caught:
+        check_run_config(broken)
+    assert len(caught.value.problems) == 4
+    for word in ("necks", "backbone", "clases", "balancer"):
+        assert any(f"`{word}" in line for line in caught.value.problems), word
 
 
 @pytest.mark.parametrize(

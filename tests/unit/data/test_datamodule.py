@@ -139,6 +139,8 @@ def test_evaluation_counts_every_window_once(family, tiles, world_size):
         module = make(family, tiles, rank=(rank, world_size), loader={"eval_batch_size": 5})
         module.setup("fit")
         images = set()
+        if module.val_dataloader().sampler.filler:  # a rank that is left without an image
+            continue
         for batch in module.val_dataloader():
             assert len(batch) <= 5
             seen += [(meta.sample_id, meta.window.index) for meta in batch.meta]

@@ -175,7 +175,7 @@ def test_page_needs_nothing_else(page: str) -> None:
 def test_page_says_everything(page: str, content: ReportContent) -> None:
     text = " ".join(" ".join(parsed(page).text).split())
     for words in (
-        "malaria_mttl <&>", "12 images of 4 patients", "no patient is in more than one", "train 140 images / 28 patients",
+        "malaria_mttl <&>", "12 images of 4 patients", "no patient is in more than one", "train 140 images of 28 patients",
         "1 h 12 min", "c1a63eb", "Boxes are derived from points.", "nothing detected", "Worst cases", "Best cases",
         "Per source", "polygons", "4 groups (patient)", "MAE per patient", "Threshold from validation: score",
     ):  # fmt: skip

@@ -1,3 +1,0 @@
-"""Moved to `mtl.metrics.statistics`."""
-
-from mtl.metrics.statistics import *  # noqa: F403

@@ -1,0 +1,336 @@
+"""Every key of every data YAML does something: families, geometry, preprocessing, augmentation, split, loader, cache, tools."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+import torch
+from flip_tools import Flip, dead_keys, flips_for, leaf_keys, part_flips, put, tree
+from pydantic import BaseModel
+
+from mtl.config import schema
+from mtl.config.compose import choices
+from mtl.config.load import DATA_KEYS, build_family, check_data, load_run_config
+from mtl.core.registry import SOURCES
+from mtl.data.datamodule import MultiTaskDataModule
+from mtl.data.preprocessing import Preprocessing
+from mtl.data.transforms import Transform
+
+TILES = {"geometry.mode": "tiles", "geometry.scale": 0.03, "geometry.overlap": 32}
+
+
+def annotations_of(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
+    """Types of all keys of a schema by dotted path."""
+    found: dict[str, Any] = {}
+    for key, annotation in get_type_hints(model).items():
+        if key not in model.model_fields:
+            continue
+        inner = [entry for entry in (annotation, *getattr(annotation, "__args__", ())) if isinstance(entry, type)]
+        nested = next((entry for entry in inner if issubclass(entry, BaseModel)), None)
+        found |= annotations_of(nested, f"{prefix}{key}.") if nested else {f"{prefix}{key}": annotation}
+    return found
+
+
+GENERIC = annotations_of(schema.DataGenericConfig)
+
+
+@pytest.fixture(scope="module")
+def data(smears: Path) -> dict[str, Any]:
+    config = load_run_config(["task=malaria_mttl", f"data.root={smears}"])["data"]
+    return put(config, {"geometry.size": [64, 64]})
+
+
+def module_of(data: dict[str, Any], tasks: tuple[str, ...] = ("detection", "segmentation", "heatmap")) -> MultiTaskDataModule:
+    """The data module of a `data` section, checked as a run would check it."""
+    checked, problems = check_data(data)
+    assert not problems, problems
+    family = build_family(checked)
+    normalization = {"mean": [0.5] * 3, "std": [0.25] * 3}
+    preprocessing = Preprocessing.from_config(checked["geometry"], checked["preprocessing"], normalization)
+    return MultiTaskDataModule(family, family.specs(), preprocessing, checked, list(tasks))
+
+
+def keys_below(data: dict[str, Any], section: str) -> list[str]:
+    return [key for key in leaf_keys(data) if key.startswith(f"{section}.")]
+
+
+# -- families ----------------------------------------------------------------------------------------------------------
+
+
+def copy_of(folder: Path, target: Path, keep: Callable[[Path], bool] = lambda path: True) -> Path:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and keep(path):
+            (target / path.relative_to(folder)).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target / path.relative_to(folder))
+    return target
+
+
+def observe_family(config: dict[str, Any]) -> Any:
+    family = SOURCES.build({key: value for key, value in config.items() if key not in DATA_KEYS})
+    records = family.records()
+    return [
+        [spec.to_dict() for spec in family.specs().values()],
+        records,
+        [family.read_labels(record) for record in records[:: max(1, len(records) // 3)]],
+        family.pixel_scale_of((360, 640)),
+    ]
+
+
+def test_malaria(data: dict[str, Any], smears: Path, tmp_path: Path) -> None:
+    first = min(path.name for path in (smears / "Point Set").iterdir())
+    other = copy_of(smears, tmp_path / "other", lambda path: first not in path.parts)
+    broken = copy_of(smears, tmp_path / "broken")
+    annotation = next((broken / "Point Set").rglob("*.txt"))
+    rows = annotation.read_text().splitlines()
+    annotation.write_text("\n".join([rows[0], "1-1,Parasitized,No_Comment,Point,1,abc,3", *rows[2:]]))
+    table = {
+        "root": Flip(str(other)),
+        "classes": Flip(2),
+        "group_by": Flip("field"),
+        "sets": Flip(["Polygon Set"]),
+        "mask_size": Flip(100.0),
+        "pixel_scale": Flip(0.5),
+    }
+    assert dead_keys(observe_family, data, part_flips(SOURCES, data, table, without=["on_error"])) == []
+    skipping = {**data, "root": str(broken), "on_error": "skip"}
+    assert dead_keys(observe_family, skipping, {"on_error": Flip("raise", refuses=True)}) == []
+
+
+def test_malaria_cells(cells: Path, tmp_path: Path) -> None:
+    config = load_run_config(["task=malaria_cells", f"data.root={cells}"])["data"]
+    other = copy_of(cells, tmp_path / "other", lambda path: not path.name.startswith("C1P"))
+    assert dead_keys(observe_family, config, part_flips(SOURCES, config, {"root": Flip(str(other))})) == []
+
+
+def test_every_family_is_flipped() -> None:
+    assert set(choices("data")) - {"default"} == {
+        name.removeprefix("test_") for name in globals() if name.startswith("test_malaria")
+    }
+
+
+# -- what all families share -------------------------------------------------------------------------------------------
+
+
+def observe_windows(data: dict[str, Any]) -> Any:
+    """All windows of the training images, without augmentation."""
+    dataset = module_of(data).plain("train")
+    items = [dataset[index] for index in range(min(len(dataset), 8))]
+    return [len(dataset), [[item["image"], item["targets"], item["meta"]] for item in items]]
+
+
+def test_geometry(data: dict[str, Any]) -> None:
+    table = {
+        "geometry.size": Flip([64, 96]),
+        "geometry.scale": Flip(0.04, given=TILES),
+        "geometry.overlap": Flip(0, given=TILES),
+        "geometry.fill": Flip(200, given={"geometry.mode": "letterbox"}),
+        "geometry.min_visible": Flip(0.9, given=TILES),
+    }
+    assert dead_keys(observe_windows, data, flips_for(keys_below(data, "geometry"), data, table, GENERIC)) == []
+
+
+def test_preprocessing(data: dict[str, Any]) -> None:
+    table = {
+        "preprocessing.clahe": Flip({"clip_limit": 2.5, "tiles": 4}),
+        "preprocessing.mean": Flip([0.1, 0.2, 0.3]),
+        "preprocessing.std": Flip([0.1, 0.2, 0.3]),
+    }
+    assert dead_keys(observe_windows, data, flips_for(keys_below(data, "preprocessing"), data, table, GENERIC)) == []
+    equalised = put(data, {"preprocessing.clahe": {"clip_limit": 2.5, "tiles": 4}})
+    flips = {"preprocessing.clahe.clip_limit": Flip(5.0), "preprocessing.clahe.tiles": Flip(2)}
+    assert {key.rpartition(".")[2] for key in flips} == set(schema.ClaheConfig.model_fields)
+    assert dead_keys(observe_windows, equalised, flips) == []
+
+
+def test_augmentation(data: dict[str, Any]) -> None:
+    dataset = module_of(data).plain("train")
+    sample = dataset[0]["meta"].sample_id
+    raster = dataset.raster(sample)
+    objects = dataset.family.read_labels(dataset.records[0]).objects.map(dataset.windows[0][0].original_to_working)
+
+    def observe(config: dict[str, Any]) -> Any:
+        transform = Transform(config["augmentation"], (64, 64), 0)
+        return [transform(raster, objects, {"mask": (raster[..., 0] > 128).astype("uint8")}, seed) for seed in range(12)]
+
+    def on(name: str) -> dict[str, Any]:
+        return {f"augmentation.{name}.probability": 1.0}
+
+    table = {
+        **{f"augmentation.{name}": Flip(0.0) for name in ("horizontal_flip", "vertical_flip", "rotate90")},
+        **{
+            f"augmentation.{name}.probability": Flip(0.7)
+            for name in ("affine", "color_jitter", "stain_jitter", "blur", "noise")
+        },
+        "augmentation.affine.scale": Flip([0.5, 0.6], on("affine")),
+        **{f"augmentation.affine.{key}": Flip(given=on("affine")) for key in ("translate", "rotate", "shear")},
+        "augmentation.stain_jitter.strength": Flip(0.2, on("stain_jitter")),
+        **{
+            f"augmentation.color_jitter.{key}": Flip(given=on("color_jitter"))
+            for key in ("brightness", "contrast", "saturation")
+        },
+        "augmentation.color_jitter.hue": Flip(0.2, on("color_jitter")),
+        "augmentation.blur.kernel": Flip([7, 7], on("blur")),
+        "augmentation.noise.std": Flip([0.1, 0.2], on("noise")),
+    }
+    keys = [key for key in keys_below(data, "augmentation") if key != "augmentation.random_offset"]
+    assert dead_keys(observe, data, flips_for(keys, data, table, GENERIC)) == []
+
+
+def test_augmentation_in_training_and_nowhere_else(data: dict[str, Any]) -> None:
+    data = put(data, TILES)
+
+    def observe(config: dict[str, Any], split: str = "train") -> Any:
+        dataset = module_of(config).dataset(split)
+        return [[dataset[index]["image"], dataset[index]["meta"]] for index in range(3)]
+
+    flips = {"augmentation.random_offset": Flip(False), "augmentation": Flip(None)}
+    assert dead_keys(observe, data, flips) == []
+    assert len(dead_keys(lambda config: observe(config, "val"), data, flips)) == 2
+
+
+def test_split(data: dict[str, Any], tmp_path: Path) -> None:
+    def observe(config: dict[str, Any]) -> Any:
+        return module_of(config).split
+
+    module_of(put(data, {"split.seed": 5})).save_split(tmp_path / "split.csv")
+    other = tmp_path / "other.csv"
+    module_of(put(data, {"split.seed": 6})).save_split(other)
+    table = {
+        "split.scheme": Flip("leave_one_out"),
+        "split.ratios": Flip([0.3, 0.3, 0.4]),
+        "split.folds": Flip(3, {"split.scheme": "kfold"}),
+        "split.fold": Flip(given={"split.scheme": "kfold"}),
+        "split.val_group_by": Flip("field"),
+        "split.file": Flip(str(other), {"split.scheme": "file", "split.file": str(tmp_path / "split.csv")}),
+        "split.seed": Flip(13),
+    }
+    assert dead_keys(observe, data, flips_for(keys_below(data, "split"), data, table, GENERIC)) == []
+    # Each of the schemes is a split of its own, or says why not.
+    schemes = [observe(put(data, {"split.scheme": name})) for name in ("holdout", "kfold", "leave_one_out")]
+    assert all(a != b for a, b in itertools.combinations(schemes, 2))
+    assert dead_keys(observe, data, {"split.scheme": Flip("official", refuses=True)}) == []
+
+
+def test_loader(data: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # pinning is only asked for where there is a GPU
+
+    def observe(config: dict[str, Any]) -> Any:
+        module = module_of(config, ("detection",))
+        train, val = module.train_dataloader(), module.val_dataloader()
+        shapes = [[loader.batch_size, loader.num_workers, loader.prefetch_factor, loader.pin_memory] for loader in (train, val)]
+        return [shapes, list(train.sampler)]
+
+    table = {
+        "loader.eval_batch_size": Flip(3),
+        "loader.prefetch": Flip(given={"loader.num_workers": 1}),
+        "loader.priority_class": Flip("Healthy", {"loader.sampler": "class_aware"}),
+        "loader.samples_per_epoch": Flip(5),
+    }
+    assert dead_keys(observe, data, flips_for(keys_below(data, "loader"), data, table, GENERIC)) == []
+
+
+def test_cache(data: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+
+    def observe(config: dict[str, Any]) -> Any:
+        for folder in ("home", "elsewhere"):
+            shutil.rmtree(tmp_path / folder, ignore_errors=True)
+        module_of(config).setup("fit")
+        return sorted({path.relative_to(tmp_path).parts[0] for path in tmp_path.rglob("images.bin")})
+
+    flips = {
+        "cache.enabled": Flip(True),
+        "cache.folder": Flip(str(tmp_path / "elsewhere"), {"cache.enabled": True}),
+    }
+    assert set(flips) == set(keys_below(data, "cache"))
+    assert dead_keys(observe, data, flips) == []
+
+
+def test_every_shared_section_is_flipped() -> None:
+    assert {key.partition(".")[0] for key in GENERIC} == {
+        "geometry",
+        "preprocessing",
+        "augmentation",
+        "split",
+        "loader",
+        "cache",
+    }
+
+
+# -- mtl data ----------------------------------------------------------------------------------------------------------
+
+
+def test_data_synth(tmp_path: Path) -> None:
+    from mtl.cli.data import run
+
+    def observe(config: dict[str, Any]) -> Any:
+        shutil.rmtree(tmp_path / "drawn", ignore_errors=True)
+        if config["occupied"]:
+            (tmp_path / "drawn" / "one" / "Point Set").mkdir(parents=True)
+        words = [f"{key}={value}" for key, value in config.items() if key != "occupied"]
+        run(["synth", "malaria", *words])
+        return tree(tmp_path / "drawn")
+
+    config = {
+        "output": tmp_path / "drawn" / "one", "patients": 2, "fields": 1, "seed": 0, "width": 96, "kind": "points",
+        "overwrite": "true", "occupied": False,
+    }  # fmt: skip
+    flips = {
+        "output": Flip(tmp_path / "drawn" / "two"),
+        "patients": Flip(1),
+        "fields": Flip(2),
+        "seed": Flip(1),
+        "width": Flip(112),
+        "kind": Flip("both"),
+        "overwrite": Flip("false", {"occupied": True}, refuses=True),
+    }
+    assert set(flips) == set(schema.SynthConfig.model_fields)
+    assert dead_keys(observe, config, flips) == []
+
+
+def test_data_synth_of_cells(tmp_path: Path) -> None:
+    """Keys that mean nothing for single cells are refused, not ignored."""
+    from mtl.cli.data import run
+
+    def observe(config: dict[str, Any]) -> Any:
+        shutil.rmtree(tmp_path / "drawn", ignore_errors=True)
+        run(["synth", "malaria_cells", f"output={tmp_path / 'drawn'}", *(f"{key}={value}" for key, value in config.items())])
+        return tree(tmp_path / "drawn")
+
+    config = {"patients": 2, "fields": 2, "seed": 0, "width": 1024, "kind": "both"}
+    flips = {
+        "patients": Flip(1),
+        "fields": Flip(1),
+        "seed": Flip(1),
+        "width": Flip(512, refuses=True),
+        "kind": Flip("points", refuses=True),
+    }
+    assert dead_keys(observe, config, flips) == []
+
+
+def test_data_tool(smears: Path, tmp_path: Path) -> None:
+    from mtl.cli.data import run
+
+    one = copy_of(smears, tmp_path / "data", lambda path: "Polygon Set" in path.parts)
+
+    def observe(config: dict[str, Any]) -> Any:
+        shutil.rmtree(tmp_path / "shown", ignore_errors=True)
+        run(["show", "malaria", *(f"{key}={value}" for key, value in config.items())])
+        return sorted(tree(tmp_path / "shown"))
+
+    config = {"output": tmp_path / "shown" / "one", "count": 1, "seed": 0, "data.root": one}
+    flips = {
+        "output": Flip(tmp_path / "shown" / "two"),
+        "count": Flip(2),
+        "seed": Flip(2),
+        "data.root": Flip(copy_of(smears, tmp_path / "less", lambda path: "Point Set" in path.parts)),
+    }
+    assert {key.partition(".")[0] for key in flips} == set(schema.DataToolConfig.model_fields)
+    flat = dict(config)  # the words of a command line: dotted keys are not nested here
+    before = observe(flat)
+    assert [key for key, flip in flips.items() if observe({**flat, key: flip.value}) == before] == []

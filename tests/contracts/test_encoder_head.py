@@ -1,0 +1,170 @@
+"""Every head on every kind of encoder, built the way a run builds them: it works, or it says why not."""
+
+from __future__ import annotations
+
+import copy
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+
+from mtl.config.compose import choices
+from mtl.config.load import load_run_config
+from mtl.core.errors import ConfigError
+from mtl.core.registry import HEADS
+from mtl.model import MultiTaskModel
+from mtl.training.build import model_config
+
+ENCODERS = {
+    "test_resnet": {},
+    "test_convnext": {},  # maps start at stride 4
+    "test_efficientnet": {},
+    "mobilenetv3_small_050": {},
+    "resnet10t": {},
+    "regnetx_002": {},
+    "resnet10t, no /32": {"output_stride": 16},
+}
+SIZE = (64, 96)
+TASKS = {
+    "detection": "detection", "roi_classification": "roi", "segmentation": "segmentation", "heatmap": "heatmap",
+    "classification": "cell",
+}  # fmt: skip
+# Heads that look at fine maps only: alone, they leave the deepest layers of an encoder without a gradient.
+SHALLOW = {"heatmap_published"}
+NEEDS_32 = {"unet_published"}
+
+
+@cache
+def _config(head: str) -> dict[str, Any]:
+    task = TASKS[HEADS.entry(head).constants["kind"]]
+    suite = "malaria_cells" if task == "cell" else "malaria_mttl"
+    words = [f"task={suite}", f"tasks=[{task}]", f"head@heads.{task}={head}", "backbone=test_resnet"]
+    return model_config(load_run_config([*words, f"data.geometry.size={list(SIZE)}"]))
+
+
+def build(head: str, encoder: str) -> MultiTaskModel:
+    config = copy.deepcopy(_config(head))
+    config["backbone"] |= {"architecture": encoder.partition(",")[0], **ENCODERS.get(encoder, {})}
+    torch.manual_seed(0)
+    return MultiTaskModel.from_config(config)
+
+
+def objects(boxes: list[list[float]], labels: list[int]) -> dict[str, torch.Tensor]:
+    box = torch.tensor(boxes).reshape(-1, 4)
+    return {
+        "boxes": box,
+        "labels": torch.tensor(labels, dtype=torch.int64),
+        "points": (box[:, :2] + box[:, 2:]) / 2,
+        "ids": torch.arange(len(labels)),
+    }
+
+
+def target_for(model: MultiTaskModel, task: str) -> Any:
+    """Labels of three rows; the second is absent and holds what nobody may read."""
+    spec = model.specs[task]
+    if spec.kind in ("detection", "roi_classification", "heatmap"):
+        last = len(spec.classes) - 1
+        return [objects([[6, 8, 34, 36], [50, 20, 80, 50], [2, 2, 94, 62]], [0, last, 0]), None, objects([], [])]
+    if spec.kind == "classification":
+        return torch.tensor([0, -7, 1])
+    mask = torch.zeros(3, len(spec.classes), *SIZE)
+    mask[0, :, 8:30, 8:40] = 1
+    mask[1] = torch.nan
+    return mask
+
+
+def check_form(model: MultiTaskModel, task: str, prediction: dict[str, torch.Tensor], boxes: torch.Tensor) -> None:
+    spec, classes = model.specs[task], len(model.specs[task].classes)
+    shapes = {key: tuple(value.shape) for key, value in prediction.items()}
+    count = shapes.get("scores", (0,))[0]
+    expected = {
+        "detection": {"boxes": (count, 4), "scores": (count,), "labels": (count,)},
+        "heatmap": {"points": (count, 2), "scores": (count,), "labels": (count,), "stride": (), "sigma": ()},
+        "roi_classification": {"probabilities": (len(boxes), classes)},
+        "segmentation": {"probabilities": (classes, *SIZE)},
+        "classification": {"probabilities": (classes,)},
+    }[spec.kind]
+    if spec.kind == "heatmap":
+        stride = int(prediction["stride"])
+        expected |= {"heatmap": (classes, SIZE[0] // stride, SIZE[1] // stride)}
+    assert shapes == expected
+    assert all(bool(torch.isfinite(value.float()).all()) for value in prediction.values())
+
+
+def train_and_decode(model: MultiTaskModel, images: torch.Tensor) -> torch.Tensor:
+    """One step with partly absent labels, then predictions; returns the loss."""
+    (task,) = model.heads
+    head: Any = model.heads[task]
+    present = torch.tensor([True, False, True])
+    loss = torch.stack(list(head.loss(model(images)[task], target_for(model, task), present).values())).sum()
+    assert loss.dtype == torch.float32 and bool(loss.isfinite())
+    loss.backward()
+    model.eval()
+    boxes = [torch.tensor([[6.0, 8, 34, 36]]), torch.zeros(0, 4), torch.tensor([[6.0, 8, 34, 36], [0, 0, 96, 64]])]
+    with torch.no_grad():
+        predictions = model.predict(images, boxes if head.needs_boxes else None)[task]
+    assert len(predictions) == 3
+    for prediction, row_boxes in zip(predictions, boxes, strict=True):
+        check_form(model, task, prediction, row_boxes)
+    return loss.detach()
+
+
+def check_gradients(model: MultiTaskModel, head: str) -> None:
+    """The step reached every trainable parameter."""
+    missing = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and (parameter.grad is None or not bool(parameter.grad.isfinite().all()))
+    ]
+    if head in SHALLOW:
+        assert missing and all(name.startswith("encoder.body.") for name in missing)
+    else:
+        assert missing == []
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("head", choices("head"))
+def test_head_on_encoder(head: str, encoder: str) -> None:
+    config = _config(head)
+    (task,) = config["tasks"]
+    if "no /32" in encoder and (config["heads"][task]["features"] == "fpn" or head in NEEDS_32):
+        with pytest.raises(ConfigError, match="level"):
+            build(head, encoder)
+        return
+    model = build(head, encoder)
+    train_and_decode(model, torch.randn(3, 3, *SIZE))
+    check_gradients(model, head)
+
+
+@pytest.mark.parametrize("head", ["unet", "fcos", "heatmap_published"])
+def test_head_on_swin(head: str) -> None:
+    """A network whose own maps are NHWC, at a size its windows do not divide."""
+    train_and_decode(build(head, "swin_tiny_patch4_window7_224"), torch.randn(3, 3, *SIZE))
+
+
+@pytest.mark.parametrize("head", choices("head"))
+def test_bfloat16_and_channels_last(head: str) -> None:
+    torch.manual_seed(1)
+    images = torch.randn(3, 3, *SIZE)
+    plain = train_and_decode(build(head, "test_resnet"), images)
+    model = build(head, "test_resnet").to(memory_format=torch.channels_last)
+    torch.manual_seed(2)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = train_and_decode(model, images.contiguous(memory_format=torch.channels_last))
+    check_gradients(model, head)
+    # Sampled anchors and dropout differ; the loss is still the same quantity.
+    torch.testing.assert_close(half, plain, rtol=0.25, atol=0.05)
+
+
+def test_heads_that_share_layers_between_maps_ask_for_a_neck() -> None:
+    refused = set()
+    for head in choices("head"):
+        config = copy.deepcopy(_config(head))
+        (task,) = config["tasks"]
+        if config["heads"][task]["features"] == "fpn":
+            config["heads"][task]["features"] = "encoder"
+            with pytest.raises(ConfigError, match="features=fpn"):
+                MultiTaskModel.from_config(config)
+            refused.add(head)
+    assert refused == {"faster_rcnn", "faster_rcnn_published", "fcos", "roi_classifier"}

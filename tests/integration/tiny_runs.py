@@ -1,0 +1,92 @@
+"""Training runs that take about a second each."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from mtl.config.load import load_run_config
+from mtl.core.types import TaskBatch
+from mtl.training.module import MultiTaskModule
+from mtl.training.resume import resumed_config
+from mtl.training.run import train
+
+DENSE = ("tasks=[segmentation,heatmap]",)
+
+
+def words(smears: Path, run_dir: Path, *overrides: str) -> list[str]:
+    """Command-line words of a tiny run: 8 training images of 64 px in 4 batches."""
+    return [
+        "task=malaria_mttl", "backbone=test_resnet", "trainer=cpu", f"data.root={smears}", f"paths.run_dir={run_dir}",
+        "data.geometry.size=[64,64]", "data.loader.batch_size=2", "evaluation.bootstrap=10", "evaluation.cases=1",
+        *overrides,
+    ]  # fmt: skip
+
+
+def tiny_run(smears: Path, run_dir: Path, *overrides: str, score: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Train; the evaluation on the test split is left out unless `score`."""
+    return go(load_run_config(words(smears, run_dir, *overrides)), score)
+
+
+def resume_run(run_dir: Path, *overrides: str, score: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Go on with a run."""
+    return go(resumed_config(str(run_dir), list(overrides)), score)
+
+
+def go(config: dict[str, Any], score: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Train a configuration."""
+    if score:
+        return train(config)
+    with patch("mtl.evaluation.evaluate.evaluate_run", return_value={}):
+        return train(config)
+
+
+@contextmanager
+def before_step(action: Any) -> Iterator[None]:
+    """Call `action(module, batch, batch_index)` before every training step; it may raise or change the batch in place."""
+    original = MultiTaskModule.training_step
+
+    def step(self: MultiTaskModule, batch: TaskBatch, batch_index: int) -> torch.Tensor:
+        action(self, batch, batch_index)
+        return original(self, batch, batch_index)
+
+    with patch.object(MultiTaskModule, "training_step", step):
+        yield
+
+
+def stop_at(epoch: int, batch_index: int, error: type[BaseException] = KeyboardInterrupt) -> Any:
+    """Make an action for `before_step` that raises at one step."""
+
+    def action(module: MultiTaskModule, batch: TaskBatch, index: int) -> None:
+        if (module.current_epoch, index) == (epoch, batch_index):
+            raise error
+
+    return action
+
+
+def checkpoint(run_dir: Path, name: str = "last") -> dict[str, Any]:
+    """Load a checkpoint of a run."""
+    content: dict[str, Any] = torch.load(run_dir / "checkpoints" / f"{name}.ckpt", weights_only=True)
+    return content
+
+
+def history(run_dir: Path) -> list[dict[str, str]]:
+    """Rows of `metrics.csv` without the time they took."""
+    with (run_dir / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        return [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
+
+
+def differing(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], tolerance: float = 0.0) -> list[str]:
+    """Names of tensors that differ by more than `tolerance` (relative to 1 or their size)."""
+    assert first.keys() == second.keys()
+    return [
+        name
+        for name, value in first.items()
+        if (value.double() - second[name].double()).abs().max() > tolerance * max(1.0, float(value.double().abs().max()))
+    ]

@@ -1,0 +1,275 @@
+"""The assembled network, and who may import whom."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import mtl
+from mtl.config.load import load_run_config
+from mtl.core.errors import ConfigError
+from mtl.model import MultiTaskModel
+from mtl.training.build import model_config
+
+PACKAGE = Path(mtl.__file__).parent
+WORDS = ("task=malaria_mttl", "backbone=test_resnet", "head@heads.detection=fcos", "data.geometry.size=[64,64]")
+
+
+@cache
+def _sections(words: tuple[str, ...]) -> str:
+    return json.dumps(model_config(load_run_config([*WORDS, *words])))
+
+
+def build(*words: str, seed: int = 0) -> MultiTaskModel:
+    torch.manual_seed(seed)
+    return MultiTaskModel.from_config(json.loads(_sections(words)))
+
+
+def tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for entry in value.values() if isinstance(value, dict) else value:
+            yield from tensors(entry)
+
+
+def images() -> torch.Tensor:
+    return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(3))
+
+
+# -- round trip --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words", [(), ("peft=bottleneck",), ("peft=lora", "backbone.freeze=all")], ids=["plain", "bottleneck", "lora"]
+)
+def test_config_and_state_rebuild_the_model(words: tuple[str, ...]) -> None:
+    model = build(*words).eval()
+    again = MultiTaskModel.from_config(json.loads(json.dumps(model.to_config())), load_weights=False)
+    torch.manual_seed(1)
+    with torch.no_grad():  # every tensor differs from any initialisation
+        for value in model.state_dict().values():
+            if value.is_floating_point():
+                value.add_(torch.rand_like(value) * 0.1)
+    again.load_state_dict(model.state_dict(), strict=True)
+    again.eval()
+    with torch.no_grad():
+        expected, found = list(tensors(model(images()))), list(tensors(again(images())))
+    assert len(expected) == len(found) > 8
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+    assert again.preprocessing == model.preprocessing and again.specs == model.specs
+    assert again.to_config() == model.to_config()
+
+
+def test_the_stored_normalisation_wins_over_the_encoders() -> None:
+    """A checkpoint keeps the numbers it was trained with, also if a later timm states others."""
+    config = build().to_config()
+    config["preprocessing"]["mean"] = [0.1, 0.2, 0.3]
+    assert MultiTaskModel.from_config(config).preprocessing.mean == (0.1, 0.2, 0.3)
+
+
+def test_channels_of_mean_and_encoder_must_agree() -> None:
+    config = json.loads(_sections(()))
+    config["backbone"]["in_chans"] = 1
+    config["preprocessing"] |= {"mean": [0.5] * 3, "std": [0.2] * 3}
+    with pytest.raises(ConfigError, match="takes 1 channels"):
+        MultiTaskModel.from_config(config)
+
+
+# -- what runs how often -----------------------------------------------------------------------------------------------
+
+
+def count_calls(model: MultiTaskModel) -> dict[str, int]:
+    calls = {"encoder": 0, "body": 0, **dict.fromkeys(model.necks, 0)}
+
+    def count(name: str) -> Any:
+        def hook(*_: Any) -> None:
+            calls[name] += 1
+
+        return hook
+
+    model.encoder.register_forward_hook(count("encoder"))
+    model.encoder.body.register_forward_hook(count("body"))
+    for name, neck in model.necks.items():
+        neck.register_forward_hook(count(name))
+    model(images())
+    return calls
+
+
+def test_shared_features_are_computed_once() -> None:
+    assert count_calls(build()) == {"encoder": 1, "body": 1, "fpn": 1}
+    assert count_calls(build("peft=lora")) == {"encoder": 1, "body": 1, "fpn": 1}
+
+
+def test_adapters_per_task_need_one_pass_per_task() -> None:
+    model = build("peft=bottleneck")
+    assert len(model.heads) == 4
+    assert count_calls(model) == {"encoder": 4, "body": 4, "fpn": 2}  # detection and roi read the neck, each its own maps
+
+
+def test_each_task_sees_its_own_adapters() -> None:
+    model = build("peft=bottleneck").eval()
+    with torch.no_grad():
+        before = {task: list(tensors(output)) for task, output in model(images()).items()}
+        for name, parameter in model.encoder.named_parameters():
+            if ".sets.heatmap.up" in name:
+                parameter.fill_(0.1)
+        after = {task: list(tensors(output)) for task, output in model(images()).items()}
+    same = {task: all(torch.equal(a, b) for a, b in zip(before[task], after[task], strict=True)) for task in before}
+    assert same == {"detection": True, "roi": True, "segmentation": True, "heatmap": False}
+
+
+def test_a_neck_that_nobody_reads_is_not_built() -> None:
+    assert list(build().necks) == ["fpn"]
+    assert list(build("tasks=[segmentation,heatmap]").necks) == []
+    assert list(build("+neck@necks.second=fpn").necks) == ["fpn"]
+    both = build("+neck@necks.second=fpn", "necks.second.width=32", "heads.roi.features=second")
+    assert list(both.necks) == ["fpn", "second"]
+    assert count_calls(both) == {"encoder": 1, "body": 1, "fpn": 1, "second": 1}
+
+
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
+def test_the_single_task_twin_is_the_same_model_less_the_other_heads(task: str) -> None:
+    twin, full = build(f"tasks=[{task}]"), build()
+    assert list(twin.heads) == list(twin.specs) == [task]
+    shapes = {name: value.shape for name, value in full.state_dict().items()}
+    others = tuple(f"heads.{name}." for name in full.heads if name != task)
+    expected = {name for name in shapes if not name.startswith(others) and (twin.necks or not name.startswith("necks."))}
+    assert set(twin.state_dict()) == expected
+    assert all(value.shape == shapes[name] for name, value in twin.state_dict().items())
+
+
+# -- predictions -------------------------------------------------------------------------------------------------------
+
+
+def test_heads_that_need_boxes_take_the_detected_ones_or_those_given() -> None:
+    model = build("heads.detection.score_threshold=0.0", "heads.detection.detections_per_image=7").eval()
+    with torch.no_grad():
+        outputs = model(images())
+        found = model.decode(outputs)
+        given = model.decode(outputs, [torch.tensor([[0.0, 0, 32, 32]]), torch.zeros(0, 4)])
+    assert [len(row["probabilities"]) for row in found["roi"]] == [len(row["boxes"]) for row in found["detection"]] == [7, 7]
+    assert [len(row["probabilities"]) for row in given["roi"]] == [1, 0]
+    torch.testing.assert_close(given["detection"][0]["boxes"], found["detection"][0]["boxes"])
+
+
+def test_without_boxes_and_detector_such_a_head_predicts_nothing() -> None:
+    model = build("tasks=[roi,heatmap]").eval()
+    with torch.no_grad():
+        assert list(model.predict(images())) == ["heatmap"]
+
+
+# -- imports -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_model_needs_neither_lightning_nor_hydra() -> None:
+    code = (
+        "import sys, json\nfrom mtl.model import MultiTaskModel\nimport torch\n"
+        "model = MultiTaskModel.from_config(json.loads(sys.stdin.read()), load_weights=False).eval()\n"
+        "model.predict(torch.zeros(1, 3, 64, 64))\n"
+        "print(sorted({name.partition('.')[0] for name in sys.modules} & "
+        "{'pytorch_lightning', 'lightning', 'lightning_fabric', 'hydra', 'omegaconf', 'albumentations'}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=_sections(("peft=bottleneck",)), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+
+
+# Which rooms a room may import from: downwards only. `core` is the ground floor and imports nothing of ours.
+FOUNDATION = {"core"}
+NETWORK = {"heads", "necks", "encoders", "losses"}
+ALLOWED: dict[str, set[str]] = {
+    "core": set(),
+    "losses": FOUNDATION,
+    "balancing": FOUNDATION,
+    "necks": FOUNDATION,
+    "encoders": FOUNDATION,
+    "metrics": FOUNDATION,
+    "data": FOUNDATION,
+    "heads": FOUNDATION | {"losses"},
+    "config": FOUNDATION | {"data"},  # the base class of the data families, which tell what they can label
+    "model": FOUNDATION | NETWORK | {"data"},  # the preprocessing object that travels with the weights
+    "inference": FOUNDATION | NETWORK | {"data", "config", "model"},
+    # One floor: training scores whole images as evaluation does, evaluation rebuilds what training built.
+    "training": FOUNDATION | NETWORK | {"data", "config", "model", "inference", "metrics", "balancing", "evaluation", ""},
+    "evaluation": FOUNDATION | NETWORK | {"data", "config", "model", "inference", "metrics", "training"},
+    "cli": FOUNDATION | {"config", "data", "inference", "training", "evaluation"},
+    "": {"inference", "cli"},  # the package itself: `mtl.load`, and `python -m mtl`
+}
+# Not below these rooms, whatever the reason.
+FRAMEWORKS = {"pytorch_lightning", "lightning", "lightning_fabric", "hydra", "omegaconf"}
+FREE_OF_FRAMEWORKS = {"core", "losses", "balancing", "necks", "encoders", "metrics", "heads", "model", "inference"}
+
+
+def room_of(module: str) -> str:
+    """`mtl.heads.roi` -> `heads`; the package itself is the room without a name."""
+    steps = module.split(".")
+    return steps[1] if len(steps) > 1 and steps[1] != "__main__" else ""
+
+
+def sources() -> Iterator[tuple[str, ast.Module]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(["mtl", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__")
+        yield name, ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imported(tree: ast.AST, modules: set[str]) -> set[str]:
+    """Names of the modules that a piece of code imports, functions included."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, "relative imports hide where a thing comes from"
+            whole = {f"{node.module}.{alias.name}" for alias in node.names} & modules
+            found |= whole or {node.module}
+    return found
+
+
+def test_imports_run_downwards() -> None:
+    files = dict(sources())
+    wrong = []
+    for name, tree in files.items():
+        room = room_of(name)
+        assert room in ALLOWED, f"{name}: a new room needs its line in the table"
+        for other in imported(tree, set(files)):
+            if other.partition(".")[0] == "mtl" and room_of(other) not in ALLOWED[room] | {room}:
+                wrong.append(f"{name} imports {other}")
+            if other.partition(".")[0] in FRAMEWORKS and room in FREE_OF_FRAMEWORKS:
+                wrong.append(f"{name} imports {other}")
+    assert wrong == []
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    """Counting what runs when a module is loaded: not inside functions, not for type checking only."""
+    files = dict(sources())
+    graph = {}
+    for name, tree in files.items():
+        top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        graph[name] = imported(ast.Module(top, []), set(files)) & set(files)
+    done: set[str] = set()
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        assert name not in trail, " -> ".join([*trail[trail.index(name) :], name])
+        if name not in done:
+            for other in graph[name]:
+                visit(other, (*trail, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+def test_every_room_of_the_table_exists() -> None:
+    assert {room_of(name) for name, _ in sources()} == set(ALLOWED)
