@@ -208,7 +208,7 @@ def build_trainer(config: dict[str, Any], run_dir: Path, callbacks: list[Callbac
             num_sanity_val_steps=0,  # `best` must never come from a sanity check
             use_distributed_sampler=False,  # our samplers shard without padding
         )
-    except (MisconfigurationException, ValueError, TypeError) as error:
+    except (MisconfigurationException, ModuleNotFoundError, ValueError, TypeError) as error:
         raise ConfigError(f"The `trainer` settings cannot be used here: {' '.join(str(error).split())}") from error
 
 
