@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import re
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -145,6 +146,8 @@ def interrupted(run_dir: Path) -> TrainingError:
     """Word the end of a run that was stopped with Ctrl-C; the last finished epoch is what it keeps."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.default_int_handler)  # the Trainer leaves it ignored
+    if not is_main_process():
+        sys.exit(0)  # rank 0 says it; with another status its watcher would kill rank 0 before it can
     for partial in run_dir.glob("checkpoints/.*.partial"):
         partial.unlink(missing_ok=True)
     error = TrainingError(f"Interrupted. {_kept(run_dir)}")

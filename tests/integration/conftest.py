@@ -23,8 +23,8 @@ def tiles_run(smears: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny_runs import tiny_run
 
     run_dir = tmp_path_factory.mktemp("runs") / "tiles"
-    tiles = ("data.geometry.mode=tiles", "data.geometry.overlap=32", "data.geometry.scale=0.06")
-    tiny_run(smears, run_dir, "debug=fast", "data.geometry.size=[128,128]", *tiles, score=True)
+    tiles = ("data.geometry.mode=tiles", "data.geometry.overlap=32", "data.geometry.scale=0.03")
+    tiny_run(smears, run_dir, "debug=fast", "data.geometry.size=[96,96]", *tiles, score=True)
     return run_dir
 
 

@@ -90,6 +90,7 @@ def test_command_on_the_page_is_the_one_that_made_it(compared: tuple[Path, Train
     assert len(trainer.calls) == trained and page.read_text(encoding="utf-8") == before
 
 
+@pytest.mark.slow
 def test_second_seed_adds_only_its_own_runs(compared: tuple[Path, Trainer], smears: Path, tmp_path: Path) -> None:
     finished, trainer = compared
     folder = shutil.copytree(finished, tmp_path / "copy")
