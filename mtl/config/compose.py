@@ -116,7 +116,7 @@ def hydra_sentence(error: Exception, config_name: str) -> str:
     if missing:
         group = missing[1]
         return f"No {group} was chosen. Add {group}=<name>; known: {', '.join(choices(group))}."
-    missing = re.search(r"Missing mandatory value: (\S+)", text)
+    missing = re.search(r"Missing mandatory value.*full_key: (\S+)", text)
     if missing:
         return f"`{missing[1]}` is required and was not given. Set it with {missing[1]}=<value>."
     return f"`{config_name}.yaml` with these overrides cannot be composed: {text}"

@@ -102,6 +102,8 @@ def words_for(group: str, name: str) -> list[str]:
         return [SUITE[name]]
     if group == "experiment":
         return [f"experiment={name}"]
+    if (group, name) == ("backbone", "timm"):
+        return [MALARIA, "backbone=timm", "backbone.architecture=test_resnet"]
     return [MALARIA, f"{group}={name}"]
 
 
@@ -151,7 +153,7 @@ def test_what_a_yaml_says_is_what_the_run_gets(group: str, name: str) -> None:
     }.get(group, lambda: () if group in GLOBAL else (group,))()
     config = composed(*words_for(group, name))
     for path, value in leaves(own(f"{group}/{name}.yaml")).items():
-        assert same(at(config, (*section, *path)), value), ".".join(path)
+        assert value == "???" or same(at(config, (*section, *path)), value), ".".join(path)
 
 
 @pytest.mark.parametrize("group", sorted(PARTS))
