@@ -199,7 +199,10 @@ def threshold_curve(curve: dict[str, list[float]], chosen: dict[str, float], mea
     if not lines:
         return None
     figure, (axis,) = _canvas(3.6, 3.0)
-    for index, (name, values) in enumerate(lines.items()):
+    # A class has the colour that it has in the other figures; the mean over classes takes the last one.
+    index_of = {name: index for index, name in enumerate(name for name in lines if name != "macro")}
+    for name, values in lines.items():
+        index = index_of.get(name, len(COLOURS) - 1)
         numbers = [np.nan if value is None else value for value in values]
         _line(axis, index, curve["threshold"], numbers, name)
         if name in chosen:
