@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mtl.cli.help import wants_help
+from mtl.cli.help import config_help, wants_help
 from mtl.config.compose import choices, compose
 from mtl.config.load import build_family, check_data, load_config
 from mtl.config.schema import DataToolConfig, SynthConfig
@@ -32,6 +32,8 @@ def run(words: list[str]) -> int:
                 ["usage: mtl data <tool> <family> [key=value ...]", "", *tools, "", f"families: {', '.join(SOURCES.names())}"]
             )
         )
+        if names and names[0] in TOOLS:
+            print("\n" + config_help("data_synth" if names[0] == "synth" else "data_tool"))
         return 0
     tool = names[0]
     if tool not in TOOLS:

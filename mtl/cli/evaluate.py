@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from mtl.cli.help import verb_help, wants_help
 from mtl.config.load import load_config
 from mtl.config.schema import EvaluateConfig
+from mtl.core.errors import CheckpointError, DataError
 
 
 def run(words: list[str]) -> int:
@@ -13,7 +16,18 @@ def run(words: list[str]) -> int:
         print(verb_help("evaluate", "evaluate"))
         return 0
     config = load_config("evaluate", words, EvaluateConfig)
+    require_checkpoint(config["checkpoint"])
+    if config["data"]["root"] and not Path(config["data"]["root"]).is_dir():
+        raise DataError(f"Data folder `{config['data']['root']}` does not exist. Set data.root to the folder of the images.")
     from mtl.evaluation.evaluate import evaluate
 
     evaluate(**config)
     return 0
+
+
+def require_checkpoint(path: str) -> None:
+    """Answer a wrong path before torch is imported."""
+    if not Path(path).exists():
+        raise CheckpointError(
+            f"Checkpoint `{path}` does not exist. Give a run directory or a file such as <run dir>/checkpoints/best.ckpt."
+        )

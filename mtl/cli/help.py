@@ -15,9 +15,7 @@ def wants_help(words: list[str]) -> bool:
 
 def verb_help(verb: str, config_name: str, groups: bool = False) -> str:
     """Describe a verb: its usage, the keys of its YAML and, for training, the choices of every group."""
-    lines = [VERBS[verb], "", f"Keys and defaults (configs/{config_name}.yaml):", ""]
-    text = (configs_folder() / f"{config_name}.yaml").read_text(encoding="utf-8").splitlines()
-    lines += [f"  {line}" for line in text if not line.startswith("#")]
+    lines = [VERBS[verb], "", config_help(config_name)]
     if groups:
         lines += ["", "Groups (group=choice):", ""]
         folders = sorted(path.name for path in configs_folder().iterdir() if path.is_dir() and path.name != "hydra")
@@ -28,3 +26,10 @@ def verb_help(verb: str, config_name: str, groups: bool = False) -> str:
         ]
         lines += ["`--cfg job` prints the composed configuration, `-m` runs a sweep."]
     return "\n".join(lines)
+
+
+def config_help(config_name: str) -> str:
+    """Return the keys and defaults of one YAML file with its comments."""
+    text = (configs_folder() / f"{config_name}.yaml").read_text(encoding="utf-8").splitlines()
+    lines = [f"  {line}".rstrip() for line in text if not line.startswith("#")]
+    return "\n".join([f"Keys and defaults (configs/{config_name}.yaml):", "", *lines])

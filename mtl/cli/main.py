@@ -10,6 +10,7 @@ import importlib
 import os
 import sys
 
+from mtl import __version__
 from mtl.core.errors import MtlError, nearest
 
 VERBS = {
@@ -55,6 +56,9 @@ def main(verb: str | None = None) -> None:
             print(usage())
             sys.exit(0)
         verb, words = words[0], words[1:]
+    if verb == "--version":
+        print(f"mtl {__version__}")
+        sys.exit(0)
     if verb not in VERBS:
         print(f"Unknown command `{verb}`. Expected one of: {', '.join(VERBS)}.{nearest(verb, VERBS)}", file=sys.stderr)
         sys.exit(2)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from mtl.cli.evaluate import require_checkpoint
 from mtl.cli.help import verb_help, wants_help
 from mtl.config.load import load_config
 from mtl.config.schema import PredictConfig
+from mtl.inference.images import find_images
 
 
 def run(words: list[str]) -> int:
@@ -13,6 +15,8 @@ def run(words: list[str]) -> int:
         print(verb_help("predict", "predict"))
         return 0
     config = load_config("predict", words, PredictConfig)
+    require_checkpoint(config["checkpoint"])
+    find_images(config["source"])
     from mtl.inference.predict import predict
 
     return 1 if predict(**config) else 0

@@ -12,6 +12,7 @@ from typing import Any
 
 from mtl.core.errors import ConfigError, unknown
 
+MISSING = "???"
 _OVERRIDE = re.compile(r"^(?P<prefix>[+~]{0,2})(?P<key>[^=]+?)(?P<assign>=)?(?P<value>(?<==).*)?$", re.DOTALL)
 
 # Keys whose value is the name of a file, a folder or a run.
@@ -35,9 +36,10 @@ def configs_folder() -> Path:
 
 
 def choices(group: str) -> list[str]:
-    """List the YAML files of a configuration group; those in sub-folders as `folder/name`."""
+    """List the YAML files of a configuration group; those in sub-folders as `folder/name`, fragments (`_name`) left out."""
     folder = configs_folder() / group
-    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+    files = [path for path in folder.rglob("*.yaml") if not path.name.startswith("_")]
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in files)
 
 
 def prepare_overrides(overrides: list[str]) -> tuple[list[str], list[str]]:
@@ -54,7 +56,8 @@ def prepare_overrides(overrides: list[str]) -> tuple[list[str], list[str]]:
         match = _OVERRIDE.match(override)
         if match is None or not (match["assign"] or match["prefix"].startswith("~")):
             problems.append(
-                f"Cannot read `{override}`. Expected key=value, for example backbone=resnet50 or optimizer.lr=1e-4."
+                f"Cannot read `{override}`. Expected key=value, for example backbone=resnet50 or optimizer.lr=1e-4; "
+                "--help lists what there is."
             )
             continue
         group, value = match["key"].partition("@")[0], match["value"] or ""
@@ -104,9 +107,16 @@ def plain(config: Any) -> dict[str, Any]:
     """Turn an omegaconf node into dicts and lists with all references resolved."""
     from omegaconf import OmegaConf
 
-    values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    values = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
     assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items() if key != "hydra"}
+    return {str(key): _without_missing(value) for key, value in values.items() if key != "hydra" and value != MISSING}
+
+
+def _without_missing(value: Any) -> Any:
+    """Drop keys that still hold `???`; the schema then says that they are required, together with all other problems."""
+    if isinstance(value, dict):
+        return {key: _without_missing(entry) for key, entry in value.items() if entry != MISSING}
+    return [_without_missing(entry) for entry in value] if isinstance(value, list) else value
 
 
 def hydra_sentence(error: Exception, config_name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from pydantic import BaseModel
@@ -51,10 +52,14 @@ def check_run_config(config: dict[str, Any], problems: list[str] | None = None) 
     Raises:
         ConfigError: With one line for everything that is wrong.
     """
-    values, found = validate(RunConfig, config, "")
-    problems = [*(problems or []), *found, *_check_parts(values)]
+    values, found = validate(RunConfig, config, "", ("task", "experiment", "debug"))
+    in_parts, in_data = _check_parts(values)
+    problems = [*(problems or []), *found, *in_parts, *in_data]
     if not problems:
         problems += _check_fit(values)
+    elif not in_data:
+        with suppress(KeyError, TypeError, AttributeError):  # a section that is broken already may be in the way
+            problems += [problem for problem in _check_fit(values) if problem not in problems]
     if problems:
         raise ConfigError(problems)
     return values
@@ -81,8 +86,12 @@ def active_specs(config: dict[str, Any]) -> dict[str, TaskSpec]:
     return {task: specs[task] for task in config["tasks"]}
 
 
-def _check_parts(values: dict[str, Any]) -> list[str]:
-    """Check the sections that are registered parts; one that is missing or no mapping is the schema's business."""
+def _check_parts(values: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Check the sections that are registered parts; one that is missing or no mapping is the schema's business.
+
+    Returns:
+        The problems of the network and of `data`.
+    """
     problems: list[str] = []
 
     def check(registry: Registry, holder: dict[str, Any], key: str, where: str, extra: frozenset[str] = frozenset()) -> None:
@@ -102,10 +111,10 @@ def _check_parts(values: dict[str, Any]) -> list[str]:
     check(BALANCERS, values, "balancer", "balancer")
     check(SCHEDULERS, values, "scheduler", "scheduler")
     several(STUDY_METRICS, "study_metrics")
+    found: list[str] = []
     if isinstance(values.get("data"), dict):
         values["data"], found = check_data(values["data"])
-        problems.extend(found)
-    return problems
+    return problems, found
 
 
 def _check_fit(values: dict[str, Any]) -> list[str]:

@@ -50,19 +50,29 @@ def check_part(
     return {"name": name, **passed, **values}, problems
 
 
-def validate(model: type[BaseModel], values: Any, where: str) -> tuple[dict[str, Any], list[str]]:
-    """Validate against a pydantic model; return plain values (defaults filled in) and one line per problem."""
+def validate(model: type[BaseModel], values: Any, where: str, groups: tuple[str, ...] = ()) -> tuple[dict[str, Any], list[str]]:
+    """Validate against a pydantic model; return plain values (defaults filled in) and one line per problem.
+
+    Args:
+        model: The shape.
+        values: What was found.
+        where: Config path, for messages.
+        groups: Names that are no keys but may stand at the top level of a command line (`experiment`).
+    """
     try:
         return model.model_validate(values).model_dump(mode="python"), []
     except ValidationError as error:
-        return (dict(values) if isinstance(values, dict) else {}), [_line(problem, model, where) for problem in error.errors()]
+        return (dict(values) if isinstance(values, dict) else {}), [
+            _line(problem, model, where, groups) for problem in error.errors()
+        ]
 
 
-def _line(problem: Any, model: type[BaseModel], where: str) -> str:
+def _line(problem: Any, model: type[BaseModel], where: str, groups: tuple[str, ...]) -> str:
     location = [str(step) for step in problem["loc"]]
     path = ".".join([*([where] if where else []), *location])
     if problem["type"] == "extra_forbidden":
-        return unknown("key", location[-1], _valid_keys(model, location[:-1]), path.rpartition(".")[0])
+        valid = [*_valid_keys(model, location[:-1]), *(groups if len(location) == 1 else ())]
+        return unknown("key", location[-1], set(valid), path.rpartition(".")[0])
     if problem["type"] == "missing":
         return f"`{path}` is required and was not given. Set it with {path}=<value>."
     return f"`{path}` is `{problem['input']!r}`. {problem['msg']}."

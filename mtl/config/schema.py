@@ -106,7 +106,7 @@ class SplitConfig(Strict):
 
     scheme: Literal["holdout", "kfold", "leave_one_out", "file", "official"]
     ratios: tuple[float, float, float]
-    folds: int = Field(ge=3)
+    folds: int = Field(ge=2)
     fold: int = Field(ge=0)
     val_group_by: str | None
     seed: int

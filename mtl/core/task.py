@@ -20,6 +20,16 @@ KIND_METRICS: dict[str, tuple[str, ...]] = {
 LOWER_IS_BETTER = frozenset({"mae", "mse", "rmse", "count_mae", "loss"})
 
 
+def higher_is_better(metric: str) -> bool:
+    """Say in which direction a metric improves.
+
+    Args:
+        metric: Its name, with a path in front (`val/detection/map50`) or a unit behind (`mae_patient`) or neither.
+    """
+    name = metric.rpartition("/")[2]
+    return not (name in LOWER_IS_BETTER or name.startswith(("mae_", "images_without")))
+
+
 @dataclass(frozen=True)
 class TaskSpec:
     """One supervised objective as a data family offers it and a head serves it.
@@ -52,7 +62,7 @@ class TaskSpec:
 
     def higher_is_better(self, metric: str | None = None) -> bool:
         """Say in which direction a metric (default: the primary one) improves."""
-        return (metric or self.primary_metric) not in LOWER_IS_BETTER
+        return higher_is_better(metric or self.primary_metric)
 
     def object_index(self, object_classes: tuple[str, ...]) -> dict[int, int]:
         """Map object class ids of the data to class indices of this task; unlisted ids are dropped."""

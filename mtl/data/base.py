@@ -67,6 +67,10 @@ class DataFamily(ABC):
         """Return stored pixels per reference pixel for an image of (height, width); 1 unless the family has a rule."""
         return 1.0
 
+    def person_of(self, group: str) -> str:
+        """Return the part of a group's name that related data sets share, to find a patient again in another one."""
+        return group.partition("/")[0].casefold()
+
     @abstractmethod
     def check(self) -> CheckReport:
         """Read everything, decode every image and collect what is wrong instead of stopping at the first."""

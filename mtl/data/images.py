@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
 
 from mtl.core.errors import DataError
+from mtl.core.files import file_hash
 from mtl.core.types import Record
 from mtl.data.base import CheckReport, DataFamily
 
@@ -60,7 +60,7 @@ def check_images(family: DataFamily, records: list[Record], report: CheckReport)
         except DataError as error:
             report.errors.append(str(error))
             continue
-        content = hashlib.sha256(Path(record.path).read_bytes()).hexdigest()
+        content = file_hash(record.path)
         if content in seen:
             report.notes.append(f"{record.sample_id}: the image file is identical to that of {seen[content]}.")
         else:

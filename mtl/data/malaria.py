@@ -131,6 +131,10 @@ class Malaria(DataFamily):
         specs.append(TaskSpec("heatmap", "heatmap", ("Infected",), members=(("Infected",),)))
         return {spec.name: spec for spec in specs}
 
+    def person_of(self, group: str) -> str:
+        """Return the patient without the running number: `143C39P4thinF` here is `C39P4thinF` among the single cells."""
+        return super().person_of(group).lstrip("0123456789")
+
     def locate(self) -> Path:
         """Return the folder that holds the sets."""
         wanted = self.sets or list(SETS)

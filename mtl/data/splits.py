@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import hashlib
 import io
 import json
 import os
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from mtl.core.errors import ConfigError, DataError, unknown
+from mtl.core.files import file_hash
 from mtl.core.types import Record
 
 SPLITS = ("train", "val", "test")
@@ -290,12 +290,6 @@ def hash_records(records: list[Record], memo: str | Path | None = None) -> list[
         with contextlib.suppress(OSError):  # only a convenience: without it the next run hashes again
             _write_atomically(Path(memo), json.dumps({**known, **found}))
     return filled
-
-
-def file_hash(path: str | Path) -> str:
-    """Return the sha256 of a file as hex digits."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def split_rows(records: list[Record], split: Split) -> list[dict[str, str]]:

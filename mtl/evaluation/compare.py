@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mtl.core.errors import ConfigError
-from mtl.core.task import LOWER_IS_BETTER, TaskSpec
+from mtl.core.task import TaskSpec, higher_is_better
 from mtl.metrics.evaluator import Evaluator
 from mtl.metrics.statistics import (
     GroupBootstrap,
@@ -25,7 +25,7 @@ from mtl.metrics.statistics import (
 
 # What must agree between arms, with the words used in the refusal.
 IDENTITY = {
-    "split_hash": "split", "budget": "budget (samples seen)", "thresholds_source": "source of thresholds",
+    "split_hash": "split", "budget": "budget (samples allowed)", "thresholds_source": "source of thresholds",
     "image_size": "image size", "augmentation": "augmentation",
 }  # fmt: skip
 FIELDS = ("task", "metric", "arm", "seeds", "mean", "std", "min", "max", "reference", "difference", "low", "high")
@@ -41,7 +41,8 @@ class RunSummary:
         evaluator: Filled with the test records of the run (`load_records`); its tasks are those of the run.
         thresholds: Those in force in the run's `metrics.json`.
         split_hash: Hash of `split.csv`.
-        budget: Training samples seen.
+        budget: Training samples that the run was allowed to see.
+        seen: Those it did see, which early stopping can make fewer; None where unknown.
         thresholds_source: Where thresholds were chosen (`val`).
         image_size: Network input as text (`tiles 384x384 scale 0.25`).
         augmentation: The augmentation settings as text.
@@ -55,6 +56,7 @@ class RunSummary:
     split_hash: str
     budget: int
     thresholds_source: str = "val"
+    seen: int | None = None
     image_size: str = ""
     augmentation: str = ""
     baseline: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -154,11 +156,6 @@ def delta_m(ours: dict[str, float], reference: dict[str, float], specs: dict[str
     """
     gains = [signed_gain(ours[task], reference[task], specs[task].primary_metric) for task in ours if task in reference]
     return float(np.mean(gains)) if gains else float("nan")
-
-
-def higher_is_better(metric: str) -> bool:
-    """Say the direction of a metric; names of study metrics end in the unit (`mae_patient`)."""
-    return not ({metric, metric.split("_")[0]} & LOWER_IS_BETTER or metric.startswith(("count_mae", "images_without")))
 
 
 def rows_to_csv(rows: list[dict[str, Any]]) -> str:
@@ -261,7 +258,7 @@ def _markdown(
     unit, one = runs[0].evaluator.unit, runs[0]
     lines = [
         f"Test images of {_count(len(groups), unit)}; {_count(len({run.seed for run in runs}), 'seed')}; budget {one.budget:,} "
-        f"training samples per run; network input {one.image_size or 'as configured'}; thresholds from "
+        f"training samples per run{_seen(runs)}; network input {one.image_size or 'as configured'}; thresholds from "
         f"{one.thresholds_source}.",
         "",
         f"Cells: mean ± standard deviation over seeds; in brackets the difference to `{arms[0]}` and its paired 95 % bootstrap "
@@ -281,6 +278,12 @@ def _markdown(
         if any(not np.isfinite(per_seed).all() for per_seed, _ in gains.values()):
             lines += [f"A dash: a metric of `{arms[0]}` is 0 or undefined, and a relative gain over it has no meaning.", ""]
     return "\n".join(lines)
+
+
+def _seen(runs: list[RunSummary]) -> str:
+    """Say how many samples were really seen, where that is not the budget."""
+    seen = [run.seen for run in runs if run.seen is not None]
+    return f" ({min(seen):,} to {max(seen):,} seen)" if seen and (min(seen), max(seen)) != (runs[0].budget,) * 2 else ""
 
 
 def _count(number: int, what: str) -> str:

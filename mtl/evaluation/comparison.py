@@ -27,10 +27,12 @@ if TYPE_CHECKING:
 VOLATILE = ("resume", "name", "paths", *(key for key in ALLOWED if key != "trainer.max_epochs"))
 # What all runs of a seed must share, checked before the first one is trained (`check_comparable` looks at what they did).
 SHARED = (
-    "suite", "seed", "data.name", "data.root", "data.geometry", "data.preprocessing", "data.augmentation", "data.split",
-    "data.loader.batch_size", "data.loader.samples_per_epoch", "trainer.max_epochs", "trainer.max_steps",
-    "trainer.accumulate_grad_batches", "trainer.limit_train_batches", "evaluation.hit_radius",
+    "suite", "seed", "data", "callbacks.early_stopping", "trainer.max_epochs", "trainer.max_steps",
+    "trainer.accumulate_grad_batches", "trainer.limit_train_batches", "trainer.overfit_batches", "evaluation.hit_radius",
 )  # fmt: skip
+# Settings of `data` that arms may differ in: how batches are drawn and how fast they are loaded.
+FREE = ("cache", "loader.sampler", "loader.priority_class", "loader.num_workers", "loader.prefetch", "loader.pin_memory",
+        "loader.eval_batch_size")  # fmt: skip
 ARM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
@@ -120,6 +122,8 @@ def load_run(arm: str, seed: int, folder: Path) -> RunSummary:
         thresholds=metrics["thresholds"],
         split_hash=file_hash(folder / "split.csv")[:12],
         budget=metrics["budget"],
+        seen=(metrics["training"] or {}).get("samples_seen"),
+        thresholds_source=metrics["thresholds_source"],
         image_size=geometry_words(data["geometry"]),
         augmentation=json.dumps([data["augmentation"], data["preprocessing"], data["geometry"]], sort_keys=True),
         baseline=metrics["baseline"],
@@ -162,7 +166,7 @@ def _check_shared(configs: dict[Run, dict[str, Any]]) -> None:
     first: dict[int, Run] = {}
     for run, config in configs.items():
         other = first.setdefault(run.seed, run)
-        differing = [key for key in SHARED if _get(config, key) != _get(configs[other], key)]
+        differing = [key for key in _shared_keys(config) if _get(config, key) != _get(configs[other], key)]
         if differing:
             key = differing[0]
             raise ConfigError(
@@ -170,6 +174,11 @@ def _check_shared(configs: dict[Run, dict[str, Any]]) -> None:
                 f"(`{key}` is {_get(configs[other], key)!r} and {_get(config, key)!r}). Give such settings to all arms, "
                 "behind `--`."
             )
+
+
+def _shared_keys(config: dict[str, Any]) -> list[str]:
+    data = [key for key in _flat(config["data"], "data") if not key.removeprefix("data.").startswith(FREE)]
+    return [*(key for key in SHARED if key != "data"), *data]
 
 
 def _get(config: dict[str, Any], key: str) -> Any:

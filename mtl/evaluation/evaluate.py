@@ -18,7 +18,7 @@ from mtl.data.datamodule import MultiTaskDataModule
 from mtl.evaluation.baselines import TrainingStatistics, baseline_summary
 from mtl.evaluation.loop import WholeImageScorer
 from mtl.evaluation.metrics_file import save_records, write_metrics
-from mtl.inference.loading import LoadedModel, checkpoint_path, load_model
+from mtl.inference.loading import PRETRAINING_NOTE, LoadedModel, checkpoint_path, load_model
 from mtl.metrics.evaluator import Evaluator
 from mtl.training.build import build_evaluator
 from mtl.training.history import training_summary
@@ -32,6 +32,15 @@ OWN_SPLIT_NOTES = {
     "train": "The network was trained on these images: these figures are not a test.",
     "all": "All images are scored, those of training and selection among them: these figures are not a test.",
 }
+
+
+FINER_NOTE = "No {unit} of a test image is in training or selection; those two are kept apart by {finer} only."
+
+
+def separation(data: dict[str, Any]) -> str:
+    """Say which unit the split of a run keeps apart."""
+    unit, finer = str(data.get("group_by", "group")), data["split"]["val_group_by"]
+    return FINER_NOTE.format(unit=unit, finer=finer) if finer else OWN_SPLIT_NOTES["test"].format(unit=unit)
 
 
 @dataclass
@@ -138,6 +147,8 @@ def score(
         build_family(data), model.specs, model.preprocessing, data, config["tasks"], config["seed"]
     )
     split, notes = _choose_split(datamodule, loaded, split)
+    if seen := loaded.pretraining:
+        notes.append(PRETRAINING_NOTE.format(count=len(seen), names=", ".join(seen[:5])))
     evaluator = build_evaluator(config, model.specs)
     results: dict[str, tuple[ImageResult, ImageResult]] = {}
     _run(loaded, datamodule, split, evaluator, results)
@@ -179,7 +190,7 @@ def extreme_cases(
     evaluator: Evaluator, thresholds: dict[str, dict[str, float]], among: list[str], count: int
 ) -> dict[str, float]:
     """Return the worst `count` and best `count` of some images with their scores, worst first."""
-    scores = evaluator.image_scores(thresholds)
+    scores = evaluator.image_scores(thresholds, set(among))
     ordered = sorted((name for name in among if scores.get(name) == scores.get(name)), key=lambda name: scores.get(name, 0.0))
     chosen = ordered if len(ordered) <= 2 * count else [*ordered[:count], *ordered[-count:]]
     return {name: scores.get(name, float("nan")) for name in chosen}
@@ -196,7 +207,7 @@ def _choose_split(datamodule: MultiTaskDataModule, loaded: LoadedModel, split: s
         (row["sample_id"], row["content_hash"]) for row in loaded.split
     }:
         datamodule.use_split({row["sample_id"]: row["split"] for row in loaded.split})
-        return split, [OWN_SPLIT_NOTES[split].format(unit=unit)]
+        return split, [separation(loaded.config["data"]) if split == "test" else OWN_SPLIT_NOTES[split]]
     development = [row for row in loaded.split if row["split"] != "test"]
     used, groups = {row["content_hash"] for row in development}, {(row["source"], row["group"]) for row in development}
     notes = [
@@ -243,6 +254,7 @@ def write_results(evaluation: Evaluation, folder: Path, run_dir: Path, report: b
         checkpoint=_relative(evaluation.loaded.path, run_dir),
         seed=config["seed"],
         budget=budget(config, evaluation.datamodule),
+        thresholds_source=evaluation.loaded.thresholds_source,
         training=training_summary(run_dir, config["trainer"]["max_epochs"]),
         notes=evaluation.notes,
     )

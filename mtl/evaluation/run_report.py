@@ -22,7 +22,7 @@ LONGEST = 760  # pixels of the longer side of a panel; the page holds a dozen of
 
 def write_run_report(evaluation: Evaluation, metrics: dict[str, Any], folder: Path, run_dir: Path) -> Path:
     """Write the report of an evaluation into `folder`, with the training curves of the run it belongs to."""
-    from mtl.evaluation.evaluate import OWN_SPLIT_NOTES
+    from mtl.evaluation.evaluate import separation
 
     config = evaluation.loaded.config
     history = read_history(run_dir / "metrics.csv")
@@ -33,19 +33,14 @@ def write_run_report(evaluation: Evaluation, metrics: dict[str, Any], folder: Pa
         commit=environment.get("commit") or "",
         duration=float(np.nansum(history["seconds"])) if "seconds" in history else None,
         history=run_dir / "metrics.csv",
-        best_epoch=_best_epoch(evaluation),
-        kept_apart=OWN_SPLIT_NOTES["test"].format(unit=config["data"].get("group_by", "group")),
+        best_epoch=float(evaluation.loaded.epoch),
+        kept_apart=separation(config["data"]),
         split_sizes=_split_sizes(evaluation),
         cases=_cases(evaluation),
         config=config,
         environment=environment,
     )
     return write_report(folder, content)
-
-
-def _best_epoch(evaluation: Evaluation) -> float | None:
-    epoch = evaluation.loaded.epoch
-    return None if epoch is None else float(epoch)
 
 
 def _split_sizes(evaluation: Evaluation) -> dict[str, tuple[int, int]]:

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from mtl.inference.predictor import Predictor
 
 MODEL_PREFIX = "model."
+PRETRAINING_NOTE = (
+    "{count} groups of the test images bear the names of patients that the network behind backbone.weights was trained or "
+    "selected on ({names}): these figures are not a test."
+)
 
 
 @dataclass
@@ -29,6 +33,8 @@ class LoadedModel:
         split: Rows of the training run's split: sample id, group, source, split, content hash.
         path: The checkpoint file.
         epoch: The training epoch it was saved after, from 0.
+        thresholds_source: The split on which the thresholds were chosen.
+        pretraining: Groups of this run's test images that the network it started from had seen.
     """
 
     model: MultiTaskModel
@@ -36,7 +42,9 @@ class LoadedModel:
     thresholds: dict[str, dict[str, float]]
     split: list[dict[str, str]]
     path: Path
-    epoch: int | None = None
+    epoch: int
+    thresholds_source: str
+    pretraining: list[str]
 
 
 def load_model(checkpoint: str | Path, device: str = "auto") -> LoadedModel:
@@ -52,7 +60,7 @@ def load_model(checkpoint: str | Path, device: str = "auto") -> LoadedModel:
     path = checkpoint_path(checkpoint)
     content = read_checkpoint(path)
     about = content["mtl"]
-    if missing := [f"`mtl.{key}`" for key in ("model", "thresholds", "split") if key not in about]:
+    if missing := [f"`mtl.{key}`" for key in ("model", "thresholds", "split", "epoch", "thresholds_source", "pretraining") if key not in about]:
         raise CheckpointError(f"`{path}` lacks {', '.join(missing)}. Expected a checkpoint as training wrote it.")
     model = MultiTaskModel.from_config(about["model"], load_weights=False)
     state = {
@@ -66,7 +74,10 @@ def load_model(checkpoint: str | Path, device: str = "auto") -> LoadedModel:
             "belongs to another release; train again or use the release that wrote it."
         ) from error
     model = model.to(pick_device(device)).eval()
-    return LoadedModel(model, about["config"], about["thresholds"], about["split"], path, about.get("epoch"))
+    return LoadedModel(
+        model, about["config"], about["thresholds"], about["split"], path, about["epoch"], about["thresholds_source"],
+        about["pretraining"],
+    )  # fmt: skip
 
 
 def load_predictor(checkpoint: str | Path, device: str = "auto") -> Predictor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -210,10 +210,14 @@ class Evaluator:
             found[name] = study.details(self.metrics, thresholds)
         return plain(found)
 
-    def image_scores(self, thresholds: Thresholds) -> dict[str, float]:
+    def image_scores(self, thresholds: Thresholds, among: Collection[str] | None = None) -> dict[str, float]:
         """Return `score` of each image alone, by sample id: finds the best and worst cases of a report.
 
         A task counts for an image with its primary metric, detection with pooled F1 (average precision of one image jumps).
+
+        Args:
+            thresholds: By task.
+            among: Sample ids to score; None takes all.
         """
         found: dict[str, list[float]] = {}
         for task, metric in self.metrics.items():
@@ -221,6 +225,8 @@ class Evaluator:
             name = "f1_pooled" if spec.kind == "detection" else spec.primary_metric
             single = self._metric(spec)
             for record in metric.records:
+                if among is not None and record["sample_id"] not in among:
+                    continue
                 single.reset()
                 single.add([record])
                 value = single.compute(thresholds[task])[name]

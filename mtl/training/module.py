@@ -40,6 +40,7 @@ class MultiTaskModule(pl.LightningModule):
         self.thresholds: dict[str, dict[str, float]] = {}
         self.validation: dict[str, float] = {}
         self.split_rows: list[dict[str, str]] = []
+        self.pretraining: list[str] = []
         self._sums: dict[str, Tensor] = {}
         self._validated = False
         self._scorer: WholeImageScorer | None = None
@@ -180,7 +181,9 @@ class MultiTaskModule(pl.LightningModule):
             "config": self.config,
             "model": self.model.to_config(),
             "thresholds": self.thresholds,
+            "thresholds_source": "val",
             "split": self.split_rows,
+            "pretraining": self.pretraining,
             "epoch": self.current_epoch,
             "validation": self.validation,
             "plateau": None if self._plateau is None else self._plateau["scheduler"].state_dict(),

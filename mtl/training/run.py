@@ -21,10 +21,12 @@ from torch.multiprocessing import ProcessRaisedException
 
 from mtl.config.load import build_family
 from mtl.core import errors
-from mtl.core.errors import ConfigError, DataError, MtlError, TrainingError
+from mtl.core.errors import CheckpointError, ConfigError, DataError, MtlError, TrainingError
 from mtl.core.files import write_json
-from mtl.core.task import LOWER_IS_BETTER
+from mtl.core.task import higher_is_better
 from mtl.data.datamodule import MultiTaskDataModule
+from mtl.inference.checkpoint import read_checkpoint
+from mtl.inference.loading import PRETRAINING_NOTE
 from mtl.model import MultiTaskModel
 from mtl.training.build import build_balancer, build_evaluator, build_model, dropped_study_metrics
 from mtl.training.callbacks.ema import ExponentialAverage
@@ -115,6 +117,9 @@ def _fit(config: dict[str, Any], run_dir: Path, resume_from: Path | None) -> dic
     log.info(datamodule.describe_split())
     module = MultiTaskModule(model, build_balancer(config), evaluator, config)
     module.split_rows = datamodule.split_rows()
+    module.pretraining = seen_before(config["backbone"]["weights"], datamodule)
+    if module.pretraining:
+        log.warning(PRETRAINING_NOTE.format(count=len(module.pretraining), names=", ".join(module.pretraining[:5])))
     started = time.monotonic()
     try:
         trainer.fit(module, datamodule=datamodule, ckpt_path=resume_from, weights_only=True)
@@ -127,6 +132,24 @@ def _fit(config: dict[str, Any], run_dir: Path, resume_from: Path | None) -> dic
     if config["trainer"]["profiler"] and trainer.is_global_zero:
         log.info("profile: %s", run_dir / "fit-profile.txt")
     return {"module": module, "datamodule": datamodule, "trainer": trainer, "recorder": recorder}
+
+
+def seen_before(weights: str | None, datamodule: MultiTaskDataModule) -> list[str]:
+    """Find test groups whose patients the network that gave the weights was trained or selected on.
+
+    Only a checkpoint of this program says what it has seen; for other files nothing can be known.
+    """
+    if weights is None:
+        return []
+    try:
+        rows = read_checkpoint(weights)["mtl"]["split"]
+    except CheckpointError:
+        return []
+    family = datamodule.family
+    seen = {family.person_of(row["group"]) for row in rows if row["split"] != "test"}
+    return sorted(
+        {row["group"] for row in datamodule.split_rows() if row["split"] == "test" and family.person_of(row["group"]) in seen}
+    )
 
 
 def report_weights(model: MultiTaskModel) -> None:
@@ -238,8 +261,3 @@ def _callbacks(config: dict[str, Any]) -> list[Callback]:
     if ema:
         found.append(ExponentialAverage(decay=ema["decay"]))
     return found
-
-
-def higher_is_better(monitor: str) -> bool:
-    """Say in which direction a logged metric improves."""
-    return monitor.rpartition("/")[2] not in LOWER_IS_BETTER

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from mtl.core.errors import ConfigError
 from mtl.core.registry import SCHEDULERS
-from mtl.core.task import LOWER_IS_BETTER
+from mtl.core.task import higher_is_better
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def plateau(
     watched = monitor or horizon.monitor
     scheduler = ReduceLROnPlateau(
         optimizer,
-        mode="min" if watched.rpartition("/")[2] in LOWER_IS_BETTER else "max",
+        mode="max" if higher_is_better(watched) else "min",
         factor=factor,
         patience=patience,
         threshold=threshold,

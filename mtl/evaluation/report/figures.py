@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from mtl.core.task import KIND_METRICS, LOWER_IS_BETTER
+from mtl.core.task import KIND_METRICS, higher_is_better
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -130,7 +130,7 @@ def _panels(history: History) -> dict[str, tuple[dict[str, str], str]]:
     }  # fmt: skip
     for name in sorted(filled, key=_rank):
         parts = name.split("/")
-        if parts[0] == "val" and len(parts) == 3 and not _lower(parts[2]):
+        if parts[0] == "val" and len(parts) == 3 and higher_is_better(parts[2]):
             lines, _ = panels.setdefault(parts[1], ({}, "unit"))
             if len(lines) < MAX_LINES:
                 lines[parts[2]] = name
@@ -166,10 +166,6 @@ def _rank(column: str) -> int:
     known = [metric for metrics in KIND_METRICS.values() for metric in metrics]
     metric = column.split("/")[-1]
     return known.index(metric) if metric in known else len(known)
-
-
-def _lower(metric: str) -> bool:
-    return metric in LOWER_IS_BETTER or metric.startswith(("mae", "images_without"))
 
 
 @_styled

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mtl.core.files import plain, write_text
-from mtl.core.task import LOWER_IS_BETTER
+from mtl.core.task import higher_is_better
 from mtl.evaluation.report import figures
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def label(name: str) -> str:
 
 def arrow(name: str) -> str:
     """Return the direction of a metric as an arrow."""
-    return "↓" if name in LOWER_IS_BETTER or name.startswith(("mae", "images_without")) else "↑"
+    return "↑" if higher_is_better(name) else "↓"
 
 
 def code(text: str) -> str:

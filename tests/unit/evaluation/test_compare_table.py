@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 
 from mtl.core.errors import ConfigError
-from mtl.core.task import TaskSpec
+from mtl.core.task import TaskSpec, higher_is_better
 from mtl.core.types import ImageResult, Window
 from mtl.evaluation.compare import (
     RunSummary,
     check_comparable,
     comparison_table,
     delta_m,
-    higher_is_better,
     rows_to_csv,
     signed_gain,
     write_comparison,

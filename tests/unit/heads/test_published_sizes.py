@@ -1,4 +1,4 @@
-"""The published heads have exactly the published numbers of parameters."""
+"""The published heads and networks have exactly the published numbers of parameters."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 
+from mtl.config.load import load_run_config
 from mtl.core.registry import HEADS
 from mtl.core.task import Kind, TaskSpec
+from mtl.evaluation.describe import count_parameters
+from mtl.training.build import build_balancer, build_model
 
 RESNET50 = (256, 512, 1024, 2048), (4, 8, 16, 32)
 RESNET50_FIVE = (64, 256, 512, 1024, 2048), (2, 4, 8, 16, 32)
@@ -31,3 +34,13 @@ FPN = (64, 64, 64), (8, 16, 32)
 def test_exact_size(config: dict[str, Any], kind: Kind, classes: int, maps: Any, parameters: int) -> None:
     head = HEADS.build(config, TaskSpec("task", kind, tuple("abc"[:classes])), *maps)
     assert sum(parameter.numel() for parameter in head.parameters()) == parameters
+
+
+@pytest.mark.parametrize(
+    ("experiment", "total", "trainable"),
+    [("malaria_det3_roi", 26_666_226, 18_122_930), ("malaria_stl_det3", 25_345_773, 16_802_477)],
+)
+def test_the_published_networks(experiment, total, trainable):
+    config = load_run_config([f"experiment=published/{experiment}"])
+    counts = count_parameters(build_model(config, load_weights=False), build_balancer(config))
+    assert (counts["total"], counts["trainable"]) == (total, trainable)
