@@ -265,9 +265,8 @@ def _markdown(
         f"interval over groups ({bootstrap} resamples).",
         *group_notes(len(groups), unit), "",
     ]  # fmt: skip
-    baseline = {task: found for run in runs for task, found in run.baseline.items()}
     for task in dict.fromkeys(row["task"] for row in rows):
-        lines += [*_task_table(task, [row for row in rows if row["task"] == task], arms, baseline.get(task)), ""]
+        lines += [*_task_table(task, [row for row in rows if row["task"] == task], arms, mean_baseline(runs, task)), ""]
     gains = _gains(runs, values, arms)
     if gains:
         lines += [f"### Δm against {arms[0]}", "", "| arm | Δm (%) | tasks |", "|---|---|---|"]
@@ -284,6 +283,20 @@ def _seen(runs: list[RunSummary]) -> str:
     """Say how many samples were really seen, where that is not the budget."""
     seen = [run.seen for run in runs if run.seen is not None]
     return f" ({min(seen):,} to {max(seen):,} seen)" if seen and (min(seen), max(seen)) != (runs[0].budget,) * 2 else ""
+
+
+def mean_baseline(runs: list[RunSummary], task: str) -> dict[str, Any] | None:
+    """Average the baseline of a task over the runs, since folds have different test images."""
+    found = [run.baseline[task] for run in runs if task in run.baseline]
+    if not found:
+        return None
+    names = list(dict.fromkeys(entry["name"] for entry in found))
+    metrics = {}
+    for metric in found[0]["metrics"]:
+        values = [entry["metrics"].get(metric) for entry in found]
+        known = [value for value in values if value is not None and np.isfinite(value)]
+        metrics[metric] = float(np.mean(known)) if known else None
+    return {"name": names[0] if len(names) == 1 else f"{names[0]}, and others in other folds", "metrics": metrics}
 
 
 def _count(number: int, what: str) -> str:

@@ -60,7 +60,11 @@ def load_model(checkpoint: str | Path, device: str = "auto") -> LoadedModel:
     path = checkpoint_path(checkpoint)
     content = read_checkpoint(path)
     about = content["mtl"]
-    if missing := [f"`mtl.{key}`" for key in ("model", "thresholds", "split", "epoch", "thresholds_source", "pretraining") if key not in about]:
+    if missing := [
+        f"`mtl.{key}`"
+        for key in ("model", "thresholds", "split", "epoch", "thresholds_source", "pretraining")
+        if key not in about
+    ]:
         raise CheckpointError(f"`{path}` lacks {', '.join(missing)}. Expected a checkpoint as training wrote it.")
     model = MultiTaskModel.from_config(about["model"], load_weights=False)
     state = {

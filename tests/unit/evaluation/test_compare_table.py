@@ -6,6 +6,7 @@ import csv
 import io
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from mtl.evaluation.compare import (
     check_comparable,
     comparison_table,
     delta_m,
+    mean_baseline,
     rows_to_csv,
     signed_gain,
     write_comparison,
@@ -125,3 +127,12 @@ def test_gain_knows_the_direction() -> None:
     assert delta_m({"a": 0.5, "b": 0.9}, {"a": 1.0, "b": 0.6}, SPECS) == pytest.approx(50)
     assert not higher_is_better("mae_patient") and not higher_is_better("count_mae") and higher_is_better("pearson_patient")
     assert higher_is_better("map50") and not higher_is_better("rmse") and higher_is_better("f1_macro")
+
+
+def test_the_baseline_is_the_mean_over_folds():
+    runs = [
+        SimpleNamespace(baseline={"roi": {"name": "always Healthy", "metrics": {"f1_macro": value, "auroc": None}}})
+        for value in (0.2, 0.4)
+    ]
+    assert mean_baseline(runs, "roi") == {"name": "always Healthy", "metrics": {"f1_macro": pytest.approx(0.3), "auroc": None}}
+    assert mean_baseline(runs, "detection") is None
