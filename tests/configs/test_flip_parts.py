@@ -245,7 +245,7 @@ def test_image_size_of_networks_built_for_one() -> None:
         encoder = ENCODERS.build(config)
         return [list(encoder.example().shape), {name: list(value.shape) for name, value in encoder.state_dict().items()}]
 
-    config = {**read("backbone", "test_resnet"), "architecture": "test_maxvit", "image_size": [160, 160]}
+    config = {**read("backbone", "test_resnet"), "architecture": "maxvit_nano_rw_256", "image_size": [256, 256]}
     assert dead_keys(observe, config, {"image_size": Flip([128, 128])}) == []
 
 

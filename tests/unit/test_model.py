@@ -204,7 +204,7 @@ ALLOWED: dict[str, set[str]] = {
     # One floor: training scores whole images as evaluation does, evaluation rebuilds what training built.
     "training": FOUNDATION | NETWORK | {"data", "config", "model", "inference", "metrics", "balancing", "evaluation", ""},
     "evaluation": FOUNDATION | NETWORK | {"data", "config", "model", "inference", "metrics", "training"},
-    "cli": FOUNDATION | {"config", "data", "inference", "training", "evaluation"},
+    "cli": FOUNDATION | {"", "config", "data", "inference", "training", "evaluation"},
     "": {"inference", "cli"},  # the package itself: `mtl.load`, and `python -m mtl`
 }
 # Not below these rooms, whatever the reason.

@@ -33,7 +33,7 @@ def test_resnet50_is_the_published_core() -> None:
         ({"architecture": "test_resnet", "output_stride": 12}, "8 or 16"),
         ({"architecture": "test_resnet", "image_size": [64, 64]}, "any size"),
         ({"architecture": "test_resnet", "image_size": [64]}, "[height, width]"),
-        ({"architecture": "coat_tiny"}, "backbone.image_size"),
+        ({"architecture": "maxvit_nano_rw_256"}, "backbone.image_size"),
         ({"architecture": "legacy_xception"}, "does not keep its strides"),
         ({"architecture": "test_resnet", "unfreeze": ["layer4"]}, "backbone.freeze=all"),
         ({"architecture": "test_resnet", "freeze": "all", "unfreeze": ["layer5"]}, "Did you mean `layer4`?"),
