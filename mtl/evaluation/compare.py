@@ -261,8 +261,10 @@ def _markdown(
         f"training samples per run{_seen(runs)}; network input {one.image_size or 'as configured'}; thresholds from "
         f"{one.thresholds_source}.",
         "",
-        f"Cells: mean ± standard deviation over seeds; in brackets the difference to `{arms[0]}` and its paired 95 % bootstrap "
-        f"interval over groups ({bootstrap} resamples).",
+        "Cells: mean ± standard deviation over seeds" + (
+            f"; in brackets the difference to `{arms[0]}` and its paired 95 % bootstrap interval over groups ({bootstrap} resamples)."
+            if len(arms) > 1 else "."
+        ),
         *group_notes(len(groups), unit), "",
     ]  # fmt: skip
     for task in dict.fromkeys(row["task"] for row in rows):
