@@ -261,10 +261,7 @@ def _markdown(
         f"training samples per run{_seen(runs)}; network input {one.image_size or 'as configured'}; thresholds from "
         f"{one.thresholds_source}.",
         "",
-        "Cells: mean ± standard deviation over seeds" + (
-            f"; in brackets the difference to `{arms[0]}` and its paired 95 % bootstrap interval over groups ({bootstrap} resamples)."
-            if len(arms) > 1 else "."
-        ),
+        f"Cells: mean ± standard deviation over seeds{_in_brackets(arms, bootstrap)}.",
         *group_notes(len(groups), unit), "",
     ]  # fmt: skip
     for task in dict.fromkeys(row["task"] for row in rows):
@@ -279,6 +276,13 @@ def _markdown(
         if any(not np.isfinite(per_seed).all() for per_seed, _ in gains.values()):
             lines += [f"A dash: a metric of `{arms[0]}` is 0 or undefined, and a relative gain over it has no meaning.", ""]
     return "\n".join(lines)
+
+
+def _in_brackets(arms: list[str], bootstrap: int) -> str:
+    if len(arms) == 1:
+        return ""
+    interval = f"paired 95 % bootstrap interval over groups ({bootstrap} resamples)"
+    return f"; in brackets the difference to `{arms[0]}` and its {interval}"
 
 
 def _seen(runs: list[RunSummary]) -> str:
