@@ -15,8 +15,8 @@ def run(words: list[str]) -> int:
         print(verb_help("predict", "predict"))
         return 0
     config = load_config("predict", words, PredictConfig)
-    require_checkpoint(config["checkpoint"])
     find_images(config["source"])
+    require_checkpoint(config["checkpoint"])
     from mtl.inference.predict import predict
 
     return 1 if predict(**config) else 0
