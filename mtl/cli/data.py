@@ -53,20 +53,9 @@ def run(words: list[str]) -> int:
 
 
 def _synth(family: str, config: dict[str, Any]) -> int:
-    from mtl.data.synthetic import malaria
-
     output = Path(config.pop("output"))
-    if family == "malaria":
-        malaria.draw_malaria(output, **config)
-    elif family == "malaria_cells":
-        idle = [key for key in ("width", "kind") if config[key] != SynthConfig.model_fields[key].default]
-        if idle:
-            raise ConfigError(f"`{idle[0]}` is for whole fields; crops of single cells have neither. Leave it out.")
-        malaria.draw_malaria_cells(
-            output, patients=config["patients"], cells=config["fields"], seed=config["seed"], overwrite=config["overwrite"]
-        )
-    else:
-        raise ConfigError(f"`{family}` has no generator. Families that can be drawn: malaria, malaria_cells.")
+    source: Any = SOURCES.get(family)
+    source.draw(output, **config)
     print(output)
     return 0
 

@@ -329,8 +329,8 @@ class SynthConfig(Strict):
     patients: PositiveInt = 8
     fields: PositiveInt = 5
     seed: int = 0
-    width: PositiveInt = 1024
-    kind: Literal["points", "polygons", "both"] = "both"
+    width: PositiveInt | None = None
+    kind: Literal["points", "polygons", "both"] | None = None
     overwrite: bool = False
 
 

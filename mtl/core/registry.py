@@ -44,7 +44,6 @@ class Entry:
 
     name: str
     module: str
-    qualname: str
     parameters: dict[str, Parameter]
     constants: dict[str, Any] = field(default_factory=dict)
     summary: str = ""
@@ -170,7 +169,7 @@ def _entry(name: str, module: str, node: ast.ClassDef | ast.FunctionDef) -> Entr
             value = None if default is None else ast.literal_eval(default)
             parameters[argument.arg] = Parameter(argument.arg, annotation, value, default is None)
     summary = (ast.get_docstring(node) or "").split("\n")[0]
-    return Entry(name, module, node.name, parameters, constants, summary)
+    return Entry(name, module, parameters, constants, summary)
 
 
 ENCODERS = Registry("backbone", "mtl.encoders", "ENCODERS")

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from mtl.core.errors import DataError
+from mtl.core.errors import ConfigError, DataError
 from mtl.core.task import TaskSpec
 from mtl.core.types import Record, Sample
 
@@ -70,6 +70,26 @@ class DataFamily(ABC):
     def person_of(self, group: str) -> str:
         """Return the part of a group's name that related data sets share, to find a patient again in another one."""
         return group.partition("/")[0].casefold()
+
+    @classmethod
+    def draw(
+        cls, output: Path, *, patients: int, fields: int, seed: int, width: int | None, kind: str | None, overwrite: bool
+    ) -> None:
+        """Draw a small data set in the native layout (`mtl data synth`); families without a generator refuse.
+
+        Args:
+            output: New folder.
+            patients: Number of patients.
+            fields: Images per patient.
+            seed: Of everything random.
+            width: Of an image in pixels; None takes the generator's default.
+            kind: Variant of the layout, where there are several; None takes the generator's default.
+            overwrite: Replace an earlier data set at `output`.
+
+        Raises:
+            ConfigError: The family has no generator, or none of these settings.
+        """
+        raise ConfigError(f"`{cls.__name__}` has no generator. Point data.root at real data.")
 
     @abstractmethod
     def check(self) -> CheckReport:

@@ -131,6 +131,16 @@ class Malaria(DataFamily):
         specs.append(TaskSpec("heatmap", "heatmap", ("Infected",), members=(("Infected",),)))
         return {spec.name: spec for spec in specs}
 
+    @classmethod
+    def draw(
+        cls, output: Path, *, patients: int, fields: int, seed: int, width: int | None, kind: str | None, overwrite: bool
+    ) -> None:
+        """Draw smears; `kind` is `points`, `polygons` or `both`."""
+        from mtl.data.synthetic.malaria import draw_malaria
+
+        given = {key: value for key, value in {"width": width, "kind": kind}.items() if value is not None}
+        draw_malaria(output, patients, fields, seed, overwrite=overwrite, **given)  # type: ignore[arg-type]
+
     def person_of(self, group: str) -> str:
         """Return the patient without the running number: `143C39P4thinF` here is `C39P4thinF` among the single cells."""
         return super().person_of(group).lstrip("0123456789")

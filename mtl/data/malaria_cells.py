@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from mtl.core.errors import DataError
+from mtl.core.errors import ConfigError, DataError
 from mtl.core.registry import SOURCES
 from mtl.core.task import TaskSpec
 from mtl.core.types import Record, Sample
@@ -53,6 +53,18 @@ class MalariaCells(DataFamily):
     def specs(self) -> dict[str, TaskSpec]:
         """Return the one task, `cell`."""
         return {"cell": TaskSpec("cell", "classification", CLASSES, label="class:cell")}
+
+    @classmethod
+    def draw(
+        cls, output: Path, *, patients: int, fields: int, seed: int, width: int | None, kind: str | None, overwrite: bool
+    ) -> None:
+        """Draw single-cell crops, `fields` per patient."""
+        from mtl.data.synthetic.malaria import draw_malaria_cells
+
+        idle = [name for name, value in (("width", width), ("kind", kind)) if value is not None]
+        if idle:
+            raise ConfigError(f"`{idle[0]}` is for whole fields; crops of single cells have neither. Leave it out.")
+        draw_malaria_cells(output, patients=patients, cells=fields, seed=seed, overwrite=overwrite)
 
     def locate(self) -> Path:
         """Return the folder that holds the two class folders."""

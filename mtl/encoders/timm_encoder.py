@@ -142,7 +142,16 @@ class TimmEncoder(Encoder):
         except CheckpointError:
             # Some files keep the key names of their first authors; timm knows how to convert these while it builds.
             self.body = create_body(self.architecture, file=str(path), **arguments)
-            self.report = KeyReport(f"{path} (converted by timm)", tuple(self.body.state_dict()))
+            # timm only warns of keys it did not find; what differs between two builds still is at its random start.
+            again = create_body(self.architecture, file=str(path), **arguments).state_dict()
+            state = self.body.state_dict()
+            random = [key for key, value in state.items() if not torch.equal(value, again[key])]
+            if random:
+                problem = f"`{path}` gives no weights for {len(random)} of {len(state)} keys of `{self.architecture}`"
+                raise CheckpointError(
+                    f"{problem} (first: `{random[0]}`). Give a file of this network as backbone.weights."
+                ) from None
+            self.report = KeyReport(f"{path} (converted by timm)", tuple(state))
 
     def _check(self, output_stride: int | None, drop_path: float) -> None:
         """Refuse networks that do not keep the contract, instead of failing somewhere inside a head."""
@@ -218,9 +227,16 @@ def create_body(architecture: str, file: str | None = None, **arguments: Any) ->
             if problems:
                 raise ConfigError(problems) from error
         except (AssertionError, NotImplementedError, RuntimeError, AttributeError, ValueError) as error:
-            if "output_stride" in arguments:
-                raise ConfigError(_no_output_stride(architecture)) from error
             reason = str(error).split("\n")[0] or type(error).__name__
+            if file:
+                create_body(architecture, **arguments)  # says so if it is the network that cannot be built
+                raise CheckpointError(
+                    f"`{file}` does not hold weights of `{architecture}`: {reason}. Fetch it again."
+                ) from error
+            if "output_stride" in arguments:
+                # It is the stride that is refused only if the network exists without it.
+                create_body(architecture, **{key: value for key, value in arguments.items() if key != "output_stride"})
+                raise ConfigError(_no_output_stride(architecture)) from error
             raise ConfigError(f"`backbone.architecture={architecture}` cannot be built as a pyramid: {reason}") from error
 
 

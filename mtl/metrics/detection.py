@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from mtl.metrics.base import SCORE_GRID, Arrays, TaskMetric, mean_of, nearest_best, precision_recall_f1, ratio
-from mtl.metrics.matching import IOU_THRESHOLDS, RECALLS, RankedPredictions, box_iou, match_boxes, ranked_record
+from mtl.metrics.base import SCORE_GRID, Arrays, mean_of, nearest_best, precision_recall_f1, ratio
+from mtl.metrics.matching import IOU_THRESHOLDS, RECALLS, RankedMetric, box_iou, match_boxes, ranked_record
 
 LEVELS = len(IOU_THRESHOLDS)
 LEVEL_75 = 5
 
 
-class DetectionMetric(TaskMetric):
+class DetectionMetric(RankedMetric):
     """Average precision over all detections, and precision, recall, F1 and counts at the threshold `score`.
 
     - `map`, `map50`, `map75`: COCO average precision, mean over the classes that have annotations.
@@ -23,16 +23,6 @@ class DetectionMetric(TaskMetric):
 
     The threshold is the grid value with the highest `f1_macro`.
     """
-
-    @property
-    def default_thresholds(self) -> dict[str, float]:
-        """One score threshold for all classes."""
-        return {"score": 0.5}
-
-    @property
-    def ranking(self) -> RankedPredictions:
-        """All detections of all images."""
-        return self.cached("ranking", lambda: RankedPredictions(self.records, len(self.spec.classes)))
 
     def reduce(self, prediction: Arrays, truth: Arrays, scale: tuple[float, float]) -> dict[str, Any]:
         """Match the detections of one image; see `ranked_record`."""

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 
 from mtl.core.task import TaskSpec
-from mtl.metrics.base import SCORE_GRID, Arrays, TaskMetric, nearest_best, pearson, precision_recall_f1, ratio
-from mtl.metrics.matching import RankedPredictions, match_points, ranked_record
+from mtl.metrics.base import SCORE_GRID, Arrays, nearest_best, pearson, precision_recall_f1, ratio
+from mtl.metrics.matching import RankedMetric, match_points, ranked_record
 
 # Per class and image: n, sum x, sum y, sum xx, sum yy, sum xy, sum |x - y|, sum (x - y)^2; x predicted, y reference.
 SUMS = 8
 
 
-class HeatmapMetric(TaskMetric):
+class HeatmapMetric(RankedMetric):
     """Error of the map and hits of its peaks.
 
     - `mse`, `mae`, `pearson`: over the pixels of all maps and classes together, against the drawn reference map.
@@ -30,16 +30,6 @@ class HeatmapMetric(TaskMetric):
     def __init__(self, spec: TaskSpec, hit_radius: float = 72.0) -> None:
         super().__init__(spec)
         self.hit_radius = hit_radius
-
-    @property
-    def default_thresholds(self) -> dict[str, float]:
-        """One peak threshold for all classes."""
-        return {"score": 0.5}
-
-    @property
-    def ranking(self) -> RankedPredictions:
-        """All peaks of all images."""
-        return self.cached("ranking", lambda: RankedPredictions(self.records, len(self.spec.classes)))
 
     def reduce(self, prediction: Arrays, truth: Arrays, scale: tuple[float, float]) -> dict[str, Any]:
         """Reduce one image to pixel sums [K, 8] and matched peaks."""

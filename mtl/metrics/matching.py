@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from mtl.metrics.base import TaskMetric
+
 # The ten IoU thresholds of COCO (Lin et al. 2014, https://cocodataset.org/#detection-eval).
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0.0, 1.0, 101)
@@ -160,3 +162,17 @@ class RankedPredictions:
             bits = self.hits[mine]
             self._positions[label] = (self.image[mine], [np.flatnonzero((bits >> k) & 1) for k in range(len(IOU_THRESHOLDS))])
         return self._positions[label]
+
+
+class RankedMetric(TaskMetric):
+    """A metric over scored objects, matched to annotated ones: its records come from `ranked_record`."""
+
+    @property
+    def default_thresholds(self) -> dict[str, float]:
+        """One score threshold for all classes."""
+        return {"score": 0.5}
+
+    @property
+    def ranking(self) -> RankedPredictions:
+        """All predictions of all images."""
+        return self.cached("ranking", lambda: RankedPredictions(self.records, len(self.spec.classes)))

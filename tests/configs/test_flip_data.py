@@ -302,7 +302,7 @@ def test_data_synth_of_cells(tmp_path: Path) -> None:
         run(["synth", "malaria_cells", f"output={tmp_path / 'drawn'}", *(f"{key}={value}" for key, value in config.items())])
         return tree(tmp_path / "drawn")
 
-    config = {"patients": 2, "fields": 2, "seed": 0, "width": 1024, "kind": "both"}
+    config = {"patients": 2, "fields": 2, "seed": 0, "width": "null", "kind": "null"}
     flips = {
         "patients": Flip(1),
         "fields": Flip(1),

@@ -8,6 +8,7 @@ import torch
 from mtl.core.errors import CheckpointError, ConfigError
 from mtl.core.registry import ENCODERS
 from mtl.encoders import hub
+from mtl.encoders.timm_encoder import create_body
 
 
 def build(architecture: str = "test_resnet", **settings):
@@ -130,3 +131,18 @@ def test_reachable_answers_within_its_timeout() -> None:
     assert not hub.reachable("http://no-such-host.invalid/")
     assert not hub.reachable(None)
     assert time.perf_counter() - started < hub.TIMEOUT_SECONDS + 1
+
+
+def test_a_file_that_does_not_fit_is_not_blamed_on_the_network(tmp_path):
+    """Neither the network nor the output stride is at fault when downloaded weights are broken."""
+    first = next(iter(build().body.state_dict()))
+    torch.save({first: torch.zeros(1, 1)}, tmp_path / "broken.pth")
+    with pytest.raises(CheckpointError, match="does not hold weights of `test_resnet`"):
+        create_body("test_resnet", str(tmp_path / "broken.pth"), output_stride=16)
+
+
+def test_weights_that_timm_silently_skips_are_an_error(tmp_path, monkeypatch):
+    torch.save({"nothing.we.know": torch.zeros(1)}, tmp_path / "other.pth")
+    monkeypatch.setattr("mtl.encoders.timm_encoder.fetch", lambda architecture: tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match="gives no weights for"):
+        build(pretrained=True)
