@@ -23,7 +23,7 @@ class MultiTaskModel(nn.Module):
 
     Args:
         encoder: Gives `channels`, `strides`, `per_task` and NCHW maps, finest first.
-        necks: By name.
+        necks: By name: a neck, or a `ModuleDict` with one copy per task where the neck is not shared.
         heads: By task, in the order of `tasks`.
         features: By task, where its head reads: `encoder` or the name of a neck.
         preprocessing: What must be done to an image before it comes in.
@@ -65,14 +65,14 @@ class MultiTaskModel(nn.Module):
         if config.get("peft"):
             ADAPTERS.build(config["peft"], encoder, list(tasks), where="peft")
         features = {task: config["heads"][task].get("features", ENCODER) for task in tasks}
-        needed = [name for name in config["necks"] if name in features.values()]
         necks = {
-            name: NECKS.build(config["necks"][name], encoder.channels, encoder.strides, where=f"necks.{name}")
-            for name in needed
+            name: _build_neck(name, settings, encoder, [task for task in tasks if features[task] == name])
+            for name, settings in config["necks"].items()
+            if name in features.values()
         }
         heads = {}
         for task in tasks:
-            source = encoder if features[task] == ENCODER else necks[features[task]]
+            source = encoder if features[task] == ENCODER else _neck_of(necks[features[task]], task)
             own = {key: value for key, value in config["heads"][task].items() if key != "features"}
             heads[task] = HEADS.build(own, specs[task], source.channels, source.strides, where=f"heads.{task}")
         stored = config["preprocessing"]
@@ -114,8 +114,12 @@ class MultiTaskModel(nn.Module):
             elif not maps:
                 maps = {ENCODER: self.encoder(images)}
             source = self.features[task]
-            if source not in maps:
-                maps[source] = self.necks[source](maps[ENCODER])
+            neck = self.necks[source] if source != ENCODER else None
+            if isinstance(neck, nn.ModuleDict):
+                outputs[task] = head(neck[task](maps[ENCODER]), size)
+                continue
+            if neck is not None and source not in maps:
+                maps[source] = neck(maps[ENCODER])
             outputs[task] = head(maps[source], size)
         return outputs
 
@@ -148,3 +152,18 @@ class MultiTaskModel(nn.Module):
             if spec.kind == "detection" and task in predictions:
                 return [prediction["boxes"] for prediction in predictions[task]]
         return None
+
+
+def _build_neck(name: str, settings: dict[str, Any], encoder: nn.Module, tasks: list[str]) -> nn.Module:
+    """Build a neck that all its heads share or, with `shared: false`, one copy for each of them."""
+    own = {key: value for key, value in settings.items() if key != "shared"}
+
+    def build() -> nn.Module:
+        neck: nn.Module = NECKS.build(own, encoder.channels, encoder.strides, where=f"necks.{name}")
+        return neck
+
+    return build() if settings.get("shared", True) else nn.ModuleDict({task: build() for task in tasks})
+
+
+def _neck_of(neck: nn.Module, task: str) -> Any:
+    return neck[task] if isinstance(neck, nn.ModuleDict) else neck

@@ -37,6 +37,16 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def retinas(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty retinal photographs of ten people, in the native layout of the idrid family."""
+    from mtl.data.synthetic.idrid import draw_idrid
+
+    folder = tmp_path_factory.mktemp("data") / "retinas"
+    draw_idrid(folder, patients=10, fields=2, seed=3, width=192)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def real_data() -> Path:
     """Folder of real images; tests that need it skip where it is not given."""
     folder = os.environ.get("MTL_DATA_DIR")

@@ -8,14 +8,15 @@ from typing import Any
 from pydantic import BaseModel
 
 from mtl.config.compose import compose
-from mtl.config.parts import check_part, validate
+from mtl.config.parts import HEAD_KEYS, check_part, validate
 from mtl.config.schema import DataGenericConfig, RunConfig
 from mtl.core.errors import ConfigError, MtlError, unknown
 from mtl.core.registry import ADAPTERS, BALANCERS, ENCODERS, HEADS, NECKS, SCHEDULERS, SOURCES, STUDY_METRICS, Registry
-from mtl.core.task import KIND_METRICS, TaskSpec
+from mtl.core.task import TaskSpec
 from mtl.data.base import DataFamily
 
-HEAD_KEYS = frozenset({"features"})
+ANY_KIND = "any"
+NECK_KEYS = frozenset({"shared"})
 DATA_KEYS = frozenset(DataGenericConfig.model_fields)
 
 
@@ -86,6 +87,12 @@ def active_specs(config: dict[str, Any]) -> dict[str, TaskSpec]:
     return {task: specs[task] for task in config["tasks"]}
 
 
+def kind_of(head: dict[str, Any]) -> str:
+    """Return the kind of task that a checked head serves; a head around experts serves the kind of its experts."""
+    kind = str(HEADS.entry(head["name"]).constants.get("kind"))
+    return kind_of(head["expert"]) if kind == ANY_KIND else kind
+
+
 def _check_parts(values: dict[str, Any]) -> tuple[list[str], list[str]]:
     """Check the sections that are registered parts; one that is missing or no mapping is the schema's business.
 
@@ -106,7 +113,7 @@ def _check_parts(values: dict[str, Any]) -> tuple[list[str], list[str]]:
 
     check(ENCODERS, values, "backbone", "backbone")
     check(ADAPTERS, values, "peft", "peft")
-    several(NECKS, "necks")
+    several(NECKS, "necks", NECK_KEYS)
     several(HEADS, "heads", HEAD_KEYS)
     check(BALANCERS, values, "balancer", "balancer")
     check(SCHEDULERS, values, "scheduler", "scheduler")
@@ -126,11 +133,14 @@ def _check_fit(values: dict[str, Any]) -> list[str]:
         specs = build_family(values["data"]).specs()
     except MtlError as error:
         return [*problems, str(error)]
+    for name, neck in values["necks"].items():
+        if not isinstance(neck.get("shared", True), bool):
+            problems.append(f"`necks.{name}.shared` is `{neck['shared']!r}`. Expected true or false.")
     entries = HEADS.entries()
     active = [task for task in values["tasks"] if task in values["heads"]]
     for task in active:
         head = values["heads"][task]
-        kind = entries[head["name"]].constants.get("kind")
+        kind = kind_of(head)
         if task not in specs:
             problems.append(
                 unknown("task", task, specs, "tasks")
@@ -138,10 +148,14 @@ def _check_fit(values: dict[str, Any]) -> list[str]:
                 "with these settings."
             )
         elif kind != specs[task].kind:
-            fitting = [name for name, entry in entries.items() if entry.constants.get("kind") == specs[task].kind]
+            fitting = [name for name, entry in entries.items() if entry.constants.get("kind") in (specs[task].kind, ANY_KIND)]
             problems.append(
                 f"`heads.{task}.name` is `{head['name']}`, a {kind} head, but the data label `{task}` for {specs[task].kind}. "
                 f"Heads that fit: {', '.join(sorted(fitting))}."
+            )
+        if "expert" in head and not entries[head["expert"]["name"]].constants.get("mixable", True):
+            problems.append(
+                f"`heads.{task}.expert` is `{head['expert']['name']}`, whose outputs cannot be averaged. Choose another head."
             )
         sources = ["encoder", *values["necks"]]
         if head.get("features", "encoder") not in sources:
@@ -149,7 +163,7 @@ def _check_fit(values: dict[str, Any]) -> list[str]:
     if problems:
         return problems
     problems += _check_names(values, active)
-    logged = {f"val/{task}/{metric}" for task in active for metric in (*KIND_METRICS[specs[task].kind], "loss")}
+    logged = {f"val/{task}/{metric}" for task in active for metric in (*specs[task].metrics, "loss")}
     if values["monitor"] not in logged | {"val/score", "val/loss"}:
         problems.append(unknown("metric", values["monitor"], logged | {"val/score", "val/loss"}, "monitor"))
     return problems
@@ -165,8 +179,8 @@ def _check_names(values: dict[str, Any], active: list[str]) -> list[str]:
     weights = values["evaluation"]["score_weights"]
     problems += [unknown("task", n, known, "evaluation.score_weights") for n in weights if n not in known]
     for name, metric in values["study_metrics"].items():
-        if metric.get("task", known[0]) not in known:
-            problems.append(unknown("task", metric["task"], known, f"study_metrics.{name}.task"))
+        for key, tasks in (("task", [metric.get("task", known[0])]), ("tasks", metric.get("tasks", []))):
+            problems += [unknown("task", n, known, f"study_metrics.{name}.{key}") for n in tasks if n not in known]
     parts = ["backbone", "adapters", "neck", "head", "balancer"]
     parts += [f"neck.{name}" for name in values["necks"]] + [f"head.{name}" for name in known]
     problems += [unknown("part", n, parts, "optimizer.parts") for n in values["optimizer"]["parts"] if n not in parts]

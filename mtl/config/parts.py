@@ -7,10 +7,12 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from mtl.core.errors import unknown
-from mtl.core.registry import LOSSES, Entry, Registry
+from mtl.core.registry import HEADS, LOSSES, Entry, Registry
 
-# Dict arguments with these names are parts themselves.
-NESTED = {"loss": LOSSES}
+# Keys of a head that the model consumes, not the head.
+HEAD_KEYS = frozenset({"features"})
+# Dict arguments with these names are parts themselves, with the keys that somebody else consumes.
+NESTED: dict[str, tuple[Registry, frozenset[str]]] = {"loss": (LOSSES, frozenset()), "expert": (HEADS, HEAD_KEYS)}
 
 
 def check_part(
@@ -42,9 +44,9 @@ def check_part(
     own = {key: value for key, value in own.items() if key in entry.parameters}
     values, found = validate(_model(registry.package, name, entry), own, where)
     problems += found
-    for key, nested in NESTED.items():
+    for key, (nested, consumed) in NESTED.items():
         if key in entry.parameters and isinstance(values.get(key), dict):
-            values[key], found = check_part(nested, values[key], f"{where}.{key}")
+            values[key], found = check_part(nested, values[key], f"{where}.{key}", consumed)
             problems += found
     passed = {key: config[key] for key in extra if key in config}
     return {"name": name, **passed, **values}, problems

@@ -38,9 +38,18 @@ class ClaheConfig(Strict):
     tiles: PositiveInt = 16
 
 
+class CropConfig(Strict):
+    """Cut off a dark border around the picture (`mtl.data.content`)."""
+
+    threshold: float = Field(0.06, gt=0, lt=1)
+    margin: float = Field(0.0, ge=0, lt=0.5)
+
+
 class PreprocessingConfig(Strict):
     """What happens to pixels in training, evaluation and prediction alike."""
 
+    crop: CropConfig | None
+    circle: bool
     clahe: ClaheConfig | None
     mean: list[float] | None
     std: list[float] | None
@@ -125,6 +134,9 @@ class LoaderConfig(Strict):
     sampler: Literal["shuffle", "class_aware"]
     priority_class: str | None
     samples_per_epoch: PositiveInt | None
+    mixing: Literal["mixed", "alternating"]
+    source_weights: dict[str, Annotated[float, Field(ge=0)]]
+    temperature: float = Field(gt=0)
 
 
 class CacheConfig(Strict):
@@ -246,6 +258,7 @@ class EvaluationConfig(Strict):
 
     bootstrap: int = Field(1000, ge=0)
     hit_radius: float = Field(72.0, gt=0)
+    resolution: Literal["working", "native"] = "working"
     score_weights: dict[str, float] = {}
     cases: int = Field(3, ge=0)
 

@@ -12,11 +12,15 @@ Kind = Literal["detection", "roi_classification", "segmentation", "heatmap", "cl
 KIND_METRICS: dict[str, tuple[str, ...]] = {
     "detection": ("map50", "map", "map75", "f1_macro", "f1_pooled", "precision_pooled", "recall_pooled", "count_mae"),
     "roi_classification": ("f1_macro", "accuracy", "balanced_accuracy"),
-    "segmentation": ("dice_per_image", "iou_per_image", "dice_pooled", "iou_pooled"),
+    "segmentation": (
+        "dice_per_image", "iou_per_image", "dice_pooled", "iou_pooled", "precision_pooled", "recall_pooled", "aupr",
+    ),
     "heatmap": ("peak_f1", "peak_precision", "peak_recall", "mse", "mae", "pearson"),
     "classification": ("f1_macro", "accuracy", "balanced_accuracy", "auroc"),
     "regression": ("pearson", "mae", "rmse"),
-}
+}  # fmt: skip
+# Added where the classes of a classification task are ordered.
+ORDINAL_METRICS = ("quadratic_kappa",)
 LOWER_IS_BETTER = frozenset({"mae", "mse", "rmse", "count_mae", "loss"})
 
 
@@ -43,7 +47,8 @@ class TaskSpec:
             other classes are invisible to the task.
         multilabel: Segmentation only: independent (sigmoid) channels, one per class, instead of one class per pixel.
         ignore_index: Value of multiclass targets that neither loss nor metrics see.
-        primary: The metric that selects checkpoints; empty takes the first of `KIND_METRICS[kind]`.
+        primary: The metric that selects checkpoints; empty takes the first of `metrics`.
+        ordinal: Classification only: the classes are grades, in ascending order.
     """
 
     name: str
@@ -54,11 +59,17 @@ class TaskSpec:
     multilabel: bool = True
     ignore_index: int = 255
     primary: str = ""
+    ordinal: bool = False
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the metrics that are logged for this task."""
+        return KIND_METRICS[self.kind] + (ORDINAL_METRICS if self.kind == "classification" and self.ordinal else ())
 
     @property
     def primary_metric(self) -> str:
         """Name of the metric that selects checkpoints."""
-        return self.primary or KIND_METRICS[self.kind][0]
+        return self.primary or self.metrics[0]
 
     def higher_is_better(self, metric: str | None = None) -> bool:
         """Say in which direction a metric (default: the primary one) improves."""
@@ -78,7 +89,7 @@ class TaskSpec:
         return {
             "name": self.name, "kind": self.kind, "classes": list(self.classes), "label": self.label,
             "members": [list(names) for names in self.members], "multilabel": self.multilabel,
-            "ignore_index": self.ignore_index, "primary": self.primary,
+            "ignore_index": self.ignore_index, "primary": self.primary, "ordinal": self.ordinal,
         }  # fmt: skip
 
     @classmethod

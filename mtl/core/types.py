@@ -127,6 +127,7 @@ class Record:
         groups: All units a split may keep apart: {"patient": .., "field": ..}.
         official_split: `train`, `val` or `test` where the data set fixes it.
         content_hash: sha256 of the image file; filled when the split is made.
+        labels: Which labels are known, each named as in `TaskSpec.label`; None where every label of the family is.
     """
 
     sample_id: str
@@ -141,13 +142,18 @@ class Record:
     groups: dict[str, str] = field(default_factory=dict)
     official_split: str | None = None
     content_hash: str = ""
+    labels: tuple[str, ...] | None = None
+
+    def knows(self, label: str) -> bool:
+        """Say whether a label (`objects`, `mask:<name>`, `class:<name>`) of this sample is known."""
+        return self.labels is None or label in self.labels
 
 
 @dataclass(frozen=True)
 class Window:
     """One network input cut from the working raster of an image.
 
-    working = original * scale;  network = working - offset + pad.
+    working = (original - content corner) * scale;  network = working - offset + pad.
 
     Attributes:
         index: Position of the window among the `count` windows of its image.
@@ -160,6 +166,7 @@ class Window:
         working_size: (height, width) of the whole image in the working raster.
         original_size: (height, width) of the stored image.
         pixel_scale: As in `Sample`: original pixels per reference pixel.
+        content: (x_min, y_min, x_max, y_max) of the part of the original that the working raster shows; None is all of it.
     """
 
     index: int
@@ -172,6 +179,7 @@ class Window:
     working_size: tuple[int, int]
     original_size: tuple[int, int]
     pixel_scale: float = 1.0
+    content: tuple[int, int, int, int] | None = None
 
     def working_to_network(self, points: np.ndarray) -> np.ndarray:
         """Map [..., 2] points (x, y)."""
@@ -183,11 +191,21 @@ class Window:
 
     def original_to_working(self, points: np.ndarray) -> np.ndarray:
         """Map [..., 2] points (x, y)."""
-        return points * np.asarray(self.scale, np.float32)
+        return (points - np.asarray(self.content_box[:2], np.float32)) * np.asarray(self.scale, np.float32)
 
     def working_to_original(self, points: np.ndarray) -> np.ndarray:
         """Map [..., 2] points (x, y)."""
-        return points / np.asarray(self.scale, np.float32)
+        return points / np.asarray(self.scale, np.float32) + np.asarray(self.content_box[:2], np.float32)
+
+    @property
+    def content_box(self) -> tuple[int, int, int, int]:
+        """(x_min, y_min, x_max, y_max) of the part of the original that the working raster shows."""
+        return self.content or (0, 0, self.original_size[1], self.original_size[0])
+
+    def cut(self, original: np.ndarray) -> np.ndarray:
+        """Cut the shown part out of an array [H, W, ...] of the original's size (a view)."""
+        left, top, right, bottom = self.content_box
+        return original[top:bottom, left:right]
 
     @property
     def working_pixels_per_reference(self) -> tuple[float, float]:

@@ -49,7 +49,7 @@ class DataFamily(ABC):
 
     @abstractmethod
     def records(self) -> list[Record]:
-        """Index the data set, sorted by sample id, reading annotations but no pixels."""
+        """Index the data set, sorted by sample id: annotations, and pixels only where copies are recognised by them."""
 
     @abstractmethod
     def read_image(self, record: Record) -> np.ndarray:
@@ -80,9 +80,9 @@ class DataFamily(ABC):
         Args:
             output: New folder.
             patients: Number of patients.
-            fields: Images per patient.
+            fields: Photographs per patient (fields of a smear, eyes, single cells).
             seed: Of everything random.
-            width: Of an image in pixels; None takes the generator's default.
+            width: Of a photograph in pixels; None takes the generator's default.
             kind: Variant of the layout, where there are several; None takes the generator's default.
             overwrite: Replace an earlier data set at `output`.
 

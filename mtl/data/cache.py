@@ -67,6 +67,11 @@ class RasterCache:
         height, width = self.entries[sample_id]["original_size"]
         return height, width
 
+    def content(self, sample_id: str) -> tuple[int, int, int, int] | None:
+        """Return the part of the stored image that the raster shows; None is all of it."""
+        content = self.entries[sample_id]["content"]
+        return None if content is None else tuple(content)
+
 
 def cache_key(family: DataFamily, records: list[Record], preprocessing: Preprocessing) -> str:
     """Hash everything that changes the cached pixels.
@@ -170,9 +175,11 @@ def _build(family: DataFamily, records: list[Record], preprocessing: Preprocessi
     entries, end = _resume(partial)
     missing = [record for record in records if record.sample_id not in entries]
 
-    def raster(record: Record) -> tuple[np.ndarray, list[int]]:
+    def raster(record: Record) -> tuple[np.ndarray, Entry]:
         image = family.read_image(record)
-        return np.ascontiguousarray(preprocessing.working(image, record.pixel_scale)), list(image.shape[:2])
+        content = preprocessing.content(image)
+        working = np.ascontiguousarray(preprocessing.working(image, record.pixel_scale, content))
+        return working, {"original_size": list(image.shape[:2]), "content": content}
 
     workers = min(4, os.cpu_count() or 1)
     with (
@@ -187,10 +194,8 @@ def _build(family: DataFamily, records: list[Record], preprocessing: Preprocessi
             journal.write(json.dumps({"sample_id": sample_id, **entry}) + "\n")
         for start in range(0, len(missing), workers):
             some = missing[start : start + workers]
-            for record, (image, original_size) in zip(some, pool.map(raster, some), strict=True):
-                entry = {
-                    "offset": end, "shape": list(image.shape), "dtype": image.dtype.str, "original_size": original_size,
-                }  # fmt: skip
+            for record, (image, about) in zip(some, pool.map(raster, some), strict=True):
+                entry = {"offset": end, "shape": list(image.shape), "dtype": image.dtype.str, **about}
                 _write(images, image)
                 end += image.nbytes
                 entries[record.sample_id] = entry

@@ -16,10 +16,11 @@ from mtl.core.types import Record
 from mtl.data.base import DataFamily
 from mtl.data.cache import RasterCache, default_folder, prepare
 from mtl.data.collate import Collate
+from mtl.data.content import Box
 from mtl.data.dataset import SampleDataset
 from mtl.data.preprocessing import Preprocessing
-from mtl.data.sampling import EpochSampler, WindowShardSampler, item_weights
-from mtl.data.splits import SPLITS, Split, check_split, hash_records, make_split, save_split, split_rows, unit_of
+from mtl.data.sampling import EpochSampler, Mixing, WindowShardSampler, item_weights
+from mtl.data.splits import LEFT_OUT, SPLITS, Split, check_split, hash_records, make_split, save_split, split_rows, unit_of
 
 SAMPLERS = ("shuffle", "class_aware")
 
@@ -58,6 +59,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
         self._split: Split | None = None
         self._cache: RasterCache | None = None
         self._datasets: dict[str, SampleDataset] = {}
+        self._contents: dict[str, Box | None] = {}
         self._train_loader: DataLoader | None = None
         self._finished_epochs = 0
 
@@ -104,9 +106,22 @@ class MultiTaskDataModule(pl.LightningDataModule):
 
     @property
     def records_by_split(self) -> dict[str, list[Record]]:
-        """Samples of train, val and test."""
+        """Samples of train, val and test that are labelled for an active task.
+
+        The split itself covers all samples, so that runs with different tasks share it.
+        """
         split = self.split
-        return {name: [record for record in self.records if split[record.sample_id] == name] for name in SPLITS}
+        return {name: [record for record in self.labelled if split[record.sample_id] == name] for name in SPLITS}
+
+    @property
+    def labelled(self) -> list[Record]:
+        """Samples that are labelled for at least one active task."""
+        return [record for record in self.records if any(record.knows(self.specs[task].label) for task in self.tasks)]
+
+    def unlabelled_tasks(self, split: str) -> list[str]:
+        """Name the active tasks for which no sample of a split is labelled."""
+        records = self._select(split)
+        return [task for task in self.tasks if not any(record.knows(self.specs[task].label) for record in records)]
 
     def class_counts(self, split: str) -> dict[str, int]:
         """Sum the class counts of a split (or of `all`)."""
@@ -142,6 +157,8 @@ class MultiTaskDataModule(pl.LightningDataModule):
             + (f" ({', '.join(f'{name} {count}' for name, count in row['classes'].items())})" if row["classes"] else "")
             for row in self.split_table
         ]
+        if left_out := sum(name == LEFT_OUT for name in self.split.values()):
+            parts.append(f"left out {left_out} official training images that share a group with a test image")
         unit = self.config.get("group_by", "group")
         finer = f" (train and val by {config['val_group_by']})" if config.get("val_group_by") else ""
         return f"split {config.get('scheme', 'holdout')}, kept apart by {unit}{finer}: {'; '.join(parts)}"
@@ -165,6 +182,11 @@ class MultiTaskDataModule(pl.LightningDataModule):
             self._split, self._datasets = None, {}
         if stage in (None, "fit", "validate", "test"):
             _ = self.split
+        if stage in (None, "fit") and (unlabelled := self.unlabelled_tasks("train")):
+            raise DataError(
+                f"No training image is labelled for {', '.join(unlabelled)}. Expected at least one per task: leave it out of "
+                "`tasks`, choose another data.split, or complete the data folder."
+            )
         self._prepare_cache()
 
     def dataset(self, split: str) -> SampleDataset:
@@ -195,11 +217,12 @@ class MultiTaskDataModule(pl.LightningDataModule):
             self._cache,
             self.seed,
             random_offset=bool(augmentation and augmentation.get("random_offset", True)),
+            contents=self._contents,
         )
 
     def _select(self, split: str) -> list[Record]:
         if split == "all":
-            return self.records
+            return self.labelled
         if split not in SPLITS:
             raise ConfigError(unknown("split", split, [*SPLITS, "all"]))
         return self.records_by_split[split]
@@ -226,8 +249,13 @@ class MultiTaskDataModule(pl.LightningDataModule):
         if sampler_name == "class_aware":
             weights = item_weights(dataset.class_presence(), config.get("priority_class"))
         rank, world_size = self._ranks()
-        sampler = EpochSampler(len(dataset), self.seed, rank, world_size, weights, config.get("samples_per_epoch"))
         batch_size = int(config["batch_size"])
+        mixing = Mixing(
+            dataset.sources, config.get("mixing", "mixed"), config.get("source_weights") or {}, config.get("temperature", 1.0)
+        )
+        sampler = EpochSampler(
+            len(dataset), self.seed, rank, world_size, weights, config.get("samples_per_epoch"), mixing, batch_size
+        )
         # A short last batch would count more per sample; it stays only where it is the whole epoch.
         self._train_loader = self._loader(dataset, sampler, batch_size, drop_last=len(sampler) >= batch_size)
         # The Trainer sets the epoch too, but after workers of a resumed run have begun to draw.

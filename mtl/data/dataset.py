@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,12 @@ from mtl.core.task import TaskSpec
 from mtl.core.types import ImageResult, Record, Sample, SampleMeta, Window
 from mtl.data.base import DataFamily
 from mtl.data.cache import RasterCache
+from mtl.data.content import Box
 from mtl.data.preprocessing import Preprocessing
 from mtl.data.sampling import Draw
 from mtl.data.targets import clip_objects, cut_to_content, encode, truth_of
 
+MASK_BYTES_KEPT = 256 * 2**20  # masks in the working raster kept per process; decoding them is slow
 RASTERS_KEPT = 2  # decoded images kept per process; neighbouring windows come from the same image
 INSIDE = "__inside__"  # mask of image content, to tell padding from background after the transform
 
@@ -36,6 +40,8 @@ class SampleDataset(Dataset):
         cache: Working rasters, or None to decode each time.
         seed: Seed of the run.
         random_offset: Move tile windows at random, anew in every draw (training).
+        contents: By sample id, which part of an image is shown (`Preprocessing.content`); filled where an entry is missing, so
+            that the data sets of a run share the work.
     """
 
     def __init__(
@@ -49,6 +55,7 @@ class SampleDataset(Dataset):
         cache: RasterCache | None = None,
         seed: int = 0,
         random_offset: bool = False,
+        contents: dict[str, Box | None] | None = None,
     ) -> None:
         self.family, self.specs, self.preprocessing, self.cache = family, specs, preprocessing, cache
         self.transform, self.seed = transform, seed
@@ -56,17 +63,28 @@ class SampleDataset(Dataset):
         self.random_offset = random_offset and preprocessing.geometry.mode == "tiles"
         self.epoch = 0
         self.records = [self._with_size(record) for record in records]
-        self.windows = [preprocessing.windows(_size(record), record.pixel_scale) for record in self.records]
+        self._contents = {} if contents is None else contents
+        self._find_contents()
+        self.windows = [
+            preprocessing.windows(_size(record), record.pixel_scale, self._contents.get(record.sample_id))
+            for record in self.records
+        ]
         self.items = [(image, number) for image, some in enumerate(self.windows) for number in range(len(some))]
         self._number = {record.sample_id: image for image, record in enumerate(self.records)}
         self._rasters: OrderedDict[int, np.ndarray] = OrderedDict()
         self._labels: dict[int, Sample] = {}
+        self._mask_bytes = 0
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_rasters": OrderedDict(), "_labels": {}}
+        return {**self.__dict__, "_rasters": OrderedDict(), "_labels": {}, "_mask_bytes": 0}
+
+    @property
+    def sources(self) -> list[str]:
+        """Source of each item; what `Mixing` takes."""
+        return [self.records[image].source for image, _ in self.items]
 
     @property
     def images(self) -> list[int]:
@@ -113,18 +131,26 @@ class SampleDataset(Dataset):
             "meta": SampleMeta(record.sample_id, record.group, record.source, window),
         }
 
-    def truth(self, sample_id: str) -> ImageResult:
-        """Return what is known of a whole image, in its working raster; tasks without a label are missing."""
+    def truth(self, sample_id: str, native: bool = False) -> ImageResult:
+        """Return what is known of a whole image, in its working raster; tasks without a label are missing.
+
+        Args:
+            sample_id: Which image.
+            native: Give masks in the original raster.
+        """
         image_number = self._number[sample_id]
         record, window, sample = self.records[image_number], self.windows[image_number][0], self._sample(image_number)
         size = window.working_size
         objects = None if sample.objects is None else sample.objects.map(window.original_to_working)
-        masks = {name: self.preprocessing.geometry.mask_to_working(mask, size) for name, mask in sample.masks.items()}
         visible = None if objects is None else clip_objects(objects, size)[0]
-        targets = {
-            task: encode(self.specs[task], objects, masks, sample.labels, self.family.object_classes, size, visible=visible)
-            for task in self.tasks
-        }
+        original = self.family.read_labels(record) if native and sample.masks else sample
+        targets = {}
+        for task in self.tasks:
+            spec = self.specs[task]
+            drawn, masks, raster = objects, sample.masks, size
+            if native and spec.kind == "segmentation":
+                drawn, masks, raster = original.objects, original.masks, window.original_size
+            targets[task] = encode(spec, drawn, masks, sample.labels, self.family.object_classes, raster, visible=visible)
         known = {task: truth_of(self.specs[task], target) for task, target in targets.items() if target is not None}
         return ImageResult(record.sample_id, record.group, record.source, window, known)
 
@@ -154,6 +180,18 @@ class SampleDataset(Dataset):
             return replace(record, size=self.cache.original_size(record.sample_id))
         return replace(record, size=image_size(self.family, record))
 
+    def _find_contents(self) -> None:
+        """Look for the borders of images for which that was not done yet; a cache has done it."""
+        if self.preprocessing.crop_border is None:
+            return
+        missing = [record for record in self.records if record.sample_id not in self._contents]
+        if self.cache is not None:
+            self._contents.update({record.sample_id: self.cache.content(record.sample_id) for record in missing})
+            return
+        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+            boxes = pool.map(lambda record: self.preprocessing.content(self.family.read_image(record)), missing)
+            self._contents.update({record.sample_id: box for record, box in zip(missing, boxes, strict=True)})
+
     def _raster(self, image_number: int) -> np.ndarray:
         record = self.records[image_number]
         if self.cache is not None:
@@ -165,28 +203,37 @@ class SampleDataset(Dataset):
                     f"Image `{record.path}` is {image.shape[1]} x {image.shape[0]} pixels, but its annotation says "
                     f"{_size(record)[1]} x {_size(record)[0]}. Run `mtl data check`."
                 )
-            self._rasters[image_number] = self.preprocessing.working(image, record.pixel_scale)
+            content = self._contents.get(record.sample_id)
+            self._rasters[image_number] = self.preprocessing.working(image, record.pixel_scale, content)
             while len(self._rasters) > RASTERS_KEPT:
                 self._rasters.popitem(last=False)
         return self._rasters[image_number]
 
     def _sample(self, image_number: int) -> Sample:
-        """Read labels once per process; masks are too large to keep."""
+        """Read labels once per process, masks (in the working raster) as long as there is room for them."""
         if image_number not in self._labels:
             sample = self.family.read_labels(self.records[image_number])
-            if sample.masks:
+            names = self._mask_names()
+            sample.masks = {
+                name: self.preprocessing.geometry.mask_to_working(mask, self.windows[image_number][0])
+                for name, mask in sample.masks.items()
+                if name in names
+            }
+            needed = sum(mask.nbytes for mask in sample.masks.values())
+            if self._mask_bytes + needed > MASK_BYTES_KEPT:
                 return sample
+            self._mask_bytes += needed
             self._labels[image_number] = sample
         return self._labels[image_number]
 
+    def _mask_names(self) -> set[str]:
+        """Names of the masks that active tasks are made from."""
+        labels = (self.specs[task].label.partition(":") for task in self.tasks)
+        return {name for kind, _, name in labels if kind == "mask"}
+
     def _window_masks(self, sample: Sample, window: Window) -> dict[str, np.ndarray]:
-        names = {self.specs[task].label.partition(":")[2] for task in self.tasks if self.specs[task].label.startswith("mask:")}
         geometry = self.preprocessing.geometry
-        masks = {
-            name: geometry.crop(geometry.mask_to_working(mask, window.working_size), window, fill=0)
-            for name, mask in sample.masks.items()
-            if name in names
-        }
+        masks = {name: geometry.crop(mask, window, fill=0) for name, mask in sample.masks.items()}
         if masks:
             masks[INSIDE] = geometry.crop(np.ones(window.working_size, np.uint8), window, fill=0)
         return masks

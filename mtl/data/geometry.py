@@ -18,6 +18,7 @@ from mtl.core.types import Window
 Mode = Literal["stretch", "letterbox", "tiles"]
 MODES = ("stretch", "letterbox", "tiles")
 LARGEST_STRIDE = 32
+SMALL_SHARE = 0.25
 Size = tuple[int, int]
 
 
@@ -90,14 +91,24 @@ class Geometry:
             factor = self.scale / pixel_scale
         return max(1, round(height * factor)), max(1, round(width * factor))
 
-    def windows(self, original_size: Size, pixel_scale: float = 1.0) -> list[Window]:
-        """List the windows of an image, row by row. Together they cover it; offsets are multiples of `step`."""
-        working = self.working_size(original_size, pixel_scale)
+    def windows(
+        self, original_size: Size, pixel_scale: float = 1.0, content: tuple[int, int, int, int] | None = None
+    ) -> list[Window]:
+        """List the windows of an image, row by row. Together they cover it; offsets are multiples of `step`.
+
+        Args:
+            original_size: (height, width) of the stored image.
+            pixel_scale: Stored pixels per reference pixel.
+            content: (x_min, y_min, x_max, y_max) of the part that the working raster is to show; None is all of it.
+        """
+        left, top, right, bottom = content or (0, 0, original_size[1], original_size[0])
+        shown = bottom - top, right - left
+        working = self.working_size(shown, pixel_scale)
         rows, columns = (
             [0] if length <= size else [step * k for k in range(-(-(length - size) // step) + 1)]
             for length, size, step in zip(working, self.size, self.step, strict=True)
         )
-        scale = (working[1] / original_size[1], working[0] / original_size[0])
+        scale = (working[1] / shown[1], working[0] / shown[0])
         corners = [(x, y) for y in rows for x in columns]
         return [
             Window(
@@ -111,6 +122,7 @@ class Geometry:
                 working_size=working,
                 original_size=original_size,
                 pixel_scale=pixel_scale,
+                content=content,
             )
             for index, (x, y) in enumerate(corners)
         ]
@@ -128,7 +140,7 @@ class Geometry:
         return replace(window, offset=(float(x), float(y)), valid=valid)
 
     def to_working(self, image: np.ndarray, pixel_scale: float = 1.0) -> np.ndarray:
-        """Resize a stored image [H, W, C] to its working raster; averages pixels when shrinking."""
+        """Resize an image [H, W, C] (or the part of it that is shown) to its working raster; averages pixels when shrinking."""
         import cv2
 
         height, width = self.working_size((image.shape[0], image.shape[1]), pixel_scale)
@@ -138,15 +150,25 @@ class Geometry:
         resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
         return resized.reshape(height, width, *image.shape[2:])
 
-    def mask_to_working(self, mask: np.ndarray, working_size: Size) -> np.ndarray:
-        """Resize a stored mask [H, W] or [H, W, K] uint8 without mixing values."""
+    def mask_to_working(self, mask: np.ndarray, window: Window) -> np.ndarray:
+        """Bring a stored mask [H, W] or [H, W, K] uint8 to the working raster without mixing values.
+
+        Shrinking a mask of zeros and ones keeps a pixel of which `SMALL_SHARE` was marked: the nearest pixel alone would lose
+        most lesions that are smaller than a working pixel (microaneurysms).
+        """
         import cv2
 
-        if mask.shape[:2] == working_size:
-            return mask
+        shown, working_size = window.cut(mask), window.working_size
+        if shown.shape[:2] == working_size:
+            return np.ascontiguousarray(shown)
+        if shown.ndim == 3:  # OpenCV averages four channels at most
+            return np.stack([self.mask_to_working(mask[..., k], window) for k in range(mask.shape[2])], axis=2)
         size = (working_size[1], working_size[0])
-        resized = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST_EXACT)
-        return resized.reshape(*working_size, *mask.shape[2:])
+        shrinks = working_size[0] * working_size[1] < shown.shape[0] * shown.shape[1]
+        if shrinks and int(shown.max(initial=0)) <= 1:
+            share = cv2.resize(np.ascontiguousarray(shown) * np.uint8(255), size, interpolation=cv2.INTER_AREA)
+            return (share >= 255 * SMALL_SHARE).astype(np.uint8)
+        return cv2.resize(np.ascontiguousarray(shown), size, interpolation=cv2.INTER_NEAREST_EXACT)
 
     def crop(self, working: np.ndarray, window: Window, fill: float | tuple[float, ...] | None = None) -> np.ndarray:
         """Cut a window out of the working raster and pad it.

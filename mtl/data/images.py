@@ -14,6 +14,7 @@ from mtl.data.base import CheckReport, DataFamily
 EXIF_ORIENTATION = 274
 # PIL clips these to 255 when it converts them, which turns most of a 16-bit image white.
 DEEP_MODES = ("I", "F")
+ALPHA_MODES = ("LA", "RGBA", "RGBX", "RGBa", "La")  # the last channel is no colour
 
 
 def image_size(path: Path) -> tuple[tuple[int, int], int]:
@@ -47,6 +48,37 @@ def read_rgb(path: Path) -> np.ndarray:
                     "grey values that your microscope uses."
                 )
             return np.array(image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(_unreadable(path, error)) from error
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """Decode a mask to [H, W] uint8: 1 where any colour value differs from 0. Alpha says nothing about the mask.
+
+    Reads palettes (by their colours, not their indices), 1 bit, grey of any depth, RGB and RGBA.
+
+    Raises:
+        DataError: The file is missing, not an image, or ends early.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            if image.mode in ("RGB", "RGBA", "RGBX") and any(bits > 8 for bits in getattr(image, "tag_v2", {}).get(258, ())):
+                # PIL keeps the high byte only: a mask of ones would come out empty.
+                raise DataError(f"{path}: has more than 8 bits per colour channel; expected 8. Save it as a grey image.")
+            if image.mode == "P":
+                palette = np.asarray(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+                table = np.zeros(256, np.uint8)
+                table[: len(palette)] = palette.any(axis=1)
+                return table[np.asarray(image)]
+            plain = image.mode in ("1", "L", "RGB", *ALPHA_MODES) or image.mode.startswith(DEEP_MODES)
+            values = np.atleast_3d(np.asarray(image if plain else image.convert("RGB")))
+            colors = values[..., :-1] if image.mode in ALPHA_MODES else values
+            found = colors[..., 0] != 0
+            for channel in range(1, colors.shape[2]):
+                found |= colors[..., channel] != 0
+            return found.view(np.uint8)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(_unreadable(path, error)) from error
 

@@ -16,10 +16,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLORS = {"Infected": "#d62728", "Healthy": "#1f4fd8", "WBC": "#8e24aa"}
+COLORS = {
+    "Infected": "#d62728", "Healthy": "#1f4fd8", "WBC": "#8e24aa",
+    "microaneurysms": "#00ffff", "haemorrhages": "#ff00ff", "hard_exudates": "#b6f500", "soft_exudates": "#00ff00",
+    "optic_disc": "#ff0b55", "optic_disc_centre": "#ff0b55", "fovea": "#1f4fd8",
+}  # fmt: skip
 OTHER_COLORS = ("#2ca02c", "#ff7f0e", "#17becf", "#8c564b", "#e377c2", "#7f7f7f")
 LARGEST_SIDE = 1600  # pixels of an overlay
 NAMED_BARS = 40  # more groups than this are drawn without names
+PANELS = 5  # panels, or entries of a legend, side by side
+LEGEND_ENTRY = 2.3  # inches
 
 
 def class_color(name: str, index: int = 0) -> str:
@@ -67,7 +73,8 @@ def write_stats(family: DataFamily, records: list[Record], output: Path) -> list
     ]
     summary.append({unit: "all", "images": len(records), **_counts(records, names, counts_fields)})
     written = [_write_csv(output / "images.csv", images), _write_csv(output / f"{unit}s.csv", summary)]
-    written.append(_save(_plot_counts(summary[:-1], names, unit), output / "counts.png"))
+    counts = _plot_counts(summary[:-1], names, unit) if unit == "patient" else _plot_totals(records, names)
+    written.append(_save(counts, output / "counts.png"))
     if counts_fields:
         written.append(_save(_plot_parasitemia(groups, unit), output / "parasitemia.png"))
     sizes = _object_sizes(family, records)
@@ -78,7 +85,7 @@ def write_stats(family: DataFamily, records: list[Record], output: Path) -> list
 
 
 def show_samples(family: DataFamily, records: list[Record], output: Path, count: int, seed: int) -> list[Path]:
-    """Write some images with their annotations drawn on them.
+    """Write some images with their annotations drawn on them: objects, masks and, as text, classes.
 
     Args:
         family: Reader of the data set.
@@ -98,22 +105,29 @@ def show_samples(family: DataFamily, records: list[Record], output: Path, count:
         sample = family.read_labels(record)
         sample.image = family.read_image(record)
         title = "\n".join([record.sample_id, *_label_texts(family, sample)])
-        figure = plot(sample, family.object_classes, title)
+        figure = plot(sample, family.object_classes, title, regions=_regions(family, sample))
         written.append(_save(figure, output / f"{record.sample_id.replace('/', '__').replace(' ', '_')}.png"))
     return written
 
 
-def plot(sample: Sample, classes: tuple[str, ...], title: str | None = None, axes: Axes | None = None) -> Figure:
-    """Draw an image with its objects.
+def plot(
+    sample: Sample,
+    classes: tuple[str, ...],
+    title: str | None = None,
+    axes: Axes | None = None,
+    regions: dict[str, np.ndarray] | None = None,
+) -> Figure:
+    """Draw an image with its objects and masks.
 
     Outlines drawn by an expert are solid. For objects known by a point the point is marked and the box derived from it is
-    dashed.
+    dashed. Masks are tinted, with their borders in full colour.
 
     Args:
         sample: With its image [H, W, 3] uint8.
         classes: Names behind `sample.objects.labels`.
         title: Text above; None writes the sample id.
         axes: Where to draw; None makes a figure of the size of the image (at most 1600 px).
+        regions: [H, W] masks by class.
 
     Returns:
         The figure that was drawn on.
@@ -126,18 +140,27 @@ def plot(sample: Sample, classes: tuple[str, ...], title: str | None = None, axe
     image = sample.image
     if shrink < 1:
         image = cv2.resize(image, (round(width * shrink), round(height * shrink)), interpolation=cv2.INTER_AREA)
+    image = _tinted(image, regions or {})
+    entries = 0 if sample.objects is None else len(classes)
+    entries += len(regions or {})
+    columns = PANELS
     if axes is None:
         side = max(4.0, max(image.shape[:2]) / 100)
         ratio = side / max(height, width)
-        legend = 0.35 if sample.objects is not None else 0.05
-        figure = Figure(figsize=(max(4.5, width * ratio), height * ratio + 0.5 + legend), dpi=100, layout="constrained")
+        figure_width = max(4.5, width * ratio)
+        columns = max(1, min(PANELS, int(figure_width / LEGEND_ENTRY)))
+        legend = 0.05 + 0.2 * -(-entries // columns)
+        figure = Figure(figsize=(figure_width, height * ratio + 0.6 + legend), dpi=100, layout="constrained")
         axes = figure.subplots()
     # The extent puts the corner of the first pixel at (0, 0), as all coordinates here have it.
     axes.imshow(image, extent=(0, width, height, 0), interpolation="antialiased")
     axes.set_axis_off()
     axes.set_title(title or sample.sample_id, fontsize=8)
-    if sample.objects is not None:
-        _draw_objects(axes, sample, classes)
+    handles = [] if sample.objects is None else _draw_objects(axes, sample, classes)
+    handles += _region_handles(regions or {})
+    if handles:
+        place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0)}
+        axes.legend(handles=handles, ncols=min(len(handles), columns), fontsize=8, frameon=False, **place)
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
     drawn_on = axes.get_figure(root=True)
@@ -145,13 +168,54 @@ def plot(sample: Sample, classes: tuple[str, ...], title: str | None = None, axe
     return drawn_on
 
 
-def _draw_objects(axes: Axes, sample: Sample, classes: tuple[str, ...]) -> None:
+def _regions(family: DataFamily, sample: Sample) -> dict[str, np.ndarray]:
+    """Return the stored masks [H, W] bool by class; a class that several tasks share comes once."""
+    found: dict[str, np.ndarray] = {}
+    for spec in family.specs().values():
+        kind, _, name = spec.label.partition(":")
+        if kind != "mask" or name not in sample.masks:
+            continue
+        mask = sample.masks[name]
+        for number, class_name in enumerate(spec.classes):
+            if class_name not in found:
+                found[class_name] = mask[..., number] > 0 if mask.ndim == 3 else mask == number + int(spec.multilabel)
+    return found
+
+
+def _tinted(image: np.ndarray, regions: dict[str, np.ndarray]) -> np.ndarray:
+    """Tint an image [h, w, 3] where masks of any size lie; the smallest spot keeps a pixel."""
+    import cv2
+    from matplotlib.colors import to_rgb
+
+    picture = image.astype(np.float32) if regions else image
+    for index, (name, region) in enumerate(regions.items()):
+        shares = cv2.resize(region.astype(np.float32), (image.shape[1], image.shape[0]), interpolation=cv2.INTER_AREA)
+        shown = (shares > 0).astype(np.uint8)
+        border = shown - cv2.erode(shown, np.ones((3, 3), np.uint8))
+        strength = (0.2 * shown + 0.7 * border)[..., None]
+        picture = picture * (1 - strength) + 255 * np.asarray(to_rgb(class_color(name, index)), np.float32) * strength
+    return picture.astype(np.uint8)
+
+
+def _region_handles(regions: dict[str, np.ndarray]) -> list[Any]:
+    from matplotlib.patches import Patch
+
+    shares = {name: f"{np.count_nonzero(region) / region.size:.2%}" for name, region in regions.items()}
+    return [
+        Patch(color=class_color(name, index), label=f"{name} ({share if regions[name].any() else 'none'})")
+        for index, (name, share) in enumerate(shares.items())
+    ]
+
+
+def _draw_objects(axes: Axes, sample: Sample, classes: tuple[str, ...]) -> list[Any]:
+    """Draw the objects; return the entries of the legend."""
     from matplotlib.collections import PolyCollection
     from matplotlib.lines import Line2D
 
     objects = sample.objects
     assert objects is not None
-    boxes, handles = objects.boxes, []
+    boxes = objects.boxes
+    handles: list[Any] = []
     for index, name in enumerate(classes):
         color = class_color(name, index)
         mine = objects.labels == index
@@ -166,10 +230,7 @@ def _draw_objects(axes: Axes, sample: Sample, classes: tuple[str, ...]) -> None:
         if len(derived):
             text = f"{name} ({len(derived)}, box from point)"
             handles.append(Line2D([], [], color=color, linestyle="--", marker=".", label=text))
-    if handles:
-        axes.legend(
-            handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=len(handles), fontsize=8, frameon=False
-        )
+    return handles
 
 
 def _label_texts(family: DataFamily, sample: Sample) -> list[str]:
@@ -178,7 +239,7 @@ def _label_texts(family: DataFamily, sample: Sample) -> list[str]:
         kind, _, name = spec.label.partition(":")
         if kind == "class" and name in sample.labels:
             value = sample.labels[name]
-            texts.append(spec.classes[int(value)] if spec.kind == "classification" else f"{name} {value:g}")
+            texts.append(f"{spec.name}: {spec.classes[int(value)]}" if spec.kind == "classification" else f"{name} {value:g}")
     return texts
 
 
@@ -190,7 +251,11 @@ def parasitemia(records: list[Record]) -> float:
 
 
 def _counts(records: list[Record], names: list[str], with_parasitemia: bool) -> dict[str, Any]:
-    counts: dict[str, Any] = {name: sum(record.class_counts.get(name, 0) for record in records) for name in names}
+    """Add up class counts; a class that no record knows of stays blank."""
+    counts: dict[str, Any] = {}
+    for name in names:
+        known = [record.class_counts[name] for record in records if name in record.class_counts]
+        counts[name] = sum(known) if known else ""
     if with_parasitemia:
         counts["parasitemia_percent"] = f"{parasitemia(records):.2f}"
     return counts
@@ -201,7 +266,7 @@ def _object_sizes(family: DataFamily, records: list[Record]) -> dict[tuple[str, 
     found: dict[tuple[str, bool], list[np.ndarray]] = defaultdict(list)
     if not family.object_classes:
         return {}
-    for record in records:
+    for record in (record for record in records if record.knows("objects")):
         objects = family.read_labels(record).objects
         if objects is None or len(objects) == 0:
             continue
@@ -234,7 +299,7 @@ def _plot_counts(rows: list[dict[str, Any]], names: list[str], unit: str) -> Fig
     figure = Figure(figsize=(2.5 + 3 * len(names), max(2.2, min(len(rows), NAMED_BARS) * 0.24 + 1.2)), layout="constrained")
     panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
     for index, (axes, name) in enumerate(zip(panels, names, strict=True)):
-        values = [row[name] for row in rows]
+        values = [row[name] or 0 for row in rows]
         bars = axes.barh(range(len(rows)), values, height=0.8 if named else 1.0, color=class_color(name, index))
         if named:
             axes.bar_label(bars, fontsize=7, padding=2)
@@ -248,6 +313,28 @@ def _plot_counts(rows: list[dict[str, Any]], names: list[str], unit: str) -> Fig
         panels[0].set_yticks(range(len(rows)), [str(row[unit]) for row in rows], fontsize=7)
     else:
         panels[0].set_ylabel(f"{len(rows)} {unit}s, in the order of {unit}s.csv")
+    return figure
+
+
+def _plot_totals(records: list[Record], names: list[str]) -> Figure:
+    """Draw one bar per class, by official part: where no patients are known, groups say little."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(6.5, 1.2 + 0.28 * len(names)), layout="constrained")
+    axes, left = figure.subplots(), np.zeros(len(names))
+    for part in sorted({record.official_split or "images" for record in records}, reverse=True):
+        mine = [record for record in records if (record.official_split or "images") == part]
+        values = [sum(record.class_counts.get(name, 0) for record in mine) for name in names]
+        color = {"train": "#9db8d9", "test": "#e8a0a0"}.get(part, "0.7")
+        bars = axes.barh(names, values, left=left, color=color, label=part)
+        left += values
+    axes.bar_label(bars, [f"{total:g}" for total in left], fontsize=7, padding=2)
+    axes.margins(x=0.12)
+    axes.invert_yaxis()
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.set_xlabel("images or objects with this class")
+    axes.legend(fontsize=8, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=3, frameon=False)
     return figure
 
 

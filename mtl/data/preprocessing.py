@@ -9,15 +9,19 @@ import numpy as np
 
 from mtl.core.errors import ConfigError
 from mtl.core.types import Window
+from mtl.data.content import Box, content_box, outside_circle
 from mtl.data.geometry import Geometry
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Resize, contrast, normalisation. Holds plain values only, so a checkpoint can carry it.
+    """Crop, resize, contrast, normalisation. Holds plain values only, so a checkpoint can carry it.
 
     Attributes:
         geometry: Working raster and windows.
+        crop_border: None, or `threshold` and `margin` of `mtl.data.content.content_box`: a dark border around the picture is
+            cut off.
+        circle: Fill what lies outside the circle that the picture shows (after the contrast, which amplifies noise there).
         clahe: None, or `clip_limit` and `tiles` (per side) of the contrast-limited adaptive histogram equalisation of the
             L channel (Zuiderveld 1994); a and b stay as they are.
         mean, std: Per channel, in the unit interval for uint8 images and in the image's own unit for float images.
@@ -27,6 +31,8 @@ class Preprocessing:
     clahe: dict[str, float] | None = None
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    crop_border: dict[str, float] | None = None
+    circle: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mean", tuple(float(value) for value in self.mean))
@@ -61,16 +67,37 @@ class Preprocessing:
             clahe=preprocessing.get("clahe"),
             mean=tuple(normalization["mean"] if mean is None else mean),
             std=tuple(normalization["std"] if std is None else std),
+            crop_border=preprocessing.get("crop"),
+            circle=bool(preprocessing.get("circle", False)),
         )
 
-    def working(self, image: np.ndarray, pixel_scale: float = 1.0) -> np.ndarray:
-        """Resize a stored image [H, W, C] to the working raster, then equalise its contrast."""
-        raster = self.geometry.to_working(image, pixel_scale)
-        return raster if self.clahe is None else equalise(raster, self.clahe["clip_limit"], int(self.clahe["tiles"]))
+    def content(self, image: np.ndarray) -> Box | None:
+        """Find the part of a stored image [H, W, C] that the working raster shows; None is all of it."""
+        return None if self.crop_border is None else content_box(image, **self.crop_border)
 
-    def windows(self, original_size: tuple[int, int], pixel_scale: float = 1.0) -> list[Window]:
+    def working(self, image: np.ndarray, pixel_scale: float = 1.0, content: Box | None = None) -> np.ndarray:
+        """Turn a stored image into its working raster: cut, resize, equalise the contrast, fill around the circle.
+
+        Args:
+            image: [H, W, C].
+            pixel_scale: Stored pixels per reference pixel.
+            content: Result of `content` where the caller already has it.
+        """
+        content = self.content(image) if content is None else content
+        left, top, right, bottom = content or (0, 0, image.shape[1], image.shape[0])
+        raster = self.geometry.to_working(image[top:bottom, left:right], pixel_scale)
+        if self.clahe is not None:
+            raster = equalise(raster, self.clahe["clip_limit"], int(self.clahe["tiles"]))
+        if self.circle:
+            scale = raster.shape[1] / (right - left), raster.shape[0] / (bottom - top)
+            box = content or content_box(image)
+            outside = outside_circle(box, scale, (left, top), (raster.shape[0], raster.shape[1]))
+            raster = np.where(outside[..., None], np.asarray(self.geometry.fill, raster.dtype), raster)
+        return raster
+
+    def windows(self, original_size: tuple[int, int], pixel_scale: float = 1.0, content: Box | None = None) -> list[Window]:
         """List the windows of an image; see `Geometry.windows`."""
-        return self.geometry.windows(original_size, pixel_scale)
+        return self.geometry.windows(original_size, pixel_scale, content)
 
     def crop(self, working: np.ndarray, window: Window) -> np.ndarray:
         """Cut one padded network image out of the working raster."""
@@ -102,12 +129,15 @@ class Preprocessing:
             geometry["scale"] = self.geometry.scale
         else:
             geometry["size"] = list(self.geometry.size)
-        return {"geometry": geometry, "clahe": self.clahe}
+        key = {"geometry": geometry, "clahe": self.clahe, "crop": self.crop_border, "circle": self.circle}
+        return key | ({"fill": self.geometry.to_dict()["fill"]} if self.circle else {})
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as stored in checkpoints."""
         return {
             "geometry": self.geometry.to_dict(),
+            "crop": None if self.crop_border is None else dict(self.crop_border),
+            "circle": self.circle,
             "clahe": None if self.clahe is None else dict(self.clahe),
             "mean": list(self.mean),
             "std": list(self.std),
@@ -116,7 +146,7 @@ class Preprocessing:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
         """Rebuild from `to_dict`."""
-        return cls(Geometry.from_dict(values["geometry"]), values["clahe"], tuple(values["mean"]), tuple(values["std"]))
+        return cls.from_config(values["geometry"], values)
 
 
 def equalise(image: np.ndarray, clip_limit: float, tiles: int) -> np.ndarray:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from mtl.core.errors import DataError, nearest
+from mtl.core.errors import ConfigError, DataError, nearest, unknown
 
 COMMON_CAP = 0.8  # other classes weigh at most this share of the priority class
 
@@ -24,8 +25,63 @@ class Draw(NamedTuple):
     item: int
 
 
+@dataclass(frozen=True)
+class Mixing:
+    """How several sources share the batches of an epoch.
+
+    Attributes:
+        sources: Source of each item of the data set.
+        mode: `mixed` draws every batch from all sources; `alternating` draws each step from one source, in turn (on all ranks
+            the same one).
+        weights: mixed: share of the draws by source; empty takes the number of items.
+        temperature: mixed: shares are proportional to weight^(1 / temperature). 1 leaves the weights as they are, a large
+            value makes the sources equal (Devlin et al. 2019 for languages; exponent 1 / T).
+    """
+
+    sources: Sequence[str]
+    mode: Literal["mixed", "alternating"] = "mixed"
+    weights: Mapping[str, float] = field(default_factory=dict)
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.weights:
+            return
+        problems = [unknown("source", n, self.names, "data.loader.source_weights") for n in self.weights if n not in self.names]
+        if missing := [name for name in self.names if name not in self.weights]:
+            problems.append(
+                f"`data.loader.source_weights` names {', '.join(sorted(self.weights))} but not {', '.join(missing)}. Give each "
+                "source of the training set a weight."
+            )
+        if any(value < 0 for value in self.weights.values()) or not sum(self.weights.values()) > 0:
+            problems.append(f"`data.loader.source_weights` is {dict(self.weights)}. Expected weights of at least 0, not all 0.")
+        if self.mode == "alternating":
+            problems.append(
+                "`data.loader.source_weights` has no effect with mixing=alternating, where sources take turns. Remove it, or "
+                "set data.loader.mixing=mixed."
+            )
+        if problems:
+            raise ConfigError(problems)
+
+    @property
+    def names(self) -> list[str]:
+        """The sources, sorted."""
+        return sorted(set(self.sources))
+
+    def shares(self) -> np.ndarray:
+        """[sources] share of the draws of each source, in the order of `names`; they add up to 1."""
+        sizes = [sum(source == name for source in self.sources) for name in self.names]
+        weights = np.asarray([self.weights.get(name, size) for name, size in zip(self.names, sizes, strict=True)], np.float64)
+        scaled = np.where(weights > 0, weights, 0.0) ** (1.0 / self.temperature)
+        return scaled / scaled.sum()
+
+    @property
+    def plain(self) -> bool:
+        """Say whether one shuffle of all items does the same."""
+        return len(self.names) < 2 or (self.mode == "mixed" and not self.weights and self.temperature == 1.0)
+
+
 class EpochSampler:
-    """Training order: a shuffle, or weighted draws with replacement.
+    """Training order: a shuffle, or weighted draws with replacement, of all items or of several sources.
 
     Args:
         count: Number of items of the data set.
@@ -34,6 +90,8 @@ class EpochSampler:
             the next permutation, so all ranks make the same number of steps.
         weights: [count] relative weights; None shuffles without replacement.
         samples_per_epoch: Draws per epoch over all ranks; None takes `count`.
+        mixing: How sources share the draws; None draws from all items alike.
+        batch_size: Samples per step and rank; alternating sources change after each step.
     """
 
     def __init__(
@@ -44,12 +102,17 @@ class EpochSampler:
         world_size: int = 1,
         weights: np.ndarray | None = None,
         samples_per_epoch: int | None = None,
+        mixing: Mixing | None = None,
+        batch_size: int = 1,
     ) -> None:
         if count < 1:
             raise DataError("There are no training samples; check data.split and data.root.")
         self.count, self.seed, self.rank, self.world_size = count, seed, rank, world_size
         self.weights = None if weights is None else np.asarray(weights, np.float64)
-        self.total = -(-(samples_per_epoch or count) // world_size) * world_size
+        self.mixing = None if mixing is None or mixing.plain else mixing
+        # Alternating sources fill whole steps.
+        self.block = batch_size * world_size if self.mixing and self.mixing.mode == "alternating" else world_size
+        self.total = -(-(samples_per_epoch or count) // self.block) * self.block
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -59,10 +122,28 @@ class EpochSampler:
     def order(self) -> np.ndarray:
         """[total] indices of this epoch over all ranks."""
         rng = np.random.default_rng([self.seed, self.epoch])
+        if self.mixing is None:
+            return self._draw(np.arange(self.count), self.total, rng)
+        members = [np.flatnonzero(np.asarray(self.mixing.sources) == name) for name in self.mixing.names]
+        if self.mixing.mode == "mixed":
+            counts = _apportion(self.mixing.shares(), self.total)
+            drawn = [self._draw(items, count, rng) for items, count in zip(members, counts, strict=True)]
+            return rng.permutation(np.concatenate(drawn))
+        steps = self.total // self.block
+        turns = [-(-(steps - turn) // len(members)) for turn in range(len(members))]
+        streams = [
+            self._draw(items, turn * self.block, rng).reshape(turn, self.block)
+            for items, turn in zip(members, turns, strict=True)
+        ]
+        return np.concatenate([streams[step % len(members)][step // len(members)] for step in range(steps)])
+
+    def _draw(self, items: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+        """Draw `count` of some items: one permutation after the other, or with replacement by weight."""
         if self.weights is not None:
-            return rng.choice(self.count, self.total, replace=True, p=self.weights / self.weights.sum())
-        rounds = -(-self.total // self.count)
-        return np.concatenate([rng.permutation(self.count) for _ in range(rounds)])[: self.total]
+            weights = self.weights[items]
+            return rng.choice(items, count, replace=True, p=weights / weights.sum())
+        rounds = -(-count // len(items))
+        return np.concatenate([items[:0], *(items[rng.permutation(len(items))] for _ in range(rounds))])[:count]
 
     def __iter__(self) -> Iterator[Draw]:
         epoch = self.epoch
@@ -72,6 +153,15 @@ class EpochSampler:
 
     def __len__(self) -> int:
         return self.total // self.world_size
+
+
+def _apportion(shares: np.ndarray, total: int) -> list[int]:
+    """Split a total into whole numbers by shares; what rounding leaves goes to the largest remainders."""
+    exact = shares * total
+    counts = np.floor(exact).astype(int)
+    for index in np.argsort(counts - exact, kind="stable")[: total - counts.sum()]:
+        counts[index] += 1
+    return counts.tolist()
 
 
 class WindowShardSampler:

@@ -24,6 +24,7 @@ from mtl.core.files import file_hash
 from mtl.core.types import Record
 
 SPLITS = ("train", "val", "test")
+LEFT_OUT = "left_out"  # in no split: a copy of a test image in the official training set
 COLUMNS = ("sample_id", "group", "source", "split", "content_hash")
 Split = dict[str, str]
 Unit = Callable[[Record], str]
@@ -37,7 +38,7 @@ def make_split(records: list[Record], config: dict[str, Any]) -> Split:
         config: The keys of `data.split`.
 
     Returns:
-        Split name by sample id.
+        Split name by sample id; `left_out` for official training samples that are copies of official test samples.
 
     Raises:
         ConfigError: Unknown scheme or unit, or ratios that make no sense.
@@ -71,6 +72,7 @@ def check_split(records: list[Record], split: Split, val_unit: Unit = lambda rec
             "Use a smaller unit (data.group_by, or data.split.val_group_by for validation), other data.split.ratios, "
             "or more data."
         )
+    records = [record for record in records if split[record.sample_id] != LEFT_OUT]
     development = [record for record in records if split[record.sample_id] != "test"]
     for what, key, some in (
         ("Group", lambda record: (split[record.sample_id] == "test", record.group), records),
@@ -230,10 +232,15 @@ def _official(records: list[Record], config: dict[str, Any]) -> Split:
             f"data.split.scheme=official, but {len(without)} samples have no official split (first: {without[0]}). "
             "Use another scheme."
         )
-    split = {record.sample_id: str(record.official_split) for record in records}
+    # The official test set stays what it is; what shares a group with it has to go from training.
+    tested = {record.group for record in records if record.official_split == "test"}
+    split = {
+        record.sample_id: LEFT_OUT if record.official_split != "test" and record.group in tested else str(record.official_split)
+        for record in records
+    }
     if "val" in split.values():
         return split
-    rest = [record for record in records if record.official_split == "train"]
+    rest = [record for record in records if split[record.sample_id] == "train"]
     return {**split, **_cut_validation(rest, config, unit_of(records, config.get("val_group_by")))}
 
 
@@ -331,9 +338,9 @@ def load_split_rows(path: str | Path) -> dict[str, dict[str, str]]:
         raise DataError(f"Split file `{path}` has the columns `{found[:80]}`. Expected at least sample_id and split.")
     rows: dict[str, dict[str, str]] = {}
     for number, row in enumerate(table, start=2):
-        if row.get("split") not in SPLITS or not row.get("sample_id"):
+        if row.get("split") not in (*SPLITS, LEFT_OUT) or not row.get("sample_id"):
             raise DataError(
-                f"Split file `{path}`, line {number}: expected a sample_id and a split ({', '.join(SPLITS)}), "
+                f"Split file `{path}`, line {number}: expected a sample_id and a split ({', '.join((*SPLITS, LEFT_OUT))}), "
                 f"found `{row.get('sample_id')}` and `{row.get('split')}`."
             )
         if row["sample_id"] in rows:

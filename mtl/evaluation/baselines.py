@@ -25,7 +25,7 @@ class TrainingStatistics:
     """What a baseline may know of the training images.
 
     Attributes:
-        class_counts: By task, per class the number of training objects (images for image-level classes).
+        class_counts: By task, per class the number of objects (images for image-level classes) in its labelled training images.
         images: By task, the number of labelled training images.
         means: By regression task or study metric, the mean training value.
     """
@@ -43,20 +43,22 @@ class TrainingStatistics:
 
         Args:
             specs: Active tasks by name.
-            records: Training records; one without annotation file and without counts is unlabelled.
+            records: Training records; each counts for the tasks whose label it knows. One that does not say which it knows is
+                unlabelled where it has neither annotation file nor counts.
             means: Mean training value by regression task.
             percentages: By study metric (`parasitemia`), the names of its positive and negative object class.
         """
-        labelled = [record for record in records if record.annotation is not None or record.class_counts]
+        some = [record for record in records if record.labels or record.annotation is not None or record.class_counts]
         statistics = cls(means=dict(means or {}))
         for task, spec in specs.items():
+            labelled = [record for record in some if record.knows(spec.label)]
             members = spec.members or tuple((name,) for name in spec.classes)
             statistics.class_counts[task] = [
                 float(sum(record.class_counts.get(name, 0) for record in labelled for name in names)) for names in members
             ]
             statistics.images[task] = len(labelled)
         for name, (positive, negative) in (percentages or {}).items():
-            counts = [(r.class_counts.get(positive, 0), r.class_counts.get(negative, 0)) for r in labelled]
+            counts = [(r.class_counts.get(positive, 0), r.class_counts.get(negative, 0)) for r in some]
             shares = [100.0 * first / (first + second) for first, second in counts if first + second]
             statistics.means[name] = float(mean_of(np.array(shares)))
         return statistics
@@ -67,13 +69,16 @@ def baseline_summary(evaluator: Evaluator, statistics: TrainingStatistics) -> di
 
     Detection: nothing detected, and the mean training count for `count_mae`. Classes: the most frequent of training.
     Segmentation: all background or all foreground (multiclass: one class everywhere), whichever scores higher. Heatmap: zero
-    everywhere. Regression and parasitemia: the mean of training.
+    everywhere. Regression and parasitemia: the mean of training. A mean over tasks: that of their baselines.
 
     Returns:
         By task: `name` says what the baseline does, `metrics` holds its numbers (NaN where undefined).
     """
     found = {task: _task_baseline(evaluator, task, statistics) for task in evaluator.specs}
     for name, study in evaluator.study.items():
+        if made := study.baseline(found):
+            found[name] = made
+            continue
         constant = statistics.means.get(name)
         if constant is None:
             continue
@@ -134,12 +139,12 @@ def _zero_heatmap(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _all_background(record: dict[str, Any]) -> dict[str, Any]:
-    return {"hits": np.zeros_like(record["hits"]), "predicted": np.zeros_like(record["predicted"])}
+    return {key: np.zeros_like(record[key]) for key in ("hits", "predicted", "curve_hits", "curve_predicted")}
 
 
 def _all_foreground(record: dict[str, Any]) -> dict[str, Any]:
-    everywhere = np.ones_like(record["predicted"])
-    return {"hits": everywhere * record["truth"][:, None], "predicted": everywhere * record["pixels"]}
+    hits = {key: np.ones_like(record[key]) * record["truth"][:, None] for key in ("hits", "curve_hits")}
+    return hits | {key: np.full_like(record[key], record["pixels"]) for key in ("predicted", "curve_predicted")}
 
 
 def _one_class(index: int) -> RecordChange:

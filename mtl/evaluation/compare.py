@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,16 @@ from mtl.metrics.statistics import (
     paired_intervals,
     resampled_scores,
     spread,
+    task_group_notes,
 )
 
 # What must agree between arms, with the words used in the refusal.
 IDENTITY = {
     "split_hash": "split", "budget": "budget (samples allowed)", "thresholds_source": "source of thresholds",
-    "image_size": "image size", "augmentation": "augmentation",
+    "image_size": "image size", "resolution": "size at which masks are compared", "augmentation": "augmentation",
 }  # fmt: skip
+# A relative gain over less than this says little: a change that nobody would notice is a large share of it.
+SMALL = 0.05
 FIELDS = ("task", "metric", "arm", "seeds", "mean", "std", "min", "max", "reference", "difference", "low", "high")
 
 
@@ -45,6 +48,7 @@ class RunSummary:
         seen: Those it did see, which early stopping can make fewer; None where unknown.
         thresholds_source: Where thresholds were chosen (`val`).
         image_size: Network input as text (`tiles 384x384 scale 0.25`).
+        resolution: At which size masks are compared (`native`, `working`).
         augmentation: The augmentation settings as text.
         baseline: From `baseline_summary`.
     """
@@ -58,6 +62,7 @@ class RunSummary:
     thresholds_source: str = "val"
     seen: int | None = None
     image_size: str = ""
+    resolution: str = ""
     augmentation: str = ""
     baseline: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -103,7 +108,8 @@ def comparison_table(
 
     Per arm and metric: mean and spread over seeds, and the paired bootstrap interval over groups of the difference to the
     reference (per resample the mean over seeds on each side, so the interval speaks of patients, the spread of
-    seeds). A metric of a study (parasitemia) is treated like one of a task.
+    seeds). A metric of a study (parasitemia, mean over lesions) is treated like one of a task; where an arm trains tasks alone,
+    it is made from its runs of a seed together. A task whose labels belong to one group has no interval.
 
     Args:
         runs: At least one per arm.
@@ -123,10 +129,11 @@ def comparison_table(
     if first not in arms:
         raise ConfigError(f"Reference arm `{first}` has no run. Expected one of: {', '.join(arms)}.")
     arms = [first, *[arm for arm in arms if arm != first]]
-    values = {arm: _values([run for run in runs if run.arm == arm]) for arm in arms}
-    differences = _differences(runs, arms, bootstrap, seed)
+    whole = _joined(runs)
+    values = {arm: _values([run for run in whole if run.arm == arm]) for arm in arms}
+    differences = _differences(whole, arms, bootstrap, seed)
     rows = _rows(values, differences, arms)
-    return _markdown(runs, rows, values, arms, bootstrap), rows
+    return _markdown(runs, whole, rows, values, arms, bootstrap), rows
 
 
 def write_comparison(
@@ -152,7 +159,8 @@ def delta_m(ours: dict[str, float], reference: dict[str, float], specs: dict[str
     """Return Δm in percent: the mean over tasks of the signed relative gain of the primary metric.
 
     Source: Maninis et al., Attentive Single-Tasking of Multiple Tasks, CVPR 2019. NaN unless every task that both sides have
-    is defined.
+    is defined, and where a reference is exactly 0. A reference near 0 is not treated differently, since every remedy is another
+    measure; the page of a comparison names such tasks.
     """
     gains = [signed_gain(ours[task], reference[task], specs[task].primary_metric) for task in ours if task in reference]
     return float(np.mean(gains)) if gains else float("nan")
@@ -185,6 +193,27 @@ def _having(runs: list[RunSummary], arm: str, task: str) -> list[RunSummary]:
     return [run for run in runs if run.arm == arm and task in run.evaluator.specs]
 
 
+def _joined(runs: list[RunSummary]) -> list[RunSummary]:
+    """Join the runs of an arm that share a seed, so that each has every study metric whose tasks are all there."""
+    study = {name: metric for run in runs for name, metric in run.evaluator.study.items()}
+    joined = []
+    for arm, seed in dict.fromkeys((run.arm, run.seed) for run in runs):
+        mine = [run for run in runs if (run.arm, run.seed) == (arm, seed)]
+        tasks = {task for run in mine for task in run.evaluator.specs}
+        own = {name: metric for name, metric in study.items() if metric.tasks and tasks.issuperset(metric.tasks)}
+        baseline = {task: entry for run in mine for task, entry in run.baseline.items()}
+        made = {name: metric.baseline(baseline) for name, metric in own.items() if name not in baseline}
+        joined.append(
+            replace(
+                mine[0],
+                evaluator=Evaluator.joined([run.evaluator for run in mine], own),
+                thresholds={task: values for run in mine for task, values in run.thresholds.items()},
+                baseline=baseline | {name: entry for name, entry in made.items() if entry},
+            )
+        )
+    return joined
+
+
 def _values(runs: list[RunSummary]) -> Values:
     """By task, metric and seed."""
     found: Values = {}
@@ -209,7 +238,11 @@ def _differences(runs: list[RunSummary], arms: list[str], bootstrap: int, seed: 
         return mean_over_runs([resampled_scores(step, resampling) for step in steps])
 
     reference = samples(arms[0])
-    return {arm: paired_intervals(samples(arm), reference) for arm in arms[1:]}
+    few = {name for run in runs for name in run.evaluator.names if run.evaluator.labelled_groups(name) < 2}
+    return {
+        arm: {name: found for name, found in paired_intervals(samples(arm), reference).items() if name not in few}
+        for arm in arms[1:]
+    }
 
 
 def _rows(values: dict[str, Values], differences: dict[str, Any], arms: list[str]) -> list[dict[str, Any]]:
@@ -252,30 +285,51 @@ def _gains(runs: list[RunSummary], values: dict[str, Values], arms: list[str]) -
 
 
 def _markdown(
-    runs: list[RunSummary], rows: list[dict[str, Any]], values: dict[str, Values], arms: list[str], bootstrap: int
-) -> str:
+    runs: list[RunSummary], whole: list[RunSummary], rows: list[dict[str, Any]], values: dict[str, Values], arms: list[str],
+    bootstrap: int,
+) -> str:  # fmt: skip
     groups = sorted({group for run in runs for group in run.evaluator.groups})
     unit, one = runs[0].evaluator.unit, runs[0]
+    labelled = {
+        task: min(run.evaluator.labelled_groups(task) for run in whole if task in run.evaluator.specs) for task in _tasks(runs)
+    }
     lines = [
         f"Test images of {_count(len(groups), unit)}; {_count(len({run.seed for run in runs}), 'seed')}; budget {one.budget:,} "
         f"training samples per run{_seen(runs)}; network input {one.image_size or 'as configured'}; thresholds from "
         f"{one.thresholds_source}.",
         "",
         f"Cells: mean ± standard deviation over seeds{_in_brackets(arms, bootstrap)}.",
-        *group_notes(len(groups), unit), "",
+        *(group_notes(len(groups), unit) + task_group_notes(labelled, len(groups), unit) if len(arms) > 1 else []), "",
     ]  # fmt: skip
     for task in dict.fromkeys(row["task"] for row in rows):
-        lines += [*_task_table(task, [row for row in rows if row["task"] == task], arms, mean_baseline(runs, task)), ""]
+        lines += [*_task_table(task, [row for row in rows if row["task"] == task], arms, mean_baseline(whole, task)), ""]
     gains = _gains(runs, values, arms)
     if gains:
         lines += [f"### Δm against {arms[0]}", "", "| arm | Δm (%) | tasks |", "|---|---|---|"]
         lines += [
             f"| {arm} | {_mean_std(per_seed, 1)} | {', '.join(tasks) or 'none'} |" for arm, (per_seed, tasks) in gains.items()
         ]
-        lines += [""]
-        if any(not np.isfinite(per_seed).all() for per_seed, _ in gains.values()):
-            lines += [f"A dash: a metric of `{arms[0]}` is 0 or undefined, and a relative gain over it has no meaning.", ""]
+        lines += ["", *_gain_notes(runs, values[arms[0]], arms[0], gains)]
     return "\n".join(lines)
+
+
+def _gain_notes(
+    runs: list[RunSummary], reference: Values, name: str, gains: dict[str, tuple[list[float], list[str]]]
+) -> list[str]:
+    """Say where Δm has no meaning, or little."""
+    specs = {task: spec for run in runs for task, spec in run.evaluator.specs.items()}
+    shared = {task for _, tasks in gains.values() for task in tasks}
+    primaries = {task: reference[task][spec.primary_metric].values() for task, spec in specs.items() if task in shared}
+    least = {task: min(map(abs, values)) for task, values in primaries.items()}
+    lines: list[str] = []
+    if any(not np.isfinite(per_seed).all() for per_seed, _ in gains.values()):
+        lines += [f"A dash: a metric of `{name}` is 0 or undefined, and a relative gain over it has no meaning.", ""]
+    if listed := ", ".join(f"{task} ({value:.3f})" for task, value in least.items() if 0 < value < SMALL):
+        lines += [
+            f"Δm divides by the primary metric of `{name}`, which is small for {listed}: there a small difference is a large "
+            "share. Read the table of the task.", "",
+        ]  # fmt: skip
+    return lines
 
 
 def _in_brackets(arms: list[str], bootstrap: int) -> str:
@@ -327,7 +381,7 @@ def _cell(row: dict[str, Any] | None) -> str:
     if row is None:
         return "–"
     text = _number(row["mean"]) + (f" ± {_number(row['std'])}" if np.isfinite(row["std"]) else "")
-    if row["low"] != "":
+    if row["low"] != "" and np.isfinite(row["difference"]):
         text += f" ({row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}])"
     elif row["difference"] != "" and np.isfinite(row["difference"]):
         text += f" ({row['difference']:+.3f})"

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from mtl.config.load import load_run_config
+from mtl.config.load import build_family, load_run_config
 from mtl.config.schema import CompareConfig
-from mtl.core.errors import ConfigError, TrainingError, unknown
+from mtl.core.errors import ConfigError, DataError, TrainingError, unknown
 from mtl.core.files import file_hash
 from mtl.training.resume import ALLOWED
 
@@ -27,11 +27,13 @@ if TYPE_CHECKING:
 VOLATILE = ("resume", "name", "paths", *(key for key in ALLOWED if key != "trainer.max_epochs"))
 # What all runs of a seed must share, checked before the first one is trained (`check_comparable` looks at what they did).
 SHARED = (
-    "suite", "seed", "data", "callbacks.early_stopping", "trainer.max_epochs", "trainer.max_steps",
+    "seed", "data", "callbacks.early_stopping", "trainer.max_epochs", "trainer.max_steps",
     "trainer.accumulate_grad_batches", "trainer.limit_train_batches", "trainer.overfit_batches", "evaluation.hit_radius",
+    "evaluation.resolution",
 )  # fmt: skip
 # Settings of `data` that arms may differ in: how batches are drawn and how fast they are loaded.
-FREE = ("cache", "loader.sampler", "loader.priority_class", "loader.num_workers", "loader.prefetch", "loader.pin_memory",
+FREE = ("cache", "loader.sampler", "loader.priority_class", "loader.mixing", "loader.source_weights", "loader.temperature",
+        "loader.num_workers", "loader.prefetch", "loader.pin_memory",
         "loader.eval_batch_size")  # fmt: skip
 ARM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
@@ -64,8 +66,8 @@ def compare(
     Args:
         suite: Task suite (`task=`).
         seeds: How many seeds (0, 1, ...), or which.
-        arms: Named override sets; names without overrides are the suite as it is. `stl` as a word in a name (`stl`, `stl_fcos`)
-            trains each task of the suite alone.
+        arms: Named override sets; names without overrides are the suite as it is, `task=` among the overrides takes another
+            suite of the same data and tasks. `stl` as a word in a name (`stl`, `stl_fcos`) trains each task of the suite alone.
         overrides: Given to every run.
         name: Folder below `output_root`; None takes the suite.
         output_root: Where comparisons live.
@@ -87,6 +89,7 @@ def compare(
     runs = _plan(suite, seeds, arm_overrides, overrides, folder)
     configs = {run: load_run_config(list(run.overrides)) for run in runs}
     _check_shared(configs)
+    _check_budget(configs)
     base = reference or next((arm for arm in arm_overrides if is_single(arm)), next(iter(arm_overrides)))
     if base not in arm_overrides:
         raise ConfigError(unknown("arm", base, arm_overrides, "reference"))
@@ -125,6 +128,7 @@ def load_run(arm: str, seed: int, folder: Path) -> RunSummary:
         seen=(metrics["training"] or {}).get("samples_seen"),
         thresholds_source=metrics["thresholds_source"],
         image_size=geometry_words(data["geometry"]),
+        resolution=metrics["resolution"],
         augmentation=json.dumps([data["augmentation"], data["preprocessing"], data["geometry"]], sort_keys=True),
         baseline=metrics["baseline"],
     )
@@ -176,6 +180,28 @@ def _check_shared(configs: dict[Run, dict[str, Any]]) -> None:
             )
 
 
+def _check_budget(configs: dict[Run, dict[str, Any]]) -> None:
+    """Refuse arms that would see different numbers of images because not every image has labels for every task."""
+    one = next(iter(configs.values()))
+    if one["data"]["loader"]["samples_per_epoch"] is not None or len({frozenset(c["tasks"]) for c in configs.values()}) == 1:
+        return
+    family = build_family(one["data"])
+    try:
+        specs, records = family.specs(), family.records()
+    except DataError:  # finished runs are tabled without their data, and training says best what is wrong with it
+        return
+    sizes: dict[int, str] = {}
+    for config in configs.values():
+        known = sum(any(record.knows(specs[task].label) for task in config["tasks"]) for record in records)
+        sizes.setdefault(known, "+".join(config["tasks"]))
+    if len(sizes) > 1:
+        listed = ", ".join(f"{size} for {tasks}" for size, tasks in sizes.items())
+        raise ConfigError(
+            f"The runs cannot be compared because an epoch would hold different numbers of images ({listed}): not every image "
+            "has labels for every task. Give all runs one budget with data.loader.samples_per_epoch, behind `--`."
+        )
+
+
 def _shared_keys(config: dict[str, Any]) -> list[str]:
     data = [key for key in _flat(config["data"], "data") if not key.removeprefix("data.").startswith(FREE)]
     return [*(key for key in SHARED if key != "data"), *data]
@@ -204,7 +230,9 @@ def _plan(suite: str, seeds: int | list[int], arms: dict[str, list[str]], overri
         for arm, extra in arms.items():
             for task in tasks if is_single(arm) else [None]:
                 place = folder / arm / (task or "") / f"seed{seed}"
-                words = [f"task={suite}", *overrides, *extra, f"seed={seed}", f"paths.run_dir={place}"]
+                own_suite = [word for word in extra if word.startswith("task=")] or [f"task={suite}"]
+                others = [word for word in extra if not word.startswith("task=")]
+                words = [*own_suite, *overrides, *others, f"seed={seed}", f"paths.run_dir={place}"]
                 runs.append(Run(arm, task, seed, place, (*words, *([f"tasks=[{task}]"] if task else []))))
     return runs
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from mtl.core.errors import TrainingError
 from mtl.core.types import ImageResult
 from mtl.data.datamodule import MultiTaskDataModule
 from mtl.evaluation.baselines import TrainingStatistics, baseline_summary
+from mtl.evaluation.cases import CaseKeeper
 from mtl.evaluation.loop import WholeImageScorer
 from mtl.evaluation.metrics_file import save_records, write_metrics
 from mtl.inference.loading import PRETRAINING_NOTE, LoadedModel, checkpoint_path, load_model
@@ -32,9 +33,9 @@ OWN_SPLIT_NOTES = {
     "train": "The network was trained on these images: these figures are not a test.",
     "all": "All images are scored, those of training and selection among them: these figures are not a test.",
 }
-
-
 FINER_NOTE = "No {unit} of a test image is in training or selection; those two are kept apart by {finer} only."
+# Shown in the log beside the first metrics of a task: what challenges rank by.
+ALSO_SHOWN = ("quadratic_kappa", "aupr")
 
 
 def separation(data: dict[str, Any]) -> str:
@@ -54,7 +55,7 @@ class Evaluation:
         datamodule: Gives the images for figures.
         split: The split that was scored.
         notes: What a reader of the figures must know.
-        results: By sample id, (prediction, truth) of the images kept for the report.
+        cases: The images kept for the report.
     """
 
     summary: dict[str, Any]
@@ -63,7 +64,12 @@ class Evaluation:
     datamodule: MultiTaskDataModule
     split: str
     notes: list[str]
-    results: dict[str, tuple[ImageResult, ImageResult]] = field(default_factory=dict)
+    cases: CaseKeeper
+
+    @property
+    def results(self) -> dict[str, tuple[ImageResult, ImageResult]]:
+        """By sample id, (prediction, truth) of the images kept for the report."""
+        return self.cases.results
 
 
 def evaluate(
@@ -150,50 +156,25 @@ def score(
     if seen := loaded.pretraining:
         notes.append(PRETRAINING_NOTE.format(count=len(seen), names=", ".join(seen[:5])))
     evaluator = build_evaluator(config, model.specs)
-    results: dict[str, tuple[ImageResult, ImageResult]] = {}
-    _run(loaded, datamodule, split, evaluator, results)
+    cases = _run(loaded, datamodule, split, evaluator)
     resamples = config["evaluation"]["bootstrap"] if bootstrap is None else bootstrap
     summary = evaluator.summary(loaded.thresholds, resamples)
     notes += summary.pop("notes")
     summary["baseline"] = baseline_summary(evaluator, _training_statistics(datamodule, loaded))
-    return Evaluation(summary, evaluator, loaded, datamodule, split, notes, results)
+    return Evaluation(summary, evaluator, loaded, datamodule, split, notes, cases)
 
 
-def _run(
-    loaded: LoadedModel,
-    datamodule: MultiTaskDataModule,
-    split: str,
-    evaluator: Evaluator,
-    results: dict[str, tuple[ImageResult, ImageResult]],
-) -> None:
+def _run(loaded: LoadedModel, datamodule: MultiTaskDataModule, split: str, evaluator: Evaluator) -> CaseKeeper:
     """Predict and score every image of the split; keep the worst and best ones for the report."""
-    wanted = loaded.config["evaluation"]["cases"]
-
-    def keep(prediction: ImageResult, truth: ImageResult) -> None:
-        results[truth.sample_id] = (prediction, truth)
-        if len(results) > max(4 * wanted, 1):
-            for sample_id in set(results) - set(extreme_cases(evaluator, loaded.thresholds, list(results), wanted)):
-                del results[sample_id]
-
-    scorer = WholeImageScorer(loaded.model, evaluator, datamodule.plain(split).truth, keep if wanted else None)
+    cases = CaseKeeper(evaluator, loaded.thresholds, loaded.config["evaluation"]["cases"])
+    scorer = WholeImageScorer(loaded.model, evaluator, datamodule.plain(split).truth, cases if cases.count else None)
     device = next(loaded.model.parameters()).device
     loader = datamodule.evaluation_dataloader(split)
     with torch.inference_mode():
         for batch in track(loader, description=f"scoring {split}", transient=True, disable=not sys.stdout.isatty()):
             batch = batch.to(device)
             scorer.update(loaded.model(batch.images), batch)
-    for sample_id in set(results) - set(extreme_cases(evaluator, loaded.thresholds, list(results), wanted)):
-        del results[sample_id]
-
-
-def extreme_cases(
-    evaluator: Evaluator, thresholds: dict[str, dict[str, float]], among: list[str], count: int
-) -> dict[str, float]:
-    """Return the worst `count` and best `count` of some images with their scores, worst first."""
-    scores = evaluator.image_scores(thresholds, set(among))
-    ordered = sorted((name for name in among if scores.get(name) == scores.get(name)), key=lambda name: scores.get(name, 0.0))
-    chosen = ordered if len(ordered) <= 2 * count else [*ordered[:count], *ordered[-count:]]
-    return {name: scores.get(name, float("nan")) for name in chosen}
+    return cases
 
 
 def _choose_split(datamodule: MultiTaskDataModule, loaded: LoadedModel, split: str) -> tuple[str, list[str]]:
@@ -208,7 +189,7 @@ def _choose_split(datamodule: MultiTaskDataModule, loaded: LoadedModel, split: s
     }:
         datamodule.use_split({row["sample_id"]: row["split"] for row in loaded.split})
         return split, [separation(loaded.config["data"]) if split == "test" else OWN_SPLIT_NOTES[split]]
-    development = [row for row in loaded.split if row["split"] != "test"]
+    development = [row for row in loaded.split if row["split"] in ("train", "val")]
     used, groups = {row["content_hash"] for row in development}, {(row["source"], row["group"]) for row in development}
     notes = [
         f"Not the images of the training run: all {len(hashed)} images of the data folder are scored, and baselines that need "
@@ -278,7 +259,8 @@ def result_lines(metrics: dict[str, Any]) -> str:
     """Word the main figures: per task the primary metrics, their interval and the baseline."""
     lines = [f"{metrics['split']} split, {metrics['n_samples']} images, score {_number(metrics['score'])}"]
     for task, values in metrics["tasks"].items():
-        names = [name for name in values if isinstance(values[name], float | int) and name != "n"][:4]
+        names = list(values["ci95"])
+        names = names[:4] + [name for name in names[4:] if name in ALSO_SHOWN]
         baseline = metrics["baseline"].get(task, {}).get("metrics", {})
         parts = []
         for name in names:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -15,13 +15,19 @@ from mtl.metrics.evaluator import Evaluator
 from mtl.model import MultiTaskModel
 
 
+class Truth(Protocol):
+    """Gives what is known of an image, masks in the original raster where `native` is set (`SampleDataset.truth`)."""
+
+    def __call__(self, sample_id: str, native: bool = False) -> ImageResult: ...  # noqa: D102
+
+
 class WholeImageScorer:
     """Decodes batches, joins windows to images and feeds an evaluator.
 
     Args:
         model: The network whose heads decode.
         evaluator: Receives one prediction and one truth per image.
-        truth: Gives the truth of an image by its sample id (`SampleDataset.truth`).
+        truth: Gives the truth of an image by its sample id, in the raster in which the evaluator compares masks.
         keep: Called with (prediction, truth) of each finished image, for example to keep cases for the report.
     """
 
@@ -29,7 +35,7 @@ class WholeImageScorer:
         self,
         model: MultiTaskModel,
         evaluator: Evaluator,
-        truth: Callable[[str], ImageResult],
+        truth: Truth,
         keep: Callable[[ImageResult, ImageResult], None] | None = None,
     ) -> None:
         self.model = model
@@ -55,7 +61,7 @@ class WholeImageScorer:
                     arrays[task] |= {"ids": target["ids"].cpu().numpy(), "boxes": target["boxes"].float().cpu().numpy()}
             self.stitcher.add(meta, arrays)
         for result in self.stitcher.pop_complete():
-            truth = self.truth(result.sample_id)
+            truth = self.truth(result.sample_id, native=self.evaluator.native)
             self.evaluator.update(result, truth)
             if self.keep is not None:
                 self.keep(result, truth)

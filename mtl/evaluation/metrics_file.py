@@ -13,7 +13,7 @@ from mtl.core.files import plain, write_text
 from mtl.core.task import TaskSpec
 from mtl.metrics.evaluator import Evaluator
 
-RECORDS_FORMAT = 1
+RECORDS_FORMAT = 2
 
 
 def write_metrics(

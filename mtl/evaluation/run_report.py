@@ -11,6 +11,7 @@ import numpy as np
 from mtl.core.heatmap import render_heatmap
 from mtl.evaluation.report.page import Case, ReportContent, read_history, write_report
 from mtl.inference.drawing import draw_case, fit
+from mtl.inference.grid import draw_grid, wants_grid
 
 if TYPE_CHECKING:
     from mtl.core.task import TaskSpec
@@ -52,27 +53,25 @@ def _split_sizes(evaluation: Evaluation) -> dict[str, tuple[int, int]]:
 
 
 def _cases(evaluation: Evaluation) -> list[Case]:
-    """Draw the kept images, worst first; the first half is shown as worst, the second as best cases."""
-    from mtl.evaluation.evaluate import extreme_cases
-
-    count = evaluation.loaded.config["evaluation"]["cases"]
-    scores = extreme_cases(evaluation.evaluator, evaluation.loaded.thresholds, list(evaluation.results), count)
-    names = list(scores)
+    """Draw the kept images: annotation and prediction side by side, or as one grid where there are many masks."""
+    model, thresholds = evaluation.loaded.model, evaluation.loaded.thresholds
     records = {record.sample_id: record for record in evaluation.datamodule.records}
     cases = []
-    for position, name in enumerate(names):
+    for group, name in evaluation.cases.extremes():
         prediction, truth = evaluation.results[name]
-        image = fit(evaluation.datamodule.family.read_image(records[name]), LONGEST)
-        _add_reference_heatmaps(truth, prediction, evaluation.loaded.model.specs)
-        cases.append(
-            Case(
-                title=name,
-                score=scores[name],
-                prediction=_draw(evaluation, image, prediction, evaluation.loaded.thresholds),
-                truth=_draw(evaluation, image, truth, None),
-                group="Worst cases" if position < (len(names) + 1) // 2 else "Best cases",
-            )
-        )
+        window = prediction.window
+        # The part that the network saw: maps, boxes and points are given in its working raster.
+        image = fit(window.cut(evaluation.datamodule.family.read_image(records[name])), LONGEST)
+        case = Case(name, evaluation.cases.scores[name], image, group=group)
+        if wants_grid(model.specs):
+            case.prediction = draw_grid(
+                image, truth.tasks, prediction.tasks, model.specs, window.working_size, thresholds
+            )  # fmt: skip
+        else:
+            _add_reference_heatmaps(truth, prediction, model.specs)
+            case.prediction = _draw(evaluation, image, prediction, thresholds)
+            case.truth = _draw(evaluation, image, truth, None)
+        cases.append(case)
     return cases
 
 

@@ -20,13 +20,20 @@ class Head(nn.Module, ABC):
     Sub-classes are registered with `@HEADS.register("name")`; arguments after `*` are the keys a YAML may set.
 
     Args:
-        spec: The task this head serves; `spec.kind` equals the class constant `kind`.
+        spec: The task this head serves; `spec.kind` equals `kind`.
         channels: Channels of the feature maps that `forward` will receive, finest first.
         strides: Their strides in network pixels.
+
+    Attributes:
+        kind: Kind of task, a literal of the class. `any` stands for the kind of the heads inside; the instance knows which.
+        needs_boxes: `decode` looks at boxes that another head found.
+        mixable: Averaging the outputs of several such heads makes sense: all tensors that hold predictions are floating point,
+            have the batch as first dimension and do not depend on choices (proposals) that differ between heads.
     """
 
-    kind: ClassVar[str]
+    kind: str
     needs_boxes: ClassVar[bool] = False
+    mixable: ClassVar[bool] = True
 
     def __init__(self, spec: TaskSpec, channels: tuple[int, ...], strides: tuple[int, ...]) -> None:
         super().__init__()
@@ -57,6 +64,23 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def decode(self, output: Output, **context: Any) -> list[Prediction]:
         """Turn raw tensors into one prediction per row, in network pixels (`docs/architecture.md`)."""
+
+    def set_progress(self, progress: float) -> None:
+        """Take note of the share of training that is done; told at the start of each epoch."""
+
+    @property
+    def monitored(self) -> tuple[str, ...]:
+        """Names of what `monitor` returns."""
+        return ()
+
+    def monitor(self, output: Output, present: Tensor) -> dict[str, Tensor]:
+        """Compute scalars worth watching, averaged over labelled rows; 0 where there is none.
+
+        Args:
+            output: Result of `forward`.
+            present: [B] bool.
+        """
+        return {}
 
 
 def labelled_loss(function: Callable[[Tensor, Tensor], Tensor], logits: Tensor, target: Tensor, present: Tensor) -> Tensor:

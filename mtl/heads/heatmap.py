@@ -14,8 +14,8 @@ from mtl.core.heatmap import render_heatmap
 from mtl.core.registry import HEADS
 from mtl.core.task import TaskSpec
 from mtl.heads.base import Head, Output, Prediction, labelled_loss
-from mtl.heads.layers import separable_block
 from mtl.heads.pyramid import select_levels
+from mtl.layers import separable_block
 from mtl.losses.base import build_loss
 
 

@@ -6,27 +6,17 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mtl.core.errors import ConfigError
 from mtl.core.registry import HEADS
 from mtl.core.task import TaskSpec
 from mtl.heads.base import Head, Output, Prediction
 from mtl.heads.pyramid import RoIPooling, attached_zero, equal_channels, select_levels
+from mtl.layers import TolerantBatchNorm1d
 from mtl.losses.base import build_loss
 
 # Boxes classified at a time in `decode` and in validation: bounds memory, changes no number.
 CHUNK = 1024
-
-
-class TolerantBatchNorm1d(nn.BatchNorm1d):
-    """BatchNorm that falls back to its running statistics where a training batch has a single row, which has no variance."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalise [N, C]."""
-        if self.training and len(input) == 1:
-            return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
-        return super().forward(input)
 
 
 @HEADS.register("roi_classifier")
@@ -51,6 +41,7 @@ class RoIClassifierHead(Head):
 
     kind = "roi_classification"
     needs_boxes = True
+    mixable = False
 
     def __init__(
         self,

@@ -1,14 +1,16 @@
-"""Pictures of predictions and annotations: boxes, mask contours, heat and peaks, a legend with counts."""
+"""Pictures of predictions and annotations: boxes, mask contours, heat and peaks, a legend with counts and classes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mtl.core.raster import content_in, resize_map, resize_mask
 from mtl.core.task import TaskSpec
+from mtl.core.types import Window
 from mtl.inference.tiling import Arrays
 
 if TYPE_CHECKING:
@@ -17,7 +19,12 @@ if TYPE_CHECKING:
     from mtl.inference.predictor import Prediction
 
 Colour = tuple[int, int, int]
-CLASS_COLOURS: dict[str, Colour] = {"Infected": (225, 25, 25), "Healthy": (30, 90, 245), "WBC": (150, 40, 190)}
+CLASS_COLOURS: dict[str, Colour] = {
+    "Infected": (225, 25, 25), "Healthy": (30, 90, 245), "WBC": (150, 40, 190),
+    # Retinal lesions, as published.
+    "microaneurysms": (0, 255, 255), "haemorrhages": (255, 0, 255), "hard_exudates": (182, 245, 0),
+    "soft_exudates": (0, 255, 0), "optic_disc": (255, 11, 85),
+}  # fmt: skip
 UNREMARKABLE = frozenset({"Healthy"})  # drawn with thin lines
 # Okabe and Ito: told apart with colour-deficient sight.
 PALETTE: tuple[Colour, ...] = ((230, 159, 0), (0, 158, 115), (204, 121, 167), (86, 180, 233), (213, 94, 0), (240, 228, 66))
@@ -38,6 +45,7 @@ class Layers:
         heat_extent: (height, width) that the heat covers; its last cells may reach over the edge of the image.
         points: [N, 2].
         legend: (colour, text) entries.
+        window: Of an image of which masks and heat show a part only (a border was cut off); None where they cover all of it.
     """
 
     boxes: list[tuple[str, np.ndarray]] = field(default_factory=list)
@@ -46,10 +54,16 @@ class Layers:
     heat_extent: tuple[float, float] = (1.0, 1.0)
     points: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.float32))
     legend: list[tuple[Colour, str]] = field(default_factory=list)
+    window: Window | None = None
+
+    def region(self, size: tuple[int, int]) -> tuple[slice, slice]:
+        """Return the rows and columns that masks and heat cover in a picture of (height, width)."""
+        left, top, right, bottom = (0, 0, size[1], size[0]) if self.window is None else content_in(self.window, size)
+        return slice(top, bottom), slice(left, right)
 
 
 def colour_of(name: str, names: tuple[str, ...] = ()) -> Colour:
-    """Return the colour of a class: fixed for blood cells, otherwise by its position among `names`."""
+    """Return the colour of a class: fixed for blood cells and retinal lesions, otherwise by its position among `names`."""
     if name in CLASS_COLOURS:
         return CLASS_COLOURS[name]
     return PALETTE[(names.index(name) if name in names else 0) % len(PALETTE)]
@@ -60,7 +74,7 @@ def layers_of(
     specs: Mapping[str, TaskSpec],
     size: tuple[int, int],
     thresholds: Mapping[str, Mapping[str, float]] | None = None,
-    working_size: tuple[int, int] | None = None,
+    window: Window | None = None,
 ) -> Layers:
     """Turn predictions or truths (the two forms of `ImageResult.tasks`) into layers.
 
@@ -69,22 +83,26 @@ def layers_of(
         specs: The tasks.
         size: (height, width) of that raster.
         thresholds: By task; applied to whatever has scores or probabilities.
-        working_size: (height, width) of the raster that maps belong to, where it differs from `size`.
+        window: Of the image, where the raster is the original and maps belong to the working raster.
     """
-    layers, scale = Layers(), np.array([size[1], size[0]], np.float32)
+    layers, scale = Layers(window=window), np.array([size[1], size[0]], np.float32)
+    names = mask_names(tasks, specs)
     for task, arrays in tasks.items():
         spec, own = specs[task], (thresholds or {}).get(task, {})
         kept = arrays["scores"] >= own.get("score", DEFAULT_THRESHOLD) if "scores" in arrays else slice(None)
         if spec.kind == "detection":
             _add_boxes(layers, arrays["boxes"][kept].reshape(-1, 4) / np.tile(scale, 2), arrays["labels"][kept], spec)
         elif spec.kind == "segmentation":
-            _add_masks(layers, arrays, spec, own)
+            _add_masks(layers, hard_masks(arrays, spec, own), spec, names)
+        elif spec.kind in ("classification", "regression"):
+            layers.legend.append((PAPER, f"{task}: {value_words(arrays, spec)}"))
         elif spec.kind == "heatmap":
             layers.points = np.concatenate([layers.points, arrays["points"][kept].reshape(-1, 2) / scale])
             layers.legend.append((PEAK_COLOUR, f"{task} {len(layers.points)}"))
             if "heatmap" in arrays:
                 layers.heat = np.clip(np.asarray(arrays["heatmap"], np.float32).max(axis=0), 0.0, 1.0)
-                covered, raster = np.array(layers.heat.shape) * float(arrays["stride"]), np.array(working_size or size)
+                raster = np.array(size if window is None else window.working_size)
+                covered = np.array(layers.heat.shape) * float(arrays["stride"])
                 layers.heat_extent = (float(covered[0] / raster[0]), float(covered[1] / raster[1]))
     return layers
 
@@ -101,25 +119,54 @@ def _add_boxes(layers: Layers, boxes: np.ndarray, labels: np.ndarray, spec: Task
         layers.legend.append((PAPER, f"parasitemia {100 * by_name['Infected'] / cells:.1f} %"))
 
 
-def _add_masks(layers: Layers, arrays: Arrays, spec: TaskSpec, thresholds: Mapping[str, float]) -> None:
+def _add_masks(layers: Layers, masks: list[np.ndarray], spec: TaskSpec, names: list[str]) -> None:
+    share = 1.0
+    if layers.window is not None:  # of the whole picture, although the masks show a part of it
+        left, top, right, bottom = layers.window.content_box
+        share = (right - left) * (bottom - top) / float(np.prod(layers.window.original_size))
+    for name, mask in zip(spec.classes, masks, strict=True):
+        layers.masks.append((name, mask))
+        title = name if names.count(name) == 1 else f"{spec.name} {name}"
+        layers.legend.append((_mask_colour(name, names), f"{title} area {_percent(share * mask.mean())}"))
+
+
+def mask_names(tasks: Iterable[str], specs: Mapping[str, TaskSpec]) -> list[str]:
+    """Return the names of all masks of some tasks, in the order in which they are drawn; they decide the colours."""
+    return [name for task in tasks if specs[task].kind == "segmentation" for name in specs[task].classes]
+
+
+def hard_masks(arrays: Arrays, spec: TaskSpec, thresholds: Mapping[str, float]) -> list[np.ndarray]:
+    """Return one [h, w] bool mask per class: the annotation, or the prediction at its thresholds (0.5 unless named)."""
     if "probabilities" in arrays:
         values = arrays["probabilities"]
         limits = [thresholds.get(name, DEFAULT_THRESHOLD) for name in spec.classes]
-        hard = [v >= t for v, t in zip(values, limits, strict=True)] if spec.multilabel else _one_hot(values.argmax(0), spec)
-    else:
-        mask = arrays["mask"]
-        hard = [channel > 0 for channel in mask] if spec.multilabel else _one_hot(mask, spec)
-    for name, channel in zip(spec.classes, hard, strict=True):
-        layers.masks.append((name, channel))
-        layers.legend.append((_mask_colour(name, spec.classes), f"{name} area {100 * channel.mean():.1f} %"))
+        return [v >= t for v, t in zip(values, limits, strict=True)] if spec.multilabel else _one_hot(values.argmax(0), spec)
+    mask = arrays["mask"]
+    return [channel > 0 for channel in mask] if spec.multilabel else _one_hot(mask, spec)
+
+
+def value_words(arrays: Arrays, spec: TaskSpec) -> str:
+    """Say the class of an image, with its probability where it is predicted, or its number."""
+    if spec.kind == "regression":
+        return f"{float(arrays['value']):.3g}"
+    if "probabilities" not in arrays:
+        return spec.classes[int(arrays["label"])]
+    best = int(np.argmax(arrays["probabilities"]))
+    return f"{spec.classes[best]} {float(arrays['probabilities'][best]):.2f}"
 
 
 def _one_hot(mask: np.ndarray, spec: TaskSpec) -> list[np.ndarray]:
     return [mask == index for index in range(len(spec.classes))]
 
 
-def _mask_colour(name: str, names: tuple[str, ...]) -> Colour:
-    return MASK_COLOUR if len(names) == 1 else colour_of(name, names)
+def _mask_colour(name: str, names: list[str]) -> Colour:
+    return MASK_COLOUR if len(names) == 1 and name not in CLASS_COLOURS else colour_of(name, tuple(names))
+
+
+def _percent(share: float) -> str:
+    """Write a share with one decimal, small ones with one digit that is not zero."""
+    value = 100 * float(share)
+    return f"{value:.1f} %" if value >= 0.1 or value == 0 else f"{value:.1g} %"
 
 
 # --------------------------------------------------------------------------------------------------- painting
@@ -133,9 +180,7 @@ def paint(image: np.ndarray, layers: Layers) -> np.ndarray:
     height, width = canvas.shape[:2]
     thin = max(1, round(max(height, width) / 1000))
     for name, mask in layers.masks:
-        large = cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
-        contours, _ = cv2.findContours(large, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(canvas, contours, -1, _mask_colour(name, tuple(n for n, _ in layers.masks)), thin, cv2.LINE_AA)
+        outline(canvas, placed(mask, layers, (height, width)), _mask_colour(name, [n for n, _ in layers.masks]), thin)
     names = tuple(name for name, _ in layers.boxes)
     for name, boxes in layers.boxes:
         thickness = thin if name in UNREMARKABLE else 2 * thin
@@ -146,19 +191,38 @@ def paint(image: np.ndarray, layers: Layers) -> np.ndarray:
     return canvas
 
 
+def placed(mask: np.ndarray, layers: Layers, size: tuple[int, int]) -> np.ndarray:
+    """Put a mask where it belongs in a picture of (height, width); [height, width] bool."""
+    result = np.zeros(size, bool)
+    rows, columns = layers.region(size)
+    result[rows, columns] = resize_mask(mask, (rows.stop - rows.start, columns.stop - columns.start))
+    return result
+
+
+def outline(canvas: np.ndarray, mask: np.ndarray, colour: Colour, width: int) -> None:
+    """Draw the contours of a mask [H, W] bool into a picture of its size."""
+    import cv2
+
+    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(canvas, contours, -1, colour, width, cv2.LINE_AA)
+
+
 def paint_heat(image: np.ndarray, layers: Layers) -> np.ndarray:
     """Lay the heatmap over a dimmed grey image and mark its peaks."""
     import cv2
 
-    height, width = image.shape[:2]
-    covered = (round(width * layers.heat_extent[1]), round(height * layers.heat_extent[0]))
-    heat = cv2.resize(np.asarray(layers.heat, np.float32), covered, interpolation=cv2.INTER_LINEAR)[:height, :width]
-    heat = np.pad(heat, ((0, height - heat.shape[0]), (0, width - heat.shape[1])), mode="edge")
+    size = (image.shape[0], image.shape[1])
+    rows, columns = layers.region(size)
+    height, width = rows.stop - rows.start, columns.stop - columns.start
+    covered = (round(height * layers.heat_extent[0]), round(width * layers.heat_extent[1]))
+    shown = resize_map(np.asarray(layers.heat), covered)[:height, :width]
+    heat = np.zeros(size, np.float32)
+    heat[rows, columns] = np.pad(shown, ((0, height - shown.shape[0]), (0, width - shown.shape[1])), mode="edge")
     glow = cv2.cvtColor(cv2.applyColorMap(np.rint(heat * 255).astype(np.uint8), cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
     grey = np.repeat(image.mean(axis=2, keepdims=True) * 0.5, 3, axis=2)
     share = np.sqrt(heat)[..., None]
     canvas = np.ascontiguousarray(np.rint(grey * (1 - share) + glow * share).astype(np.uint8))
-    _mark(canvas, layers.points, max(1, round(max(height, width) / 1000)))
+    _mark(canvas, layers.points, max(1, round(max(size) / 1000)))
     return canvas
 
 
@@ -191,9 +255,7 @@ def overlay(image: np.ndarray, prediction: Prediction, longest: int = 1600) -> n
         prediction: What was predicted for it.
         longest: Longer side of one panel in pixels.
     """
-    layers = layers_of(
-        prediction.tasks, prediction.specs, prediction.size, prediction.thresholds, prediction.window.working_size
-    )
+    layers = layers_of(prediction.tasks, prediction.specs, prediction.size, prediction.thresholds, prediction.window)
     base = fit(image, longest)
     panels = [paint(base, layers)]
     if layers.heat is not None:
@@ -212,8 +274,8 @@ def draw_case(
     """Draw the annotation or the prediction of one image: boxes, contours and peaks, the heatmap beside it, a legend below.
 
     Args:
-        image: [H, W, 3] uint8: the original or the working raster.
-        tasks: `ImageResult.tasks`.
+        image: [H, W, 3] uint8: what the working raster shows, at any size.
+        tasks: `ImageResult.tasks`; masks at any size.
         specs: The tasks.
         size: (height, width) of the raster in which boxes and points are given (`window.working_size`).
         thresholds: Decision thresholds by task; None for an annotation.
@@ -239,7 +301,7 @@ def with_legend(picture: np.ndarray, entries: list[tuple[Colour, str]], title: s
     from PIL import Image, ImageDraw
 
     size = max(11, round(picture.shape[1] / 60)) if picture.shape[1] < 1200 else 22
-    font, line = _font(size), round(size * 1.7)
+    font, line = font_of(size), round(size * 1.7)
     places, x, y = [], size, 0
     for colour, text in ([(PAPER, title)] if title else []) + entries:
         patch = 0 if colour == PAPER else round(size * 1.4)
@@ -258,7 +320,8 @@ def with_legend(picture: np.ndarray, entries: list[tuple[Colour, str]], title: s
     return np.concatenate([picture, np.asarray(strip)], axis=0)
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def font_of(size: int) -> ImageFont.FreeTypeFont:
+    """Return the font of all pictures at a size in pixels."""
     from PIL import ImageFont
 
     return ImageFont.load_default(size)  # type: ignore[return-value]

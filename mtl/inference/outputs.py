@@ -13,9 +13,10 @@ from typing import IO, Any
 import numpy as np
 
 from mtl.core.files import write_bytes, write_json
+from mtl.core.raster import to_original
 from mtl.core.task import TaskSpec
 from mtl.inference.drawing import overlay
-from mtl.inference.predictor import Outcome, Prediction, resize_map
+from mtl.inference.predictor import Outcome, Prediction
 
 OBJECT_COLUMNS = ["object", "task", "class", "score", "x_min", "y_min", "x_max", "y_max", "x", "y"]
 SPREADSHEET_FORMULAS = ("=", "+", "-", "@", "\t", "\r")
@@ -174,7 +175,8 @@ def map_images(prediction: Prediction) -> list[tuple[str, np.ndarray]]:
             found += [(f"{task}_{_slug(name)}" if several else task, mask * np.uint8(255)) for name, mask in pairs]
         elif spec.kind == "heatmap":
             for name, channel in zip(spec.classes, arrays["heatmap"], strict=True):
-                full = np.rint(np.clip(_to_original(channel, float(arrays["stride"]), prediction), 0, 1) * 65535)
+                full = to_original(channel, prediction.window, stride=float(arrays["stride"]))
+                full = np.rint(np.clip(full, 0, 1) * 65535)
                 found.append((f"{task}_{_slug(name)}" if several else task, full.astype(np.uint16)))
     return found
 
@@ -188,13 +190,6 @@ def write_png(path: Path, pixels: np.ndarray) -> None:
     if not ok:
         raise ValueError(f"cannot encode an array of shape {pixels.shape} and type {pixels.dtype} as PNG")
     write_bytes(path, data.tobytes())
-
-
-def _to_original(channel: np.ndarray, stride: float, prediction: Prediction) -> np.ndarray:
-    """Bring a map at `stride` to the original size; cells that reach over the edge of the working raster are cut."""
-    height, width = prediction.window.working_size
-    full = resize_map(channel, (round(channel.shape[0] * stride), round(channel.shape[1] * stride)))
-    return resize_map(full[:height, :width], prediction.size)
 
 
 def _slug(name: str) -> str:

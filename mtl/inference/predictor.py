@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from mtl.core.errors import DataError
+from mtl.core.raster import to_original
 from mtl.core.task import TaskSpec
 from mtl.core.types import ImageResult, SampleMeta, Window
 from mtl.data.images import read_rgb
@@ -94,13 +95,14 @@ class Prediction:
 
         Args:
             task: Its name.
-            size: (height, width) of the result; None takes the original image's.
+            size: (height, width) of the result, a picture of the whole original; None takes the original's own size. A border
+                that was cut off is background.
 
         Returns:
             [K, H, W] uint8 in {0, 1} for independent channels, else [H, W] uint8 class indices.
         """
         spec, probabilities = self.specs[task], self.tasks[task]["probabilities"]
-        channels = [resize_map(channel, size or self.size) for channel in probabilities]
+        channels = [to_original(channel, self.window, size) for channel in probabilities]
         if not spec.multilabel:
             return np.argmax(channels, axis=0).astype(np.uint8)
         # In the arrays' own precision, as the metric compares.
@@ -272,7 +274,9 @@ class Predictor:
         scale = float(rule(size)) if callable(rule) else float(rule)
         if not scale > 0:
             raise DataError(f"pixel_scale is {scale}; expected a number above 0 (original pixels per reference pixel).")
-        return _Job(number, pixels, preprocessing.working(pixels, scale), preprocessing.geometry.windows(size, scale))
+        content = preprocessing.content(pixels)
+        working = preprocessing.working(pixels, scale, content)
+        return _Job(number, pixels, working, preprocessing.windows(size, scale, content))
 
     def _run(self, jobs: Iterable[_Job]) -> Iterator[tuple[int, Prediction]]:
         """Feed windows of all images through the network in full batches; yield images as they complete."""
@@ -351,14 +355,6 @@ def _inside(points: np.ndarray, window: Window) -> np.ndarray:
     """Undo what rounding moved over the edge of the original image; [..., 2]."""
     height, width = window.original_size
     return np.clip(points, 0, np.array([width, height], points.dtype))
-
-
-def resize_map(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize one [h, w] float map to (height, width) with linear interpolation."""
-    import cv2
-
-    values = np.ascontiguousarray(values, dtype=np.float32)
-    return values if values.shape == tuple(size) else cv2.resize(values, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
 
 
 def _to_numpy(value: Any) -> np.ndarray:

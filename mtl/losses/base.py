@@ -44,6 +44,14 @@ class Loss(nn.Module, ABC):
         with torch.autocast(prediction.device.type, enabled=False):
             return self.compute(prediction.float(), target.float() if target.is_floating_point() else target)
 
+    def outputs(self, classes: int) -> int:
+        """Return how many logits an image classifier computes for this many classes."""
+        return classes
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Turn an image classifier's logits [B, `outputs`] into class probabilities [B, C] that sum to 1."""
+        return logits.softmax(dim=1)
+
     @abstractmethod
     def compute(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Compute the loss of float32 predictions."""

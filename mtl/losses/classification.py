@@ -1,4 +1,4 @@
-"""Losses over class indices or independent channels: cross-entropy and focal."""
+"""Losses over class indices or independent channels: cross-entropy, focal and their sum."""
 
 from __future__ import annotations
 
@@ -73,12 +73,61 @@ class Focal(WeightedLoss):
         """Compute from logits and class indices, or logits and values of the same shape."""
         if not is_multilabel(prediction, target):
             return softmax_focal(prediction, target, self.gamma, self.alpha, self.class_weights, self.ignore_index)
-        alpha = -1.0 if self.alpha is None else self.alpha  # torchvision's word for "no alpha"
-        loss = sigmoid_focal_loss(prediction, target, alpha=alpha, gamma=self.gamma, reduction="none")
+        loss = sigmoid_focal(prediction, target, self.gamma, self.alpha)
         if self.class_weights is None:
             return loss.mean()
         weights = self.class_weights.view(1, -1, *[1] * (loss.ndim - 2)).expand_as(loss)
         return (loss * weights).sum() / weights.sum()
+
+
+@LOSSES.register("cross_entropy_focal")
+class CrossEntropyFocal(WeightedLoss):
+    """Softmax cross-entropy plus sigmoid focal loss on one-hot targets, as published for retinal grades.
+
+    The focal part treats every class as a question of its own and is averaged over rows and classes, so it is much smaller than
+    the cross-entropy unless weighted up.
+
+    Args:
+        spec: The task.
+        class_weights: See `WeightedLoss`; a row weighs as its true class does, in both parts.
+        label_smoothing: Share of the target probability spread evenly over all classes, in the cross-entropy.
+        focal_weight: Weight of the focal part.
+        alpha: Weight of positives, negatives weigh 1 - alpha; None leaves it out.
+        gamma: How fast easy examples fade.
+    """
+
+    kinds = ("classification", "roi_classification")
+
+    def __init__(
+        self,
+        spec: TaskSpec | None = None,
+        *,
+        class_weights: list | dict | None = None,
+        label_smoothing: float = 0.0,
+        focal_weight: float = 1.0,
+        alpha: float | None = 0.75,
+        gamma: float = 4.0,
+    ) -> None:
+        super().__init__(spec, class_weights)
+        self.label_smoothing = label_smoothing
+        self.focal_weight = focal_weight
+        self.alpha = alpha
+        self.gamma = gamma
+
+    def compute(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Compute from logits [N, C] and int64 [N]."""
+        entropy = softmax_cross_entropy(prediction, target, self.class_weights, self.label_smoothing)
+        truth = F.one_hot(target, prediction.shape[1]).float()
+        focal = sigmoid_focal(prediction, truth, self.gamma, self.alpha).mean(dim=1)
+        weights = _target_weights(target, self.class_weights, self.ignore_index)
+        return entropy + self.focal_weight * (focal * weights).sum() / weights.sum()
+
+
+def sigmoid_focal(logits: Tensor, target: Tensor, gamma: float, alpha: float | None) -> Tensor:
+    """Compute the focal loss of independent channels, of the shape of `logits`."""
+    no_alpha = -1.0  # torchvision's word
+    loss: Tensor = sigmoid_focal_loss(logits, target, no_alpha if alpha is None else alpha, gamma, reduction="none")
+    return loss
 
 
 def softmax_cross_entropy(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -43,6 +44,12 @@ class TaskMetric(ABC):
         """Forget all records."""
         self.records = []
         self._cache.clear()
+
+    def find(self, sample_id: str) -> dict[str, Any] | None:
+        """Return the record of one image, or None."""
+        place = bisect_left(self.records, sample_id, key=lambda record: record["sample_id"])
+        found = self.records[place : place + 1]
+        return found[0] if found and found[0]["sample_id"] == sample_id else None
 
     def cached(self, key: Any, make: Callable[[], Value]) -> Value:
         """Return what `make` gives, made once for the records at hand."""
@@ -86,15 +93,20 @@ class TaskMetric(ABC):
 
 
 class StudyMetric(ABC):
-    """A number of the whole study, made from the records of one or several tasks (for example parasitemia).
+    """A number of the whole study, made from one or several tasks (parasitemia, the mean over lesions).
 
-    Sub-classes are registered with `@STUDY_METRICS.register("name")`; keyword-only arguments are YAML keys. A key `task` names
-    the task it is made from, so that a run without that task can leave the metric out.
+    Sub-classes are registered with `@STUDY_METRICS.register("name")`; keyword-only arguments are YAML keys. A key `task` (one
+    name) or `tasks` (a list) names what it is made from, so that a run without one of these tasks can leave the metric out.
 
     Args:
         specs: Active tasks by name.
         unit: What a `group` is (`patient`, `field`); used in the names of metrics.
+
+    Attributes:
+        tasks: Names of the tasks it is made from.
     """
+
+    tasks: tuple[str, ...] = ()
 
     def __init__(self, specs: dict[str, TaskSpec], unit: str = "patient") -> None:
         self.specs = specs
@@ -106,12 +118,28 @@ class StudyMetric(ABC):
         metrics: dict[str, TaskMetric],
         thresholds: dict[str, dict[str, float]],
         weights: dict[str, np.ndarray] | None = None,
+        values: dict[str, dict[str, float]] | None = None,
     ) -> dict[str, float]:
-        """Return the scalar metrics; `weights` holds [records] per task, as in `TaskMetric.compute`."""
+        """Return the scalar metrics.
+
+        Args:
+            metrics: By task.
+            thresholds: By task.
+            weights: By task, [records] as in `TaskMetric.compute`.
+            values: By task, what `TaskMetric.compute` gives for the same weights, where the caller has it.
+        """
 
     @abstractmethod
     def details(self, metrics: dict[str, TaskMetric], thresholds: dict[str, dict[str, float]]) -> dict[str, Any]:
-        """Return data for figures (plain lists)."""
+        """Return data for figures (plain lists), and tables: `per_task` holds the metrics of each task."""
+
+    def notes(self, values: dict[str, float]) -> list[str]:
+        """Return what a reader must know of the numbers that `compute` gave."""
+        return []
+
+    def baseline(self, found: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
+        """Return the metrics of a baseline made from those of the tasks; None where it needs something else."""
+        return None
 
 
 def ratio(numerator: Any, denominator: Any, empty: float = float("nan")) -> np.ndarray:

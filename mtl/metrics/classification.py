@@ -82,7 +82,11 @@ class RoiClassificationMetric(ConfusionMetric):
 
 
 class ClassificationMetric(ConfusionMetric):
-    """One class per image; adds `auroc`, the mean over classes of one-against-rest (NaN while only one class occurs)."""
+    """One class per image.
+
+    Adds `auroc`, the mean over classes of one-against-rest (NaN while only one class occurs), and where the classes are ordered
+    `quadratic_kappa` (see `quadratic_kappa`).
+    """
 
     def reduce(self, prediction: Arrays, truth: Arrays, scale: tuple[float, float]) -> dict[str, Any]:
         """Keep the probabilities [C] and the label of one image."""
@@ -92,10 +96,11 @@ class ClassificationMetric(ConfusionMetric):
         return {"confusion": confusion, "probabilities": probabilities, "label": np.int64(label)}
 
     def compute(self, thresholds: dict[str, float], weights: np.ndarray | None = None) -> dict[str, float]:
-        """Return the scalars of the base class and `auroc`."""
+        """Return the scalars of the base class, `auroc` and, for ordered classes, `quadratic_kappa`."""
         values = super().compute(thresholds, weights)
         areas = self._areas(self.image_weights(weights)) if self.records else np.array([np.nan])
-        return values | {"auroc": float(mean_of(areas))}
+        values["auroc"] = float(mean_of(areas))
+        return {name: values[name] for name in self.spec.metrics}
 
     def details(self, thresholds: dict[str, float]) -> dict[str, Any]:
         """Add the area of each class to the table."""
@@ -103,6 +108,11 @@ class ClassificationMetric(ConfusionMetric):
         for name, area in zip(self.spec.classes, self._areas(self.image_weights(None)) if self.records else [], strict=False):
             found["per_class"][name]["auroc"] = float(area)
         return found
+
+    def _from_matrix(self, matrix: np.ndarray) -> dict[str, float]:
+        values = super()._from_matrix(matrix)
+        # Every image of such a task has a prediction, so the last column is empty.
+        return values | ({"quadratic_kappa": quadratic_kappa(matrix[:, : len(matrix)])} if self.spec.ordinal else {})
 
     def _areas(self, weight: np.ndarray) -> np.ndarray:
         labels, probabilities = self.stacked("label"), self.stacked("probabilities")
@@ -162,3 +172,19 @@ def area_under_roc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray
     other = np.bincount(rank, weights * ~positive, minlength=len(levels))
     below = np.cumsum(other) - other
     return float(ratio(gained @ (below + other / 2), gained.sum() * other.sum()))
+
+
+def quadratic_kappa(matrix: np.ndarray) -> float:
+    """Return Cohen's kappa with quadratic weights: agreement of grades beyond chance, an error weighing its distance squared.
+
+    Source: Cohen, Weighted kappa, Psychological Bulletin 1968. 1 is full agreement, 0 what chance gives with the same shares of
+    grades. NaN where chance could not be wrong either (all cases and all predictions in one grade) or nothing was counted.
+
+    Args:
+        matrix: [C, C] counts or weights, truth in rows, in the order of the grades.
+    """
+    grade = np.arange(len(matrix))
+    distance = (grade[:, None] - grade[None, :]) ** 2.0
+    by_chance = np.outer(matrix.sum(1), matrix.sum(0))
+    # Both sides times the number of cases, which then cancels.
+    return float(1 - ratio(matrix.sum() * (distance * matrix).sum(), (distance * by_chance).sum()))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import numpy as np
 
 from mtl.core.files import plain
+from mtl.core.raster import to_original
 from mtl.core.task import TaskSpec
 from mtl.core.types import ImageResult
 from mtl.metrics.base import StudyMetric, TaskMetric, mean_of
@@ -36,6 +37,8 @@ class Evaluator:
         hit_radius: Reference pixels within which a heatmap peak hits a point.
         score_weights: Weight of each task's primary metric in `score`; 1 unless named.
         unit: What the group of a sample is (`patient`, `field`): used in names and notes.
+        native: Compare masks in the original raster, in which the truth then has to come; predicted probabilities are enlarged
+            and cut at the thresholds there. Otherwise in the working raster.
     """
 
     def __init__(
@@ -46,12 +49,14 @@ class Evaluator:
         hit_radius: float = 72.0,
         score_weights: dict[str, float] | None = None,
         unit: str = "patient",
+        native: bool = False,
     ) -> None:
         self.specs = dict(specs)
         self.study = dict(study or {})
         self.hit_radius = hit_radius
         self.score_weights = dict(score_weights or {})
         self.unit = unit
+        self.native = native
         self.metrics = {name: self._metric(spec) for name, spec in specs.items()}
         self._seen: dict[str, tuple[str, str]] = {}
         for metric in self.study.values():
@@ -62,9 +67,28 @@ class Evaluator:
 
     def empty(self) -> Evaluator:
         """Return an evaluator with the same settings and no records."""
-        return Evaluator(
-            self.specs, self.study, hit_radius=self.hit_radius, score_weights=self.score_weights, unit=self.unit
-        )  # fmt: skip
+        return Evaluator(self.specs, self.study, **self._settings)
+
+    @classmethod
+    def joined(cls, parts: Iterable[Evaluator], study: dict[str, StudyMetric]) -> Evaluator:
+        """Return one evaluator over the tasks of several that share none (single-task runs of one seed).
+
+        Args:
+            parts: At least one; their metrics, with the records, are shared with the result. The first gives the settings.
+            study: Metrics across tasks of the result.
+        """
+        parts = list(parts)
+        whole = cls({task: spec for part in parts for task, spec in part.specs.items()}, study, **parts[0]._settings)
+        for part in parts:
+            whole.metrics |= part.metrics
+            whole._seen |= part._seen
+        return whole
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "hit_radius": self.hit_radius, "score_weights": self.score_weights, "unit": self.unit, "native": self.native,
+        }  # fmt: skip
 
     # -- records -------------------------------------------------------------------------------------------------------
 
@@ -90,7 +114,11 @@ class Evaluator:
                 continue
             if task not in prediction.tasks:
                 raise ValueError(f"Sample `{truth.sample_id}` has labels for task `{task}` but no prediction.")
-            made[task] = identity | metric.reduce(prediction.tasks[task], truth.tasks[task], scale)
+            found = prediction.tasks[task]
+            if self.native and metric.spec.kind == "segmentation":
+                maps = [to_original(channel, prediction.window) for channel in found["probabilities"]]
+                found = found | {"probabilities": np.stack(maps)}
+            made[task] = identity | metric.reduce(found, truth.tasks[task], scale)
         self._seen[truth.sample_id] = (truth.group, truth.source)
         for task, record in made.items():
             self.metrics[task].add([record])
@@ -114,6 +142,16 @@ class Evaluator:
         """Names of all groups, sorted."""
         return sorted({group for group, _ in self._seen.values()})
 
+    @property
+    def names(self) -> list[str]:
+        """Names of all tasks and study metrics."""
+        return [*self.specs, *self.study]
+
+    def labelled_groups(self, name: str) -> int:
+        """Return how many groups have labels for a task, or for each task that a study metric is made from."""
+        tasks = self.study[name].tasks if name in self.study else (name,)
+        return min((len({record["group"] for record in self.metrics[task].records}) for task in tasks), default=0)
+
     # -- numbers -------------------------------------------------------------------------------------------------------
 
     def thresholds(self) -> Thresholds:
@@ -135,9 +173,8 @@ class Evaluator:
             task: metric.compute(thresholds[task], None if weights is None else weights[task])
             for task, metric in self.metrics.items()
         }
-        for name, study in self.study.items():
-            values[name] = study.compute(self.metrics, thresholds, weights)
-        return values
+        across = {name: study.compute(self.metrics, thresholds, weights, values) for name, study in self.study.items()}
+        return values | across
 
     def compute_by_group(self, thresholds: Thresholds, names: list[str]) -> Callable[[np.ndarray], Scores]:
         """Return a function from one weight per group (in the order of `names`) to scores: the step of a bootstrap."""
@@ -176,30 +213,39 @@ class Evaluator:
             seed: Of the bootstrap.
 
         Returns:
-            `score`, `n_samples`, `n_groups`, `group_by`, `thresholds`, `tasks` (per task `n` labelled images, metrics, `ci95`,
-            `per_class`, `per_source`), `study` (same form) and `notes`.
+            `score`, `n_samples`, `n_groups`, `group_by`, `resolution` of masks, `thresholds`, `tasks` (per task `n` labelled
+            images, metrics with the primary one first, `ci95`, `per_class`, `per_source`), `study` (same form) and `notes`. An
+            interval needs two groups with labels of the task.
         """
-        from mtl.metrics.statistics import GroupBootstrap, bootstrap_intervals, group_notes
+        from mtl.metrics.statistics import GroupBootstrap, bootstrap_intervals, group_notes, task_group_notes
 
         values = self.compute(thresholds)
         resampling = GroupBootstrap(self.groups, bootstrap, seed)
         intervals = bootstrap_intervals(self.compute_by_group(thresholds, resampling.names), resampling) or {}
+        groups = {name: self.labelled_groups(name) for name in values}
+        intervals = {name: found for name, found in intervals.items() if groups[name] > 1}
         by_source = self._by_source(thresholds)
         tasks: dict[str, Any] = {}
         for task, metric in self.metrics.items():
-            tasks[task] = {"n": len(metric.records), **values[task]} | {
-                "ci95": {name: intervals.get(task, {}).get(name) for name in values[task]},
+            primary = metric.spec.primary_metric
+            ordered = {primary: values[task][primary]} | values[task]
+            tasks[task] = {"n": len(metric.records), **ordered} | {
+                "ci95": {name: intervals.get(task, {}).get(name) for name in ordered},
                 "per_class": metric.details(thresholds[task])["per_class"],
                 "per_source": {source: scores[task] for source, scores in by_source.items() if task in scores},
             }
         study = {
             name: {**values[name], "ci95": {m: intervals.get(name, {}).get(m) for m in values[name]}} for name in self.study
         }
+        notes = self._notes(values, thresholds)
+        if bootstrap:
+            notes += group_notes(len(self.groups), self.unit)
+            notes += task_group_notes({task: groups[task] for task in tasks}, len(self.groups), self.unit)
         return plain(
             {
                 "score": self.score(values), "n_samples": len(self._seen), "n_groups": len(self.groups), "group_by": self.unit,
-                "thresholds": thresholds, "bootstrap": bootstrap, "tasks": tasks, "study": study,
-                "notes": self._notes(values, thresholds) + (group_notes(len(self.groups), self.unit) if bootstrap else []),
+                "resolution": "native" if self.native else "working", "thresholds": thresholds, "bootstrap": bootstrap,
+                "tasks": tasks, "study": study, "notes": notes,
             }
         )  # fmt: skip
 
@@ -213,7 +259,8 @@ class Evaluator:
     def image_scores(self, thresholds: Thresholds, among: Collection[str] | None = None) -> dict[str, float]:
         """Return `score` of each image alone, by sample id: finds the best and worst cases of a report.
 
-        A task counts for an image with its primary metric, detection with pooled F1 (average precision of one image jumps).
+        A task counts for an image with its primary metric, detection with pooled F1 (average precision of one image jumps), a
+        class with the probability of the annotated one (which tells a near miss from a confident error).
 
         Args:
             thresholds: By task.
@@ -224,8 +271,10 @@ class Evaluator:
             spec = self.specs[task]
             name = "f1_pooled" if spec.kind == "detection" else spec.primary_metric
             single = self._metric(spec)
-            for record in metric.records:
-                if among is not None and record["sample_id"] not in among:
+            chosen = metric.records if among is None else [record for record in map(metric.find, among) if record]
+            for record in chosen:
+                if spec.kind == "classification":
+                    found.setdefault(record["sample_id"], []).append(float(record["probabilities"][record["label"]]))
                     continue
                 single.reset()
                 single.add([record])
@@ -251,8 +300,4 @@ class Evaluator:
             absent = [name for name, row in rows.items() if row.get("n") == 0]
             if absent and metric.records:
                 notes.append(f"Task `{task}`: no example of {', '.join(absent)} in this split, so no mean contains it.")
-        for name in self.study:
-            silent = values[name].get("images_without_cells", 0)
-            if silent:
-                notes.append(f"{name}: {silent:.0f} images in which no red cell was detected count as 0 %.")
-        return notes
+        return notes + [f"{name}: {note}" for name, study in self.study.items() for note in study.notes(values[name])]

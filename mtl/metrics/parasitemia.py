@@ -53,27 +53,28 @@ class Parasitemia(StudyMetric):
                 f"Study metric `parasitemia` needs the classes `{infected}` and `{healthy}` in task `{task}`; it has "
                 f"{', '.join(classes)} ({', '.join(missing)} missing). Use data with both classes or remove the metric."
             )
-        self.task = task
+        self.task, self.tasks = task, (task,)
         self.columns = [classes.index(infected), classes.index(healthy)]
 
     def compute(
-        self, metrics: dict[str, TaskMetric], thresholds: Thresholds, weights: dict[str, np.ndarray] | None = None
-    ) -> dict[str, float]:
+        self, metrics: dict[str, TaskMetric], thresholds: Thresholds, weights: dict[str, np.ndarray] | None = None,
+        values: dict[str, dict[str, float]] | None = None,
+    ) -> dict[str, float]:  # fmt: skip
         """Return the scalars named in the class docstring."""
         metric = metrics[self.task]
         weight = metric.image_weights(None if weights is None else weights[self.task])
         predicted, true = self._counts(metric, thresholds)
-        values = {}
+        found = {}
         for unit, (claims, truth, share) in {
             "image": (predicted, true, weight),
             self.unit: self._grouped(metric, predicted, true, weight),
         }.items():
             known = truth.sum(1) > 0
             guess, value, share = _percent(claims[known]), _percent(truth[known]), share[known]
-            values[f"mae_{unit}"] = float(mean_of(np.repeat(np.abs(guess - value), share.astype(int))))
-            values[f"pearson_{unit}"] = weighted_pearson(guess, value, share)
+            found[f"mae_{unit}"] = float(mean_of(np.repeat(np.abs(guess - value), share.astype(int))))
+            found[f"pearson_{unit}"] = weighted_pearson(guess, value, share)
         silent = (predicted.sum(1) == 0) & (true.sum(1) > 0)
-        return values | {"images_without_cells": float(weight @ silent)}
+        return found | {"images_without_cells": float(weight @ silent)}
 
     def details(self, metrics: dict[str, TaskMetric], thresholds: Thresholds) -> dict[str, Any]:
         """Return what a scatter and a Bland-Altman figure need, per image and per group, and what was left out."""
@@ -91,6 +92,11 @@ class Parasitemia(StudyMetric):
             }
         silent = int(((predicted.sum(1) == 0) & (true.sum(1) > 0)).sum())
         return {"agreement": agreement, "without_truth": left_out, "images_without_cells": silent}
+
+    def notes(self, values: dict[str, float]) -> list[str]:
+        """Say what images without a detected red cell count as."""
+        silent = values.get("images_without_cells", 0)
+        return [f"{silent:.0f} images in which no red cell was detected count as 0 %."] if silent else []
 
     def _counts(self, metric: TaskMetric, thresholds: Thresholds) -> tuple[np.ndarray, np.ndarray]:
         """Detected and annotated (infected, healthy) counts, each [records, 2]."""

@@ -1,4 +1,4 @@
-"""Segmentation: Dice and IoU of hard masks, per image and pooled."""
+"""Segmentation: overlap of hard masks, per image and pooled, and the area under the precision-recall curve."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from mtl.metrics.base import Arrays, TaskMetric, mean_of, nearest_best, ratio
+from mtl.core.task import KIND_METRICS
+from mtl.metrics.base import Arrays, TaskMetric, mean_of, nearest_best, precision_recall_f1, ratio
 
 MASK_GRID = tuple(round(step / 20, 2) for step in range(1, 20))
+# Thresholds of the precision-recall curve, falling; at 0 everything is predicted, so it needs no count of its own.
+STEPS = 32
+CURVE_GRID = tuple(step / STEPS for step in range(STEPS, 0, -1))
 
 
 class SegmentationMetric(TaskMetric):
@@ -16,7 +20,13 @@ class SegmentationMetric(TaskMetric):
 
     - `dice_per_image`, `iou_per_image`: per class the mean over images, then the mean over classes. Empty-mask rule: annotated
       and predicted mask both empty = 1; only one of them empty = 0.
-    - `dice_pooled`, `iou_pooled`: from pixel counts of all images together, mean over the classes that occur in the truth.
+    - `dice_pooled`, `iou_pooled`, `precision_pooled`, `recall_pooled`: from pixel counts of all images together, mean over the
+      classes that occur in the truth.
+    - `aupr`: area under the precision-recall curve of all pixels together, mean over the classes that occur in the truth; NaN
+      where a pixel has one class (there is no threshold). The IDRiD challenge (Porwal et al., Medical Image Analysis
+      2020) cuts its 8-bit maps at 33 equally spaced thresholds; so does this, at 0, 1/32 .. 1. The area is the sum of
+      (R_n - R_{n-1}) P_n over falling thresholds, without interpolation between them, which would be too kind. At threshold 0
+      everything is predicted, so the area of a constant map is the share of annotated pixels.
 
     Because the rule rewards correct silence, the per-class table also holds `dice_nonempty`, the mean over images whose
     annotated mask is not empty. Thresholds are named like the classes; a multiclass task has none.
@@ -28,7 +38,12 @@ class SegmentationMetric(TaskMetric):
         return dict.fromkeys(self.spec.classes, 0.5) if self.spec.multilabel else {}
 
     def reduce(self, prediction: Arrays, truth: Arrays, scale: tuple[float, float]) -> dict[str, Any]:
-        """Count pixels: `hits`, `predicted` [K, thresholds], `truth` [K], `pixels`; multiclass also `confusion` [K, K]."""
+        """Count pixels.
+
+        Returns:
+            `hits`, `predicted` [K, thresholds], `truth` [K], `pixels`; multilabel also `curve_hits` and `curve_predicted`
+            [K, 32] at `CURVE_GRID`, multiclass also `confusion` [K, K].
+        """
         probabilities, mask = np.asarray(prediction["probabilities"]), np.asarray(truth["mask"])
         classes = len(self.spec.classes)
         expected = (classes, *mask.shape[-2:])
@@ -37,22 +52,21 @@ class SegmentationMetric(TaskMetric):
                 f"Task `{self.spec.name}`: predicted masks have shape {probabilities.shape}, annotated {mask.shape}, "
                 f"expected {expected}."
             )
-        return (
-            self._reduce_channels(probabilities, mask > 0) if self.spec.multilabel else self._reduce_index(probabilities, mask)
-        )
+        return self._reduce_channels(probabilities, mask) if self.spec.multilabel else self._reduce_index(probabilities, mask)
 
     def _reduce_channels(self, probabilities: np.ndarray, mask: np.ndarray) -> dict[str, Any]:
-        grid = np.asarray(MASK_GRID, probabilities.dtype)
-
-        def above(values: np.ndarray) -> list[int]:
-            return [int(np.count_nonzero(values >= threshold)) for threshold in grid]
-
-        return {
-            "hits": np.array([above(p[m]) for p, m in zip(probabilities, mask, strict=True)], np.int64),
-            "predicted": np.array([above(p) for p in probabilities], np.int64),
-            "truth": mask.sum((1, 2), dtype=np.int64),
-            "pixels": np.int64(mask[0].size),
-        }
+        counts: dict[str, list[Any]] = {"hits": [], "predicted": [], "curve_hits": [], "curve_predicted": []}
+        truth = []
+        for channel, inside in zip(probabilities, mask, strict=True):
+            annotated = inside > 0
+            truth.append(np.count_nonzero(annotated))
+            # What lies below the lowest threshold, nearly all of a large image, is never counted.
+            kept = channel >= channel.dtype.type(CURVE_GRID[-1])
+            for suffix, values in (("predicted", channel[kept]), ("hits", channel[kept & annotated])):
+                counts[suffix].append([np.count_nonzero(values >= threshold) for threshold in _grid(values.dtype)])
+                counts[f"curve_{suffix}"].append(_counts_on_curve(values))
+        tables = {key: np.array(rows, np.int64) for key, rows in counts.items()}
+        return {**tables, "truth": np.array(truth, np.int64), "pixels": np.int64(mask[0].size)}
 
     def _reduce_index(self, probabilities: np.ndarray, mask: np.ndarray) -> dict[str, Any]:
         classes = len(self.spec.classes)
@@ -81,36 +95,47 @@ class SegmentationMetric(TaskMetric):
 
     def compute(self, thresholds: dict[str, float], weights: np.ndarray | None = None) -> dict[str, float]:
         """Return the scalars named in the class docstring."""
-        names = ("dice_per_image", "iou_per_image", "dice_pooled", "iou_pooled")
+        names = KIND_METRICS["segmentation"]
         if not self.records:
             return dict.fromkeys(names, float("nan"))
         weight = self.image_weights(weights)
-        (dice, iou), pooled = self._per_image(thresholds), self._pooled(thresholds, weight)
-        per_image = [float(mean_of(ratio(weight @ values, weight.sum()))) for values in (dice, iou)]
-        return dict(zip(names, [*per_image, *(float(mean_of(values)) for values in pooled)], strict=True))
+        per_image = [ratio(weight @ values, weight.sum()) for values in self._per_image(thresholds)]
+        values = [*per_image, *self._pooled(thresholds, weight), area_under_steps(*self._curve(weight))]
+        return dict(zip(names, (float(mean_of(value)) for value in values), strict=True))
 
     def details(self, thresholds: dict[str, float]) -> dict[str, Any]:
-        """Return the per-class table, Dice over thresholds (multilabel) and the pixel confusion (multiclass)."""
+        """Return the per-class table; multilabel: Dice over thresholds and precision over recall; multiclass: the confusion."""
         if not self.records:
             return {"per_class": {}, "curves": {}}
+        weight = self.image_weights(None)
         dice, iou = self._per_image(thresholds)
-        pooled_dice, pooled_iou = self._pooled(thresholds, self.image_weights(None))
-        truth = self.stacked("truth")
+        pooled_dice, pooled_iou, precision, recall = self._pooled(thresholds, weight)
+        curve = self._curve(weight)
+        area, truth = area_under_steps(*curve), self.stacked("truth")
         nonempty = mean_of(np.where(truth > 0, dice, np.nan), axis=0)
         per_class = {
             name: {
                 "dice_per_image": float(dice[:, index].mean()), "iou_per_image": float(iou[:, index].mean()),
                 "dice_nonempty": float(nonempty[index]), "dice_pooled": float(pooled_dice[index]),
-                "iou_pooled": float(pooled_iou[index]), "n": int((truth[:, index] > 0).sum()),
+                "iou_pooled": float(pooled_iou[index]), "precision": float(precision[index]), "recall": float(recall[index]),
+                "aupr": float(area[index]), "n": int((truth[:, index] > 0).sum()),
             }
             for index, name in enumerate(self.spec.classes)
         }  # fmt: skip
         if not self.spec.multilabel:
             counts = self.stacked("confusion").sum(0).tolist()
             return {"per_class": per_class, "curves": {"confusion": {"classes": list(self.spec.classes), "counts": counts}}}
-        curve = overlap(self.stacked("hits"), self.stacked("predicted"), truth[:, :, None])[0].mean(0)
-        by_class = {name: curve[index].tolist() for index, name in enumerate(self.spec.classes)}
-        return {"per_class": per_class, "curves": {"dice": {"threshold": list(MASK_GRID), **by_class}}}
+        by_threshold = overlap(self.stacked("hits"), self.stacked("predicted"), truth[:, :, None])[0].mean(0)
+        by_class = {name: by_threshold[index].tolist() for index, name in enumerate(self.spec.classes)}
+        sweep = {
+            name: {"threshold": [*CURVE_GRID, 0.0], "recall": curve[0][index].tolist(), "precision": curve[1][index].tolist()}
+            for index, name in enumerate(self.spec.classes)
+            if truth[:, index].any()
+        }
+        return {
+            "per_class": per_class,
+            "curves": {"dice": {"threshold": list(MASK_GRID), **by_class}, "precision_recall": sweep},
+        }
 
     def _counts(self, thresholds: dict[str, float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Hits, predicted and annotated pixels at the thresholds, each [records, K]."""
@@ -124,16 +149,55 @@ class SegmentationMetric(TaskMetric):
         key = ("per_image", tuple(sorted(thresholds.items())))
         return self.cached(key, lambda: overlap(*self._counts(thresholds)))
 
-    def _pooled(self, thresholds: dict[str, float], weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _pooled(self, thresholds: dict[str, float], weight: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Dice, IoU, precision and recall from the pixels of all images, each [K]; NaN for classes that do not occur."""
         key = ("counts", tuple(sorted(thresholds.items())))
         hits, predicted, truth = (weight @ counts for counts in self.cached(key, lambda: self._counts(thresholds)))
         absent = np.where(truth > 0, 0.0, np.nan)
-        return ratio(2 * hits, predicted + truth) + absent, ratio(hits, predicted + truth - hits) + absent
+        precision, recall, dice = precision_recall_f1(hits, predicted, truth)
+        return dice + absent, ratio(hits, predicted + truth - hits) + absent, precision + absent, recall + absent
+
+    def _curve(self, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Recall and precision [K, 33] over falling thresholds; precision is NaN where nothing is predicted."""
+        if not self.spec.multilabel:
+            return (np.full((len(self.spec.classes), STEPS + 1), np.nan),) * 2
+        hits, predicted = (np.tensordot(weight, table, 1) for table in self.cached("curve", self._curve_tables))
+        return ratio(hits, hits[:, -1:]), ratio(hits, predicted)
+
+    def _curve_tables(self) -> tuple[np.ndarray, np.ndarray]:
+        """Hits and predicted pixels [records, K, 33] over falling thresholds, 0 at the end."""
+        truth = self.stacked("truth")[:, :, None]
+        pixels = np.broadcast_to(self.stacked("pixels")[:, None, None], truth.shape)
+        hits = np.concatenate([self.stacked("curve_hits"), truth], axis=2)
+        return hits.astype(np.float64), np.concatenate([self.stacked("curve_predicted"), pixels], axis=2).astype(np.float64)
 
 
 def overlap(hits: np.ndarray, predicted: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return Dice and IoU from pixel counts; 1 where both masks are empty."""
     return ratio(2 * hits, predicted + truth, 1.0), ratio(hits, predicted + truth - hits, 1.0)
+
+
+def area_under_steps(recall: np.ndarray, precision: np.ndarray) -> np.ndarray:
+    """Return the sum of (R_n - R_{n-1}) P_n along the last axis; NaN where recall is not defined.
+
+    Args:
+        recall: [..., n], rising, from thresholds that fall; 0 is put in front.
+        precision: [..., n]; where nothing is predicted (NaN) recall does not rise either.
+    """
+    gained = np.diff(recall, axis=-1, prepend=0.0)
+    return (gained * np.nan_to_num(precision)).sum(-1)
+
+
+def _grid(dtype: np.dtype) -> np.ndarray:
+    """`MASK_GRID` in the precision of the probabilities, so that 0.35 in the one is 0.35 in the other."""
+    return np.asarray(MASK_GRID, dtype)
+
+
+def _counts_on_curve(values: np.ndarray) -> np.ndarray:
+    """[32] how many values reach each threshold of `CURVE_GRID`."""
+    # Multiplying by a power of two is exact, so a value on a threshold falls into the right bin.
+    bins = np.minimum(values * values.dtype.type(STEPS), STEPS).astype(np.uint8)
+    return np.cumsum(np.bincount(bins, minlength=STEPS + 1)[:0:-1])
 
 
 def _column(threshold: float) -> int:

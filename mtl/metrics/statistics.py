@@ -119,3 +119,22 @@ def group_notes(groups: int, unit: str) -> list[str]:
     if groups < FEW_GROUPS:
         return [f"Intervals rest on {groups} groups ({unit}) only and are rough."]
     return []
+
+
+def task_group_notes(counts: dict[str, int], groups: int, unit: str) -> list[str]:
+    """Say where the intervals of single tasks rest on few groups although there are more.
+
+    Args:
+        counts: By task, the number of groups with labels for it.
+        groups: Number of all groups.
+        unit: What a group is.
+    """
+    notes = []
+    for count in sorted({count for count in counts.values() if 0 < count < min(FEW_GROUPS, groups)}):
+        named = ", ".join(task for task, own in counts.items() if own == count)
+        notes.append(
+            f"All labels of {named} belong to one {unit}: no interval can be given."
+            if count == 1
+            else f"Intervals of {named} rest on {count} groups ({unit}) only and are rough."
+        )
+    return notes

@@ -46,12 +46,12 @@ def build_evaluator(config: dict[str, Any], specs: dict[str, TaskSpec]) -> Evalu
     study = {
         name: STUDY_METRICS.build(settings, specs, where=f"study_metrics.{name}")
         for name, settings in config["study_metrics"].items()
-        if settings.get("task") in specs and not _missing_classes(settings, config, specs)
+        if _needs(settings) <= specs.keys() and not _missing_classes(settings, config, specs)
     }
     evaluation = config["evaluation"]
     return Evaluator(
         specs, study, hit_radius=evaluation["hit_radius"], score_weights=evaluation["score_weights"],
-        unit=str(config["data"].get("group_by", "group")),
+        unit=str(config["data"].get("group_by", "group")), native=evaluation["resolution"] == "native",
     )  # fmt: skip
 
 
@@ -59,14 +59,21 @@ def dropped_study_metrics(config: dict[str, Any], specs: dict[str, TaskSpec]) ->
     """Return one line per study metric that is left out because its classes are not there with these data settings."""
     lines = []
     for name, settings in config["study_metrics"].items():
-        missing = _missing_classes(settings, config, specs) if settings.get("task") in specs else []
+        missing = _missing_classes(settings, config, specs) if _needs(settings) <= specs.keys() else []
         if missing:
             lines.append(f"{name} is not computed: task {settings['task']} has no class {' and '.join(missing)} here")
     return lines
 
 
+def _needs(settings: dict[str, Any]) -> set[str]:
+    """Tasks that a study metric is made from: its keys `task` and `tasks`."""
+    return {task for task in [settings.get("task"), *settings.get("tasks", [])] if task is not None}
+
+
 def _missing_classes(settings: dict[str, Any], config: dict[str, Any], specs: dict[str, TaskSpec]) -> list[str]:
     """Classes the metric names that the data know but the task does not have; a misspelt name is left to the metric."""
+    if settings.get("task") is None:
+        return []
     known = build_family(config["data"]).object_classes
     present = specs[settings["task"]].classes
     return [value for value in settings.values() if isinstance(value, str) and value in known and value not in present]

@@ -58,6 +58,10 @@ class MultiTaskModule(pl.LightningModule):
         outputs: dict[str, Output] = self._forward[0](images)
         return outputs
 
+    @property
+    def _heads(self) -> list[Any]:
+        return list(self.model.heads.values())
+
     # -- training ------------------------------------------------------------------------------------------------------
 
     def on_train_batch_start(self, batch: TaskBatch, batch_index: int) -> None:
@@ -69,14 +73,18 @@ class MultiTaskModule(pl.LightningModule):
             self._validated = False
             torch.manual_seed(hash((self.config["seed"], self.current_epoch, self.global_rank)) % 2**31)
             self._sums = {}
+            for head in self._heads:
+                head.set_progress(self.current_epoch / self.config["trainer"]["max_epochs"])
 
     def training_step(self, batch: TaskBatch, batch_index: int) -> Tensor:
         """Compute the balanced loss of one batch."""
-        losses, counts = self.task_losses(self(batch.images), batch)
+        outputs = self(batch.images)
+        losses, counts = self.task_losses(outputs, batch)
         loss = self.balancer(losses, {task: bool(count > 0) for task, count in counts.items()})
         if not bool(torch.isfinite(loss.detach())):
             raise TrainingError(self._not_finite(losses, batch))
         self._add("train", losses, counts, loss)
+        self._watch("train", outputs, batch)
         return loss
 
     def on_train_epoch_end(self) -> None:
@@ -136,6 +144,7 @@ class MultiTaskModule(pl.LightningModule):
         loader: Any = self.trainer.val_dataloaders
         if not getattr(loader.sampler, "filler", False):
             self._add("val", losses, counts, None)
+            self._watch("val", outputs, batch)
         assert self._scorer is not None
         self._scorer.update(outputs, batch)
 
@@ -199,26 +208,36 @@ class MultiTaskModule(pl.LightningModule):
 
     def _add(self, stage: str, losses: dict[str, Tensor], counts: dict[str, float], total: Tensor | None) -> None:
         """Accumulate losses on the device; nothing is copied to the host here."""
-
-        def add(key: str, value: Tensor, weight: float) -> None:
-            entry = torch.stack([value.detach().double() * weight, value.new_tensor(weight, dtype=torch.float64)])
-            self._sums[key] = self._sums[key] + entry if key in self._sums else entry
-
         for task, loss in losses.items():
-            add(f"{stage}/{task}/loss", loss, float(counts[task]))
+            self._add_mean(f"{stage}/{task}/loss", loss, float(counts[task]))
         if total is not None:
-            add(f"{stage}/loss", total, 1.0)
+            self._add_mean(f"{stage}/loss", total, 1.0)
+
+    def _watch(self, stage: str, outputs: dict[str, Output], batch: TaskBatch) -> None:
+        """Accumulate what heads let others watch (the use of experts), over this rank's labelled samples."""
+        for head in self._heads:
+            task, present = head.spec.name, batch.present[head.spec.name]
+            count = present.sum()
+            for name, value in head.monitor(outputs[task], present).items():
+                self._add_mean(f"{stage}/{task}/{name}", value, count)
+
+    def _add_mean(self, key: str, value: Tensor, weight: float | Tensor) -> None:
+        share = torch.as_tensor(weight, dtype=torch.float64, device=value.device)
+        entry = torch.stack([value.detach().double() * share, share])
+        self._sums[key] = self._sums[key] + entry if key in self._sums else entry
 
     def _log_sums(self, stage: str) -> None:
         # The same keys on every rank, whatever a rank has seen: the sums are exchanged by position.
         keys = [f"{stage}/{task}/loss" for task in self.model.heads] + ([f"{stage}/loss"] if stage == "train" else [])
+        watched = [f"{stage}/{head.spec.name}/{name}" for head in self._heads for name in head.monitored]
+        keys += watched
         nothing = torch.zeros(2, dtype=torch.float64, device=self.device)
         sums = sum_over_ranks(torch.stack([self._sums.get(key, nothing) for key in keys]), self)
         means = {
             key: float(total / weight) if weight > 0 else float("nan") for key, (total, weight) in zip(keys, sums, strict=True)
         }
         if stage == "val":
-            means["val/loss"] = sum(value for value in means.values() if value == value)
+            means["val/loss"] = sum(value for key, value in means.items() if value == value and key not in watched)
         self.log_dict(means)
 
 

@@ -115,6 +115,8 @@ def _fit(config: dict[str, Any], run_dir: Path, resume_from: Path | None) -> dic
     if is_main_process():
         datamodule.save_split(split_file)
     log.info(datamodule.describe_split())
+    if unseen := datamodule.unlabelled_tasks("val"):
+        log.warning(f"No validation image is labelled for {', '.join(unseen)}: nothing can choose thresholds for it.")
     module = MultiTaskModule(model, build_balancer(config), evaluator, config)
     module.split_rows = datamodule.split_rows()
     module.pretraining = seen_before(config["backbone"]["weights"], datamodule)
@@ -146,7 +148,7 @@ def seen_before(weights: str | None, datamodule: MultiTaskDataModule) -> list[st
     except CheckpointError:
         return []
     family = datamodule.family
-    seen = {family.person_of(row["group"]) for row in rows if row["split"] != "test"}
+    seen = {family.person_of(row["group"]) for row in rows if row["split"] in ("train", "val")}
     return sorted(
         {row["group"] for row in datamodule.split_rows() if row["split"] == "test" and family.person_of(row["group"]) in seen}
     )

@@ -107,9 +107,21 @@ def test_malaria_cells(cells: Path, tmp_path: Path) -> None:
     assert dead_keys(observe_family, config, part_flips(SOURCES, config, {"root": Flip(str(other))})) == []
 
 
+def test_idrid(retinas: Path, tmp_path: Path) -> None:
+    config = load_run_config(["task=idrid_mtl", f"data.root={retinas}"])["data"]
+    other = copy_of(retinas, tmp_path / "other", lambda path: path.name != "IDRiD_55_EX.tif")
+    table = {
+        "root": Flip(str(other)),
+        "sets": Flip(["grading"]),
+        "missing_mask": Flip({**config["missing_mask"], "SE": "absent"}),
+        "largest_share": Flip({**config["largest_share"], "OD": 0.001}, refuses=True),
+    }
+    assert dead_keys(observe_family, config, part_flips(SOURCES, config, table)) == []
+
+
 def test_every_family_is_flipped() -> None:
     assert set(choices("data")) - {"default"} == {
-        name.removeprefix("test_") for name in globals() if name.startswith("test_malaria")
+        name.removeprefix("test_") for name in globals() if name.removeprefix("test_") in choices("data")
     }
 
 
@@ -136,6 +148,7 @@ def test_geometry(data: dict[str, Any]) -> None:
 
 def test_preprocessing(data: dict[str, Any]) -> None:
     table = {
+        "preprocessing.crop": Flip({"threshold": 0.9, "margin": 0.0}),
         "preprocessing.clahe": Flip({"clip_limit": 2.5, "tiles": 4}),
         "preprocessing.mean": Flip([0.1, 0.2, 0.3]),
         "preprocessing.std": Flip([0.1, 0.2, 0.3]),
@@ -145,6 +158,10 @@ def test_preprocessing(data: dict[str, Any]) -> None:
     flips = {"preprocessing.clahe.clip_limit": Flip(5.0), "preprocessing.clahe.tiles": Flip(2)}
     assert {key.rpartition(".")[2] for key in flips} == set(schema.ClaheConfig.model_fields)
     assert dead_keys(observe_windows, equalised, flips) == []
+    cropped = put(data, {"preprocessing.crop": {"threshold": 0.9, "margin": 0.0}})
+    flips = {"preprocessing.crop.threshold": Flip(0.8), "preprocessing.crop.margin": Flip(0.1)}
+    assert {key.rpartition(".")[2] for key in flips} == set(schema.CropConfig.model_fields)
+    assert dead_keys(observe_windows, cropped, flips) == []
 
 
 def test_augmentation(data: dict[str, Any]) -> None:
@@ -231,7 +248,26 @@ def test_loader(data: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
         "loader.priority_class": Flip("Healthy", {"loader.sampler": "class_aware"}),
         "loader.samples_per_epoch": Flip(5),
     }
-    assert dead_keys(observe, data, flips_for(keys_below(data, "loader"), data, table, GENERIC)) == []
+    keys = [key for key in keys_below(data, "loader") if key not in MIXING]
+    assert dead_keys(observe, data, flips_for(keys, data, table, GENERIC)) == []
+
+
+MIXING = ("loader.mixing", "loader.source_weights", "loader.temperature")
+
+
+def test_mixing(retinas: Path) -> None:
+    """Keys that matter where there are several sources."""
+    data = put(load_run_config(["task=idrid_mtl", f"data.root={retinas}"])["data"], {"geometry.size": [64, 64]})
+    table = {
+        "loader.source_weights": Flip({"idrid_grading": 1.0, "idrid_segmentation": 4.0}),
+        "loader.temperature": Flip(3.0),
+    }
+    mixed = put(data, {"loader.mixing": "mixed", "loader.batch_size": 2})
+
+    def observe(config: dict[str, Any]) -> Any:
+        return list(module_of(config, ("grade", "lesions_ma")).train_dataloader().sampler)
+
+    assert dead_keys(observe, mixed, flips_for(MIXING, mixed, table, GENERIC)) == []
 
 
 def test_cache(data: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

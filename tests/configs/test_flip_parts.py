@@ -14,6 +14,7 @@ from flip_tools import Flip, dead_keys, part_flips
 from torch import Tensor, nn
 
 from mtl.config.compose import choices, configs_folder
+from mtl.config.load import kind_of
 from mtl.core.registry import ADAPTERS, BALANCERS, ENCODERS, HEADS, LOSSES, NECKS, SCHEDULERS
 from mtl.core.task import TaskSpec
 from mtl.training.optim import build_optimizer, split_parts
@@ -21,7 +22,11 @@ from mtl.training.schedules import Horizon
 
 CLASSES = ("Infected", "Healthy", "WBC")
 SIZE = (64, 96)
-MAPS = {"encoder": ((8, 16, 24, 32), (4, 8, 16, 32)), "fpn": ((16, 16, 16), (8, 16, 32))}
+MAPS = {
+    "encoder": ((8, 16, 24, 32), (4, 8, 16, 32)),
+    "fpn": ((16, 16, 16), (8, 16, 32)),
+    "aspp": ((8, 16, 24), (4, 8, 16)),
+}
 
 
 def read(group: str, name: str) -> dict[str, Any]:
@@ -86,9 +91,19 @@ HEAD_TABLES: dict[str, dict[str, Flip]] = {
     },
     "heatmap_published": {"peak_window": Flip(5), "score_threshold": Flip(0.6), "max_peaks": Flip(2)},
     "classifier": {"hidden": Flip([8])},
+    "classifier_published": {"pool": Flip([5, 4])},
+    "deeplabv3plus": {"low_level": Flip(3)},
+    "mixture": {
+        "expert": Flip({"name": "classifier", "hidden": [8], "loss": {"name": "cross_entropy"}}),
+        "routing": Flip("top_k"),
+        "top_p": Flip(0.3, given={"routing": "top_p"}),
+        "top_k": Flip(1, given={"routing": "top_k"}),
+        "dense_until": Flip(0.5, given={"routing": "top_k"}),
+    },
 }
 OTHER_LOSS = {
     "cross_entropy": {"name": "focal"},
+    "cross_entropy_focal": {"name": "focal"},
     "dice_bce": {"name": "focal"},
     "heatmap_focal": {"name": "mse"},
     "tversky_boundary": {"name": "mse"},
@@ -120,7 +135,7 @@ def target_for(kind: str) -> Any:
 def observe_head(config: dict[str, Any]) -> Any:
     """What a head computes from fixed maps: raw output, losses, gradients, predictions; while training and after."""
     settings = {key: value for key, value in config.items() if key != "features"}
-    kind = HEADS.entry(config["name"]).constants["kind"]
+    kind: Any = kind_of(config)
     channels, strides = MAPS[config["features"]]
     torch.manual_seed(0)
     head = HEADS.build(settings, TaskSpec("task", kind, CLASSES, multilabel=kind == "segmentation"), channels, strides)
@@ -154,12 +169,15 @@ def test_heads(name: str) -> None:
 LOSS_TABLES = {
     "cross_entropy": {"class_weights": Flip([3.0, 1.0, 2.0])},
     "focal": {"class_weights": Flip([3.0, 1.0, 2.0])},
+    "cross_entropy_focal": {"class_weights": Flip([3.0, 1.0, 2.0])},
+    "ordinal": {"class_weights": Flip([3.0, 1.0, 2.0])},
     "dice_bce": {"smooth": Flip(1.0)},
+    "dice_focal": {"smooth": Flip(1.0)},
     "tversky_boundary": {"smooth": Flip(1.0)},
 }
 
 
-KINDS = ("roi_classification", "segmentation", "heatmap")
+KINDS = ("classification", "roi_classification", "segmentation", "heatmap")
 USES = [(name, kind) for name in choices("loss") for kind in KINDS if kind in LOSSES.entry(name).constants["kinds"]]
 
 
@@ -168,9 +186,9 @@ def test_losses(name: str, kind: str) -> None:
     multilabel = kind == "segmentation" and name != "cross_entropy"
 
     def observe(config: dict[str, Any]) -> Any:
-        loss = LOSSES.build(config, TaskSpec("task", kind, CLASSES, multilabel=multilabel))
+        loss = LOSSES.build(config, TaskSpec("task", kind, CLASSES, multilabel=multilabel, ordinal=kind == "classification"))
         generator = torch.Generator().manual_seed(4)
-        shape = (6, 3) if kind == "roi_classification" else (2, 3, 12, 16)
+        shape = (6, loss.outputs(3)) if kind in ("classification", "roi_classification") else (2, 3, 12, 16)
         prediction = torch.randn(shape, generator=generator)
         if kind == "heatmap":
             prediction, target = prediction.sigmoid(), torch.rand(shape, generator=generator).clamp(max=0.9)
@@ -270,6 +288,9 @@ def test_adapters(name: str) -> None:
     assert dead_keys(observe, config, part_flips(ADAPTERS, config, PEFT_TABLES.get(name, {}))) == []
 
 
+NECK_TABLES = {"fpn": {"levels": Flip([2, 4, 5])}, "aspp": {"rates": Flip([1, 2, 3]), "low_level": Flip(3)}}
+
+
 @pytest.mark.parametrize("name", choices("neck"))
 def test_necks(name: str) -> None:
     def observe(config: dict[str, Any]) -> Any:
@@ -277,11 +298,11 @@ def test_necks(name: str) -> None:
         channels, strides = MAPS["encoder"]
         neck = NECKS.build(config, channels, strides)
         generator = torch.Generator().manual_seed(8)
-        maps = (torch.randn(1, c, 128 // s, 128 // s, generator=generator) for c, s in zip(channels, strides, strict=True))
+        maps = (torch.randn(2, c, 128 // s, 128 // s, generator=generator) for c, s in zip(channels, strides, strict=True))
         return [neck.channels, neck.strides, neck(tuple(maps))]
 
-    config = read("neck", name)
-    assert dead_keys(observe, config, part_flips(NECKS, config, {"levels": Flip([2, 4, 5])})) == []
+    config = {key: value for key, value in read("neck", name).items() if key != "shared"}  # a key of the model
+    assert dead_keys(observe, config, part_flips(NECKS, config, NECK_TABLES[name])) == []
 
 
 # -- balancers, schedulers, optimizers ---------------------------------------------------------------------------------

@@ -326,7 +326,7 @@ def test_evaluation_of_a_run(trained: Path) -> None:
         return [evaluation.summary, sorted(evaluation.results)]
 
     config = json.loads((trained / "config.json").read_text())["evaluation"]
-    flips = {"bootstrap": Flip(5), "cases": Flip(0)}
+    flips = {"bootstrap": Flip(5), "cases": Flip(0), "resolution": Flip("native")}
     elsewhere = {"hit_radius", "score_weights"}  # test_evaluation_and_study_metrics
     assert set(flips) | elsewhere == set(schema.EvaluationConfig.model_fields)
     assert dead_keys(observe, config, flips) == []

@@ -30,6 +30,8 @@ TASKS = {
     "detection": "detection", "roi_classification": "roi", "segmentation": "segmentation", "heatmap": "heatmap",
     "classification": "cell",
 }  # fmt: skip
+MIXTURES = ["mixture:unet", "mixture:deeplabv3plus", "mixture:fcos", "mixture:heatmap"]
+HEAD_NAMES = [*choices("head"), *MIXTURES]  # `mixture` alone has classifiers inside
 # Heads that look at fine maps only: alone, they leave the deepest layers of an encoder without a gradient.
 SHALLOW = {"heatmap_published"}
 NEEDS_32 = {"unet_published"}
@@ -37,10 +39,14 @@ NEEDS_32 = {"unet_published"}
 
 @cache
 def _config(head: str) -> dict[str, Any]:
-    task = TASKS[HEADS.entry(head).constants["kind"]]
+    wrapper, _, inner = head.rpartition(":")
+    kind = HEADS.entry(inner).constants["kind"]
+    task = TASKS["classification" if kind == "any" else kind]
     suite = "malaria_cells" if task == "cell" else "malaria_mttl"
-    words = [f"task={suite}", f"tasks=[{task}]", f"head@heads.{task}={head}", "backbone=test_resnet"]
-    return model_config(load_run_config([*words, f"data.geometry.size={list(SIZE)}"]))
+    words = [f"task={suite}", f"tasks=[{task}]", f"head@heads.{task}={wrapper or head}", "backbone=test_resnet"]
+    words += [f"head@heads.{task}.expert={inner}"] if wrapper else []
+    words += ["+neck@necks.aspp=aspp", "necks.aspp.width=32", f"data.geometry.size={list(SIZE)}"]
+    return model_config(load_run_config(words))
 
 
 def build(head: str, encoder: str) -> MultiTaskModel:
@@ -124,7 +130,7 @@ def check_gradients(model: MultiTaskModel, head: str) -> None:
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
-@pytest.mark.parametrize("head", choices("head"))
+@pytest.mark.parametrize("head", HEAD_NAMES)
 def test_head_on_encoder(head: str, encoder: str) -> None:
     config = _config(head)
     (task,) = config["tasks"]
@@ -137,13 +143,25 @@ def test_head_on_encoder(head: str, encoder: str) -> None:
     check_gradients(model, head)
 
 
-@pytest.mark.parametrize("head", ["unet", "fcos", "heatmap_published"])
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_decoder_without_a_neck(encoder: str) -> None:
+    """DeepLabv3+ takes a fine map and the last one from whatever there is."""
+    config = copy.deepcopy(_config("deeplabv3plus"))
+    config["heads"]["segmentation"] |= {"features": "encoder", "width": 16}
+    config["backbone"] |= {"architecture": encoder.partition(",")[0], **ENCODERS[encoder]}
+    torch.manual_seed(0)
+    model = MultiTaskModel.from_config(config)
+    train_and_decode(model, torch.randn(3, 3, *SIZE))
+    check_gradients(model, "deeplabv3plus")
+
+
+@pytest.mark.parametrize("head", ["unet", "fcos", "heatmap_published", "mixture:deeplabv3plus"])
 def test_head_on_swin(head: str) -> None:
     """A network whose own maps are NHWC, at a size its windows do not divide."""
     train_and_decode(build(head, "swin_tiny_patch4_window7_224"), torch.randn(3, 3, *SIZE))
 
 
-@pytest.mark.parametrize("head", choices("head"))
+@pytest.mark.parametrize("head", HEAD_NAMES)
 def test_bfloat16_and_channels_last(head: str) -> None:
     torch.manual_seed(1)
     images = torch.randn(3, 3, *SIZE)

@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 
+from mtl.core.errors import ConfigError
 from mtl.core.registry import ENCODERS
 
 FAMILIES = (
@@ -21,6 +22,7 @@ FAMILIES = (
     "test_nfnet",
     "test_mambaout",
 )
+KEEP_THEIR_STRIDES = {"swin_tiny"}
 CONFIGS = Path(__file__).parents[2] / "configs" / "backbone"
 
 
@@ -83,3 +85,17 @@ def test_shipped_configs_name_existing_networks(path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(p for p in CONFIGS.glob("*.yaml") if p.stem != "timm"), ids=lambda path: path.stem)
 def test_shipped_configs_build(path: Path) -> None:
     assert_contract(ENCODERS.build(yaml.safe_load(path.read_text())), (64, 96), 3)
+
+
+@pytest.mark.parametrize("output_stride", [8, 16])
+@pytest.mark.parametrize("path", sorted(p for p in CONFIGS.glob("*.yaml") if p.stem != "timm"), ids=lambda path: path.stem)
+def test_output_stride_works_or_is_refused(path: Path, output_stride: int) -> None:
+    config = yaml.safe_load(path.read_text()) | {"output_stride": output_stride}
+    try:
+        encoder = ENCODERS.build(config)
+    except ConfigError as error:
+        assert "backbone.output_stride" in str(error) and path.stem in KEEP_THEIR_STRIDES
+        return
+    assert path.stem not in KEEP_THEIR_STRIDES
+    assert encoder.strides[-1] == max(encoder.strides) == output_stride
+    assert_contract(encoder, (64, 96), 3)

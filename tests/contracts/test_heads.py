@@ -13,24 +13,33 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 import mtl
+from mtl.config.load import kind_of
 from mtl.core.registry import HEADS
 from mtl.core.task import TaskSpec
 from mtl.heads.base import Head
 
 CONFIGS = Path(mtl.__file__).parents[1] / "configs"
 SIZE = 96, 128  # not square, so that a swap of height and width shows
-MAPS = {"encoder": ((8, 16, 32, 64), (4, 8, 16, 32)), "fpn": ((32, 32, 32), (8, 16, 32))}
+MAPS = {
+    "encoder": ((8, 16, 32, 64), (4, 8, 16, 32)),
+    "fpn": ((32, 32, 32), (8, 16, 32)),
+    "aspp": ((8, 32), (4, 16)),
+}
 CLASSES = ("Infected", "Healthy", "WBC")
 HEAD_NAMES = sorted(path.stem for path in (CONFIGS / "head").glob("*.yaml"))
-DENSE = {"segmentation", "classification"}
+AUXILIARY = ("l1", "load_balance", "entropy", "importance", "load")
 
 
 def head_config(name: str) -> dict[str, Any]:
-    """Compose a head the way a suite does."""
+    """Compose a head the way a suite does; `mixture:unet` is a mixture of such heads with every auxiliary term."""
+    wrapper, _, expert = name.rpartition(":")
+    words = [f"+head@heads.task={wrapper or name}"]
+    if wrapper:
+        words += [f"head@heads.task.expert={expert}", *(f"heads.task.{term}_weight=0.1" for term in AUXILIARY)]
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base=None):
-        config = compose(overrides=[f"+head@heads.task={name}"])
-    plain = OmegaConf.to_container(config.heads.task)
+        config = compose(overrides=words)
+    plain = OmegaConf.to_container(config.heads.task, resolve=True)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
 
@@ -39,11 +48,12 @@ def build(name: str, multilabel: bool = True) -> tuple[Head, str]:
     torch.manual_seed(0)
     config = head_config(name)
     source = config.pop("features")
-    kind = HEADS.entry(config["name"]).constants["kind"]
+    kind = kind_of(config)
     if kind == "classification" or not multilabel:
         multilabel = False
-    spec = TaskSpec("task", kind, CLASSES, multilabel=multilabel)
-    return HEADS.build(config, spec, *MAPS[source]), source
+    head = HEADS.build(config, TaskSpec("task", kind, CLASSES, multilabel=multilabel), *MAPS[source])
+    assert head.kind == kind
+    return head, source
 
 
 def features_for(source: str, rows: int = 3, seed: int = 0) -> tuple[torch.Tensor, ...]:
@@ -89,8 +99,9 @@ def target_for(head: Head, absent: tuple[int, ...] = ()) -> Any:
     return mask
 
 
-CASES = [pytest.param(name, True, id=name) for name in HEAD_NAMES] + [
-    pytest.param(name, False, id=f"{name}-multiclass") for name in HEAD_NAMES if "unet" in name
+MIXTURES = [f"mixture:{name}" for name in ("classifier", "unet", "deeplabv3plus", "fcos", "heatmap")]
+CASES = [pytest.param(name, True, id=name) for name in [*HEAD_NAMES, *MIXTURES]] + [
+    pytest.param(name, False, id=f"{name}-multiclass") for name in ("unet", "unet_published", "deeplabv3plus")
 ]
 everyone = pytest.mark.parametrize(("name", "multilabel"), CASES)
 

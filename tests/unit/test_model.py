@@ -85,6 +85,16 @@ def test_channels_of_mean_and_encoder_must_agree() -> None:
         MultiTaskModel.from_config(config)
 
 
+def test_a_neck_is_shared_or_copied_for_each_of_its_heads() -> None:
+    shared, copied = build("tasks=[detection,roi]"), build("tasks=[detection,roi]", "necks.fpn.shared=false")
+    count = {model: sum(p.numel() for p in model.necks.parameters()) for model in (shared, copied)}
+    assert count[copied] == 2 * count[shared] > 0
+    outputs = copied.eval()(images())
+    sum(value.float().square().sum() for value in tensors(outputs["detection"])).backward()
+    touched = {task: any(p.grad is not None for p in copied.necks["fpn"][task].parameters()) for task in ("detection", "roi")}
+    assert touched == {"detection": True, "roi": False}
+
+
 # -- what runs how often -----------------------------------------------------------------------------------------------
 
 
@@ -191,13 +201,14 @@ FOUNDATION = {"core"}
 NETWORK = {"heads", "necks", "encoders", "losses"}
 ALLOWED: dict[str, set[str]] = {
     "core": set(),
+    "layers": set(),
     "losses": FOUNDATION,
     "balancing": FOUNDATION,
-    "necks": FOUNDATION,
+    "necks": FOUNDATION | {"layers"},
     "encoders": FOUNDATION,
     "metrics": FOUNDATION,
     "data": FOUNDATION,
-    "heads": FOUNDATION | {"losses"},
+    "heads": FOUNDATION | {"losses", "layers"},
     "config": FOUNDATION | {"data"},  # the base class of the data families, which tell what they can label
     "model": FOUNDATION | NETWORK | {"data"},  # the preprocessing object that travels with the weights
     "inference": FOUNDATION | NETWORK | {"data", "config", "model"},

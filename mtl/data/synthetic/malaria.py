@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from mtl.core.errors import ConfigError, DataError
+from mtl.core.errors import ConfigError
+from mtl.data.synthetic.files import new_folder, write_image
 from mtl.data.synthetic.smears import DrawnCell, Style, draw_field, draw_single_cell, draw_style
 
 LABELS = ("Parasitized", "Uninfected", "White_Blood_Cell")
@@ -53,7 +50,7 @@ def draw_malaria(
         problems.append(f"`cells_per_field` is {cells_per_field}; expected (fewest, most).")
     if problems:
         raise ConfigError(problems)
-    with _new_folder(Path(output), ("Point Set", "Polygon Set"), overwrite) as folder:
+    with new_folder(Path(output), ("Point Set", "Polygon Set"), overwrite) as folder:
         for patient in range(patients):
             style = _style(seed, patient)
             polygons = kind == "polygons" or (kind == "both" and patient % 3 == 1)
@@ -64,7 +61,7 @@ def draw_malaria(
                 rng = np.random.default_rng([seed, FIELD, patient, number])
                 image, cells = draw_field(style, rng, width, cells_per_field)
                 stem = _photo(patient, number)
-                _write_image(home / "Img" / f"{stem}.jpg", image)
+                write_image(home / "Img" / f"{stem}.jpg", image)
                 text = _annotation(cells, image.shape[:2], number + 1, polygons, rng)
                 (home / "GT" / f"{stem}.txt").write_text(text, encoding="utf-8")
 
@@ -81,7 +78,7 @@ def draw_malaria_cells(output: Path, patients: int, cells: int, seed: int, overw
     """
     if patients < 1 or cells < 1 or seed < 0:
         raise ConfigError(f"patients={patients}, cells={cells}, seed={seed}: expected at least 1, 1 and 0.")
-    with _new_folder(Path(output), ("Parasitized", "Uninfected"), overwrite) as folder:
+    with new_folder(Path(output), ("Parasitized", "Uninfected"), overwrite) as folder:
         for name in ("Parasitized", "Uninfected"):
             (folder / name).mkdir()
         for patient in range(patients):
@@ -91,7 +88,7 @@ def draw_malaria_cells(output: Path, patients: int, cells: int, seed: int, overw
                 infected = style.infected_share > 0 and number % 2 == 0
                 name = f"{_slide(patient)}_{_photo(patient, number // 20)}_cell_{number + 1}.png"
                 image = draw_single_cell(style, rng, infected)
-                _write_image(folder / ("Parasitized" if infected else "Uninfected") / name, image)
+                write_image(folder / ("Parasitized" if infected else "Uninfected") / name, image)
 
 
 def _healthy(patient: int) -> bool:
@@ -130,37 +127,3 @@ def _annotation(cells: list[DrawnCell], size: tuple[int, int], number: int, poly
         comment, form = ("No_comment", "Polygon") if polygons else ("No_Comment", "Point")
         lines.append(f"{number}-{index + 1},{LABELS[cell.label]},{comment},{form},{len(vertices)},{values}")
     return "\n".join(lines)
-
-
-def _write_image(path: Path, image: np.ndarray) -> None:
-    import cv2
-
-    parameters = [cv2.IMWRITE_JPEG_QUALITY, 92] if path.suffix == ".jpg" else []
-    encoded, data = cv2.imencode(path.suffix, image[..., ::-1], parameters)
-    if not encoded:
-        raise DataError(f"{path}: the image could not be encoded.")
-    path.write_bytes(data.tobytes())
-
-
-@contextmanager
-def _new_folder(output: Path, contents: tuple[str, ...], overwrite: bool) -> Iterator[Path]:
-    """Give a temporary folder beside `output` that takes its place once everything is written."""
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        if not overwrite:
-            raise DataError(f"`{output}` exists already. Choose another output, or replace it with overwrite=true.")
-        foreign = (
-            [output.name] if not output.is_dir() else [path.name for path in output.iterdir() if path.name not in contents]
-        )
-        if foreign:
-            raise DataError(
-                f"`{output}` was not made by this command: it holds `{foreign[0]}`. Nothing is replaced; choose another output."
-            )
-    partial = output.parent / f".{output.name}.partial-{os.getpid()}"
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        if output.exists():
-            shutil.rmtree(output)
-        partial.rename(output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -6,12 +6,13 @@ import base64
 import functools
 import io
 import math
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from mtl.core.task import KIND_METRICS, higher_is_better
+from mtl.core.task import KIND_METRICS, ORDINAL_METRICS, higher_is_better
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,6 +27,8 @@ STYLE: dict[Any, Any] = {
     "legend.framealpha": 0.8, "legend.edgecolor": "none", "lines.linewidth": 1.4, "svg.hashsalt": "mtl",
 }  # fmt: skip
 MAX_LINES = 4
+# Columns of mixtures of experts, drawn in a figure of their own: mean weight of each expert, and how many were used.
+EXPERT = re.compile(r"(?P<stage>train|val)/(?P<task>.+)/(?P<what>expert_\d+|experts_used)")
 
 History = dict[str, np.ndarray]
 Arguments = ParamSpec("Arguments")
@@ -124,13 +127,13 @@ def _panels(history: History) -> dict[str, tuple[dict[str, str], str]]:
     panels: dict[str, tuple[dict[str, str], str]] = {
         "loss": ({name: name for name in ("train/loss", "val/loss") if name in filled}, "linear"),
         "training loss per task": (
-            {name.split("/")[1]: name for name in filled if name.startswith("train/") and name.count("/") == 2}, "log",
+            {name.split("/")[1]: name for name in filled if re.fullmatch("train/[^/]+/loss", name)}, "log",
         ),
         "score": ({name: name for name in ("val/score",) if name in filled}, "unit"),
     }  # fmt: skip
     for name in sorted(filled, key=_rank):
         parts = name.split("/")
-        if parts[0] == "val" and len(parts) == 3 and higher_is_better(parts[2]):
+        if parts[0] == "val" and len(parts) == 3 and higher_is_better(parts[2]) and not EXPERT.fullmatch(name):
             lines, _ = panels.setdefault(parts[1], ({}, "unit"))
             if len(lines) < MAX_LINES:
                 lines[parts[2]] = name
@@ -140,6 +143,70 @@ def _panels(history: History) -> dict[str, tuple[dict[str, str], str]]:
     if len({value for name in lines.values() for value in history[name] if np.isfinite(value)}) == 1:
         del panels["balancer weight"]  # every task the same weight all the time
     return {title: panel for title, panel in panels.items() if panel[0]}
+
+
+@_styled
+def expert_use(history: History, best_epoch: float | None = None) -> Figure | None:
+    """Draw how mixtures of experts used them: the mean weight of each expert per task, and how many were used per image.
+
+    Training images where they were watched, else validation images.
+
+    Args:
+        history: Columns of `metrics.csv` by name; NaN where a cell is empty.
+        best_epoch: Marked in every panel.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    weights, used = _expert_columns(history)
+    if not weights:
+        return None
+    panels = len(weights) + bool(used)
+    columns = min(4, panels)
+    rows = math.ceil(panels / columns)
+    figure, axes = _canvas(2.5 * columns, 2.3 * rows, rows, columns)
+    epochs, names = history["epoch"], {}
+    for axis, (task, own) in zip(axes, weights.items(), strict=False):
+        known = np.isfinite(np.stack(list(own.values()))).all(axis=0)
+        # A single epoch becomes a bar.
+        x = epochs[known] if known.sum() != 1 else epochs[known] + [-0.4, 0.4]
+        below = np.zeros(len(x))
+        for index, (name, values) in enumerate(own.items()):
+            above = below + values[known]
+            colour = COLOURS[index % len(COLOURS)]
+            names[name] = axis.fill_between(x, below, above, color=colour, linewidth=0.5, edgecolor="white")
+            below = above
+        axis.set(title=task, ylabel="share of the output")
+        axis.set_ylim(0, max(1.0, float(below.max(initial=0))))
+    if used:
+        for index, (task, values) in enumerate(used.items()):
+            _line(axes[len(weights)], index, epochs, values, task)
+        axes[len(weights)].set(title="experts used per image", ylim=(0, max(len(own) for own in weights.values()) + 0.2))
+        axes[len(weights)].legend(loc="best", fontsize=6)
+    for axis in axes[:panels]:
+        axis.set_xlabel("epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        if best_epoch is not None:
+            axis.axvline(best_epoch, color="#888888", linewidth=0.8)
+    for axis in axes[panels:]:
+        axis.set_visible(False)
+    figure.legend(names.values(), names, loc="outside lower center", ncols=8, frameon=False)
+    return figure
+
+
+def _expert_columns(history: History) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, np.ndarray]]:
+    """Sort the columns of mixtures: weight by task and expert (`expert 1`, ...), number of used experts by task."""
+    weights: dict[str, dict[str, np.ndarray]] = {}
+    used: dict[str, np.ndarray] = {}
+    found = [match for name, values in history.items() if (match := EXPERT.fullmatch(name)) and np.isfinite(values).any()]
+    watched = {match["task"] for match in found if match["stage"] == "train"}
+    for match in sorted(found, key=lambda match: int("0" + "".join(filter(str.isdigit, match["what"])))):
+        if (match["stage"] == "train") != (match["task"] in watched):
+            continue
+        if match["what"] == "experts_used":
+            used[match["task"]] = history[match.string]
+        else:
+            weights.setdefault(match["task"], {})[match["what"].replace("_", " ")] = history[match.string]
+    return weights, used
 
 
 def _merge_equal(lines: dict[str, str], history: History) -> dict[str, str]:
@@ -163,21 +230,34 @@ def _log_scale(axis: Axes) -> None:
 
 def _rank(column: str) -> int:
     """Order metrics as their kind lists them, the primary one first; other columns keep their order behind."""
-    known = [metric for metrics in KIND_METRICS.values() for metric in metrics]
+    known = [*(metric for metrics in KIND_METRICS.values() for metric in metrics), *ORDINAL_METRICS]
     metric = column.split("/")[-1]
     return known.index(metric) if metric in known else len(known)
 
 
 @_styled
-def precision_recall(curves: dict[str, dict[str, list[float]]], average: dict[str, float | None]) -> Figure | None:
-    """Draw the interpolated precision over recall at IoU 0.5 per class; `average` holds AP50 for the legend."""
+def precision_recall(
+    curves: dict[str, dict[str, list[float]]], average: dict[str, float | None], pixels: bool = False
+) -> Figure | None:
+    """Draw precision over recall per class, with the area below it in the legend.
+
+    Args:
+        curves: By class, `recall` and `precision`: objects at IoU 0.5, interpolated, or pixels over falling thresholds.
+        average: By class, the area (AP50 or AUPR).
+        pixels: The curves are those of pixels and drawn as steps, since their area is not interpolated either.
+    """
     if not curves:
         return None
     figure, (axis,) = _canvas(3.6, 3.0)
+    measure, title = ("AUPR", "pixels of all images") if pixels else ("AP50", "IoU 0.5")
     for index, (name, curve) in enumerate(curves.items()):
-        value = average.get(name)
-        _line(axis, index, curve["recall"], curve["precision"], name if value is None else f"{name} (AP50 {value:.3f})")
-    axis.set(xlabel="recall", ylabel="precision", title="Precision and recall, IoU 0.5", xlim=(0, 1), ylim=(0, 1.05))
+        value, recall, precision = average.get(name), curve["recall"], curve["precision"]
+        if pixels:
+            known = [pair for pair in zip(recall, precision, strict=True) if None not in pair]
+            recall, precision = [0.0, *(r for r, _ in known)], [known[0][1], *(p for _, p in known)]
+        label = name if value is None else f"{name} ({measure} {value:.3f})"
+        _line(axis, index, recall, precision, label, **({"drawstyle": "steps-pre"} if pixels else {}))
+    axis.set(xlabel="recall", ylabel="precision", title=f"Precision and recall, {title}", xlim=(0, 1), ylim=(0, 1.05))
     axis.legend(loc="best")
     return figure
 

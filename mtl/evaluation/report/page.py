@@ -29,8 +29,10 @@ LABELS = {
     "dice_nonempty": "Dice where annotated", "peak_f1": "peak F1", "peak_precision": "peak precision",
     "peak_recall": "peak recall", "mse": "map MSE", "mae": "MAE", "rmse": "RMSE", "pearson": "Pearson r",
     "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "auroc": "AUROC", "ap": "AP (IoU .50:.95)",
+    "quadratic_kappa": "quadratic weighted kappa", "aupr": "AUPR, pixels pooled",
     "ap50": "AP50", "ap75": "AP75", "n": "n", "f1": "F1", "precision": "precision", "recall": "recall",
 }  # fmt: skip
+RESOLUTIONS = {"native": "at the size of the original images", "working": "at the size at which the network works"}
 
 
 @dataclass
@@ -41,14 +43,14 @@ class Case:
         title: Image and what to look at.
         score: Score of the image alone (`Evaluator.image_scores`).
         prediction: Overlay of the prediction: [H, W, 3] uint8, a PNG or JPEG file, or its bytes.
-        truth: The same with the annotation.
+        truth: The same with the annotation; None where one picture shows both.
         group: Heading under which it is shown (`Worst cases`).
     """
 
     title: str
     score: float
     prediction: np.ndarray | Path | bytes
-    truth: np.ndarray | Path | bytes
+    truth: np.ndarray | Path | bytes | None = None
     group: str = ""
 
 
@@ -95,7 +97,10 @@ def write_report(folder: Path, content: ReportContent) -> Path:
     history = read_history(content.history or folder / "metrics.csv")
     sections = [_section(name, metrics, content.curves.get(name, {}), drawings) for name in metrics["tasks"]]
     sections += [_section(name, metrics, content.curves.get(name, {}), drawings, "study") for name in metrics.get("study", {})]
-    training = drawings.add("training", "Training curves", figures.training_curves(history, content.best_epoch))
+    training = [
+        drawings.add("training", "Training curves", figures.training_curves(history, content.best_epoch)),
+        drawings.add("experts", "Use of experts over training", figures.expert_use(history, content.best_epoch)),
+    ]
     environment = Environment(
         loader=PackageLoader("mtl.evaluation", "report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
@@ -106,7 +111,7 @@ def write_report(folder: Path, content: ReportContent) -> Path:
         metrics=metrics,
         overview=_overview(sections),
         sections=sections,
-        training=training,
+        training=[drawing for drawing in training if drawing],
         # What is kept apart stands in the header.
         notes=[n for n in dict.fromkeys([*content.notes, *metrics.get("notes", [])]) if n != content.kept_apart],
         cases=_gallery(content.cases),
@@ -180,6 +185,7 @@ def _header(content: ReportContent, metrics: dict[str, Any]) -> list[tuple[str, 
     rows = [
         ("Scored on", f"{metrics.get('split')}: {_count(metrics.get('n_samples'), 'image')} of "
                       f"{_count(metrics.get('n_groups'), unit)}"),
+        ("Masks compared", RESOLUTIONS.get(metrics.get("resolution", ""), "") if _has_masks(metrics) else ""),
         ("Kept apart", content.kept_apart or f"no {unit} is in more than one of training, validation and test"),
         ("Data of the run", "; ".join(sizes)),
         ("Checkpoint", metrics.get("checkpoint")),
@@ -188,6 +194,10 @@ def _header(content: ReportContent, metrics: dict[str, Any]) -> list[tuple[str, 
         ("Training time", "" if content.duration is None else _duration(content.duration)),
     ]  # fmt: skip
     return [(name, str(value)) for name, value in rows if value not in (None, "")]
+
+
+def _has_masks(metrics: dict[str, Any]) -> bool:
+    return any("dice_pooled" in entry for entry in metrics["tasks"].values())
 
 
 def _count(number: Any, what: str) -> str:
@@ -224,6 +234,7 @@ def _section(
         "thresholds": thresholds,
         "per_class": per_class,
         "per_source": sources if len(sources) > 1 else {},
+        "per_task": curves.get("per_task") or {},
         "figures": [figure for some in found for figure in some if figure],
         "left_out": curves.get("without_truth"),
     }  # fmt: skip
@@ -242,8 +253,9 @@ def _draw_curves(
 ) -> list[dict[str, str] | None]:
     found: list[dict[str, str] | None] = []
     if "precision_recall" in curves:
-        average = {key: row.get("ap50") for key, row in per_class.items()}
-        figure = figures.precision_recall(curves["precision_recall"], average)
+        pixels = any("aupr" in row for row in per_class.values())
+        average = {key: row.get("aupr" if pixels else "ap50") for key, row in per_class.items()}
+        figure = figures.precision_recall(curves["precision_recall"], average, pixels)
         found.append(drawings.add(f"{name}_precision_recall", f"{name}: precision over recall", figure))
     for key, measure in (("f1", "F1"), ("dice", "Dice")):
         if key in curves:
@@ -278,8 +290,8 @@ _DRAWERS: tuple[Drawer, ...] = (_draw_curves, _draw_confusion, _draw_agreement)
 def _gallery(cases: list[Case]) -> dict[str, list[dict[str, Any]]]:
     groups: dict[str, list[dict[str, Any]]] = {}
     for case in cases:
-        pictures = {"prediction": image_uri(case.prediction), "truth": image_uri(case.truth)}
-        entry = {"title": case.title, "score": case.score, "wide": _is_wide(case.prediction), **pictures}
+        pictures = {"prediction": image_uri(case.prediction), "truth": None if case.truth is None else image_uri(case.truth)}
+        entry = {"title": case.title, "score": case.score, "wide": case.truth is None or _is_wide(case.prediction), **pictures}
         groups.setdefault(case.group or "Cases", []).append(entry)
     return groups
 

@@ -60,6 +60,7 @@ class FasterRCNNHead(Head):
     """
 
     kind = "detection"
+    mixable = False
     class_weights: Tensor | None
 
     def __init__(

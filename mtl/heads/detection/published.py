@@ -60,6 +60,7 @@ class PublishedFasterRCNNHead(FasterRCNNHead):
     """
 
     kind = "detection"
+    mixable = False
 
     def __init__(
         self,

@@ -1,7 +1,8 @@
-"""What segmentation heads share: loss and decoding of logits at the size of the network input."""
+"""What segmentation heads share: logits at a head's own stride, brought to the size of the input where they are needed."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -14,7 +15,9 @@ from mtl.losses.base import build_loss
 
 
 class SegmentationHead(Head):
-    """A head whose `forward` returns `logits` [B, K, H, W] at the size of the network input.
+    """A head that computes logits in `maps`, at whatever size suits it.
+
+    Sub-classes implement `maps`; `loss` and `decode` resize bilinearly to the input, the former only the labelled rows.
 
     Args:
         spec: The task.
@@ -29,14 +32,27 @@ class SegmentationHead(Head):
         super().__init__(spec, channels, strides)
         self.criterion = build_loss(loss, spec)
 
+    @abstractmethod
+    def maps(self, features: tuple[Tensor, ...], image_size: tuple[int, int]) -> Tensor:
+        """Compute logits [B, K, h, w]; arguments as in `forward`."""
+
+    def forward(self, features: tuple[Tensor, ...], image_size: tuple[int, int]) -> Output:
+        """Return `logits` [B, K, h, w] and the `size` (height, width) of the input."""
+        return {"logits": self.maps(features, image_size), "size": image_size}
+
     def loss(self, output: Output, target: Tensor, present: Tensor) -> dict[str, Tensor]:
-        """Compute the loss over labelled rows; `target` as in `TaskBatch.targets`."""
-        return {"mask": labelled_loss(self.criterion, output["logits"], target, present)}
+        """Compute the loss over labelled rows at the size of the input; `target` as in `TaskBatch.targets`."""
+
+        def at_full_size(logits: Tensor, truth: Tensor) -> Tensor:
+            value: Tensor = self.criterion(resize(logits, output["size"]), truth)
+            return value
+
+        return {"mask": labelled_loss(at_full_size, output["logits"], target, present)}
 
     @torch.no_grad()
     def decode(self, output: Output, **context: Any) -> list[Prediction]:
         """Return `probabilities` [K, H, W] per row: independent per channel, or summing to 1 for one class per pixel."""
-        logits = output["logits"].float()
+        logits = resize(output["logits"].float(), output["size"])
         probabilities = logits.sigmoid() if self.spec.multilabel else logits.softmax(dim=1)
         return [{"probabilities": row} for row in probabilities]
 

@@ -8,10 +8,9 @@ from torch.nn import functional as F
 
 from mtl.core.registry import HEADS
 from mtl.core.task import TaskSpec
-from mtl.heads.base import Output
-from mtl.heads.layers import separable_block
 from mtl.heads.pyramid import select_levels
 from mtl.heads.segmentation.base import SegmentationHead, resize
+from mtl.layers import separable_block
 
 
 @HEADS.register("unet_published")
@@ -39,10 +38,9 @@ class PublishedUnetHead(SegmentationHead):
         self.up1, self.fuse1 = nn.ConvTranspose2d(32, 16, 2, stride=2), separable_block(16 + c1, 16)
         self.logits = nn.Conv2d(16, len(spec.classes), 1)
 
-    def forward(self, features: tuple[Tensor, ...], image_size: tuple[int, int]) -> Output:
-        """Return `logits` [B, K, H, W]."""
+    def maps(self, features: tuple[Tensor, ...], image_size: tuple[int, int]) -> Tensor:
+        """Compute logits at stride 8."""
         f1, f2, f3, x = (features[position] for position in self.positions)
         for up, fuse, skip in ((self.up3, self.fuse3, f3), (self.up2, self.fuse2, f2), (self.up1, self.fuse1, f1)):
             x = fuse(torch.cat([resize(up(x), skip.shape[-2:]), skip], dim=1))
-        coarse = F.adaptive_avg_pool2d(self.logits(x), (max(image_size[0] // 8, 1), max(image_size[1] // 8, 1)))
-        return {"logits": resize(coarse, image_size)}
+        return F.adaptive_avg_pool2d(self.logits(x), (max(image_size[0] // 8, 1), max(image_size[1] // 8, 1)))

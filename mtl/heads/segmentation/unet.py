@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from mtl.core.registry import HEADS
 from mtl.core.task import TaskSpec
-from mtl.heads.base import Output
-from mtl.heads.segmentation.base import SegmentationHead, resize
+from mtl.heads.segmentation.base import SegmentationHead
 from mtl.heads.segmentation.smp_decoder import UnetAdapter
 
 
@@ -48,6 +47,7 @@ class UnetHead(SegmentationHead):
         self.dropout = nn.Dropout2d(dropout)
         self.logits = nn.Conv2d(self.decoder.channels, len(spec.classes), 3, padding=1)
 
-    def forward(self, features: tuple[Tensor, ...], image_size: tuple[int, int]) -> Output:
-        """Return `logits` [B, K, H, W]."""
-        return {"logits": resize(self.logits(self.dropout(self.decoder(features, image_size))), image_size)}
+    def maps(self, features: tuple[Tensor, ...], image_size: tuple[int, int]) -> Tensor:
+        """Compute logits at the size where the last block ends."""
+        logits: Tensor = self.logits(self.dropout(self.decoder(features, image_size)))
+        return logits

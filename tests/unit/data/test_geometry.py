@@ -80,9 +80,34 @@ def test_jitter_stays_inside_and_depends_on_the_generator_only():
 def test_masks_keep_their_values():
     mask = np.zeros((100, 100), np.uint8)
     mask[:, 50:] = 7
-    resized = TILES.mask_to_working(mask, (50, 50))
+    window = TILES.windows((100, 100))[0]
+    resized = TILES.mask_to_working(mask, window)
     assert set(np.unique(resized)) == {0, 7} and (resized[:, 25:] == 7).all() and (resized[:, :25] == 0).all()
-    assert TILES.mask_to_working(np.zeros((100, 100, 1), np.uint8), (50, 50)).shape == (50, 50, 1)
+    assert TILES.mask_to_working(np.zeros((100, 100, 1), np.uint8), window).shape == (50, 50, 1)
+
+
+def test_small_lesions_survive_shrinking():
+    mask = np.zeros((100, 100), np.uint8)
+    mask[11, 11] = mask[40:42, 60:62] = 1  # one pixel of a 2 x 2 cell, and a whole cell
+    resized = TILES.mask_to_working(mask, TILES.windows((100, 100))[0])
+    assert resized[5, 5] == 1 and resized[20, 30] == 1 and resized.sum() == 2
+
+
+@pytest.mark.parametrize("mode", ["stretch", "letterbox", "tiles"])
+def test_a_window_can_show_a_part_of_the_image(mode):
+    geometry = Geometry(mode, (64, 96), scale=0.5, overlap=32)
+    image = np.zeros((200, 400, 3), np.uint8)
+    image[80:84, 300:304] = 255
+    box = (100, 40, 380, 190)
+    windows = geometry.windows((200, 400), content=box)
+    working = geometry.to_working(windows[0].cut(image))
+    assert working.shape[:2] == windows[0].working_size
+    (x, y) = windows[0].original_to_working(np.asarray((302.0, 82.0)))
+    assert working[int(y), int(x), 0] > 100
+    np.testing.assert_allclose(windows[0].working_to_original(np.asarray((x, y))), (302, 82), atol=1e-3)
+    np.testing.assert_allclose(windows[0].working_to_original(np.zeros(2)), box[:2])
+    mask = geometry.mask_to_working((image[..., 0] > 0).astype(np.uint8), windows[0])
+    assert mask.shape == windows[0].working_size and mask[int(y), int(x)] == 1
 
 
 def test_to_dict_round_trip_is_plain():

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from mtl.core.types import Objects, Sample
+from mtl.data.idrid import Idrid
 from mtl.data.inspect import parasitemia, plot, show_samples, write_stats
 from mtl.data.malaria import Malaria
 from mtl.data.malaria_cells import MalariaCells
@@ -79,3 +80,34 @@ def test_class_is_in_the_picture_of_a_crop(cells: Path, tmp_path: Path) -> None:
     (path,) = show_samples(family, family.records(), tmp_path, 1, seed=0)
     with Image.open(path) as image:
         assert image.size[0] >= 400
+
+
+def test_masks_are_drawn_where_they_lie(retinas: Path, tmp_path: Path) -> None:
+    family = Idrid(root=str(retinas), sets=["segmentation"])
+    record = next(record for record in family.records() if record.class_counts["soft_exudates"])
+    (path,) = show_samples(family, [record], tmp_path, 1, seed=0)
+    with Image.open(path) as image:
+        assert image.size[0] >= 400
+    sample = family.read_labels(record)
+    sample.image = np.full((*record.size, 3), 40, np.uint8)
+    disc = sample.masks["optic_disc"] > 0
+    tiny = np.zeros_like(disc)
+    tiny[3, 5] = True
+    figure = plot(sample, (), regions={"optic_disc": disc, "microaneurysms": tiny, "fovea": np.zeros_like(disc)})
+    picture = figure.axes[0].get_images()[0].get_array()
+    red, cyan = picture[..., 0] > 60, (picture[..., 2] > 150) & (picture[..., 0] < 40)
+    assert red[disc].all() and not red[~disc].any()
+    assert np.argwhere(cyan).tolist() == [[3, 5]]
+    texts = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert texts[0].startswith("optic_disc (1.") and texts[2] == "fovea (none)"
+
+
+def test_stats_of_partly_labelled_images(retinas: Path, tmp_path: Path) -> None:
+    """What nobody looked for is blank, not zero."""
+    family = Idrid(root=str(retinas))
+    written = write_stats(family, family.records(), tmp_path)
+    assert {path.name for path in written} == {"images.csv", "groups.csv", "counts.png", "sizes.csv", "sizes.png"}
+    rows = {row["sample_id"]: row for row in table(tmp_path / "images.csv")}
+    graded, segmented = rows["B/train/IDRiD_001"], rows["A/train/IDRiD_01"]
+    assert graded["microaneurysms"] == segmented["no_dr"] == "" and segmented["microaneurysms"] == "1"
+    assert sum(int(graded[name]) for name in ("no_dr", "mild_npdr", "moderate_npdr", "severe_npdr", "pdr")) == 1

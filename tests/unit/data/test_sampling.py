@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mtl.core.errors import DataError
-from mtl.data.sampling import EpochSampler, WindowShardSampler, class_weights, item_weights
+from mtl.core.errors import ConfigError, DataError
+from mtl.data.sampling import EpochSampler, Mixing, WindowShardSampler, class_weights, item_weights
 
 
 def indices(sampler: EpochSampler) -> list[int]:
@@ -41,6 +41,71 @@ def test_weights_decide_how_often():
     sampler = EpochSampler(4, 0, weights=np.asarray([1, 1, 1, 7.0]), samples_per_epoch=4000)
     share = np.bincount(indices(sampler), minlength=4) / 4000
     np.testing.assert_allclose(share, [0.1, 0.1, 0.1, 0.7], atol=0.03)
+
+
+SOURCES = ["a"] * 30 + ["b"] * 10
+
+
+def mixed(**settings) -> EpochSampler:
+    keys = {key: settings.pop(key) for key in ("mode", "weights", "temperature") if key in settings}
+    return EpochSampler(40, 5, mixing=Mixing(SOURCES, **keys), **settings)
+
+
+def shares(sampler: EpochSampler) -> tuple[int, int]:
+    drawn = indices(sampler)
+    return sum(i < 30 for i in drawn), sum(i >= 30 for i in drawn)
+
+
+def test_sources_share_an_epoch_as_asked():
+    assert indices(mixed()) == indices(EpochSampler(40, 5))  # nothing asked for: one shuffle of all
+    assert shares(mixed(weights={"a": 1, "b": 3})) == (10, 30)
+    assert shares(mixed(weights={"a": 1, "b": 0})) == (40, 0)
+    assert shares(mixed(temperature=1e9)) == (20, 20)
+    assert shares(mixed(temperature=2.0)) == (25, 15)  # sqrt 30 : sqrt 10
+    drawn = indices(mixed(weights={"a": 1, "b": 3}))
+    counts = np.bincount(drawn, minlength=40)[30:]
+    assert set(counts) == {3}  # evenly within a source
+    assert 0 < sum(i < 30 for i in drawn[:20]) < 10  # shuffled over the epoch
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_alternating_sources_take_turns_step_by_step(world_size):
+    samplers = [
+        mixed(mode="alternating", batch_size=4, rank=rank, world_size=world_size, samples_per_epoch=48)
+        for rank in range(world_size)
+    ]
+    ranks = [indices(sampler) for sampler in samplers]
+    for rank in ranks:
+        assert len(rank) == 48 // world_size == len(samplers[0])
+        steps = [{SOURCES[i] for i in rank[start : start + 4]} for start in range(0, len(rank), 4)]
+        assert steps == [{"a"}, {"b"}] * (len(steps) // 2)
+    counts = np.bincount([i for rank in ranks for i in rank], minlength=40)
+    assert counts[:30].max() == 1 and set(counts[30:]) <= {2, 3}
+    again = mixed(mode="alternating", batch_size=4, world_size=world_size, samples_per_epoch=48)
+    assert indices(again) == ranks[0]
+    again.set_epoch(1)
+    assert indices(again) != ranks[0]
+
+
+def test_alternating_epochs_hold_whole_steps():
+    sampler = mixed(mode="alternating", batch_size=4, samples_per_epoch=42)
+    assert len(sampler) == 44 and len(indices(sampler)) == 44
+
+
+def test_rare_classes_are_drawn_within_their_source():
+    weights = np.asarray([1.0] * 29 + [0.0] + [0.0] * 9 + [1.0])
+    mixing = Mixing(SOURCES, weights={"a": 1, "b": 1})
+    drawn = indices(EpochSampler(40, 5, weights=weights, samples_per_epoch=100, mixing=mixing))
+    assert 29 not in drawn and drawn.count(39) == 50
+
+
+def test_weights_of_sources_must_make_sense():
+    with pytest.raises(ConfigError, match="Did you mean `a`"):
+        Mixing(["alpha", "a"], weights={"a": 1, "alpha": 1, "aa": 1})
+    with pytest.raises(ConfigError, match="but not b"):
+        Mixing(SOURCES, weights={"a": 1})
+    with pytest.raises(ConfigError, match="no effect with mixing=alternating"):
+        Mixing(SOURCES, "alternating", {"a": 1, "b": 1})
 
 
 def test_no_samples():

@@ -119,9 +119,16 @@ def test_official_split_is_kept_and_validation_cut_from_train():
     assert len(groups_of(records, split, "val")) == 3
     with pytest.raises(DataError, match="1 samples have no official split"):
         make_split([*records[:-1], replace(records[-1], official_split=None)], {"scheme": "official"})
-    # One patient on both sides of an official split is not accepted silently.
-    with pytest.raises(DataError, match="is in two splits"):
-        make_split([replace(records[0], official_split="train"), *records[1:]], {"scheme": "official"})
+
+
+def test_official_training_copies_of_test_images_are_left_out():
+    records = [replace(r, official_split="test" if r.group < "p05" else "train") for r in make(20)]
+    copies = [replace(r, sample_id=f"copy_{r.sample_id}", official_split="train") for r in records if r.group < "p02"]
+    split = make_split([*records, *copies], {"scheme": "official", "ratios": [0.8, 0.2, 0.1]})
+    assert {split[copy.sample_id] for copy in copies} == {"left_out"}
+    assert {name: value for name, value in split.items() if not name.startswith("copy_")} == make_split(
+        records, {"scheme": "official", "ratios": [0.8, 0.2, 0.1]}
+    )
 
 
 def test_file_round_trip(tmp_path):

@@ -105,7 +105,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
     def fail(*_: object) -> None:
         raise OSError("disk is full")
 
-    monkeypatch.setattr("mtl.data.synthetic.malaria._write_image", fail)
+    monkeypatch.setattr("mtl.data.synthetic.malaria.write_image", fail)
     with pytest.raises(OSError, match="disk is full"):
         draw_malaria(tmp_path / "out", 1, 1, 0, width=128)
     assert list(tmp_path.iterdir()) == []

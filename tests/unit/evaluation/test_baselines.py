@@ -107,6 +107,76 @@ def test_better_constant_mask_is_named(evaluator: Evaluator, found: dict[str, di
     assert found["tissue"]["name"] == "y everywhere"
 
 
+def test_area_of_a_constant_mask_is_the_share_of_annotated_pixels(found: dict[str, dict[str, Any]]) -> None:
+    """Whether all background or all foreground is named: a map without insight has one precision."""
+    masks = np.stack([image(index, *counts)[1].tasks["mask"]["mask"] for index, counts in enumerate(COUNTS)])
+    assert found["mask"]["metrics"]["aupr"] == pytest.approx(masks.mean())
+    assert found["mask"]["metrics"]["recall_pooled"] == 1.0
+    assert found["mask"]["metrics"]["precision_pooled"] == pytest.approx(masks.mean())
+    assert np.isnan(found["tissue"]["metrics"]["aupr"]) and np.isfinite(found["tissue"]["metrics"]["precision_pooled"])
+    spec = {"mask": SPECS["mask"]}
+    rare = Evaluator(spec)
+    mask = np.zeros((1, 10, 10), np.uint8)
+    mask[0, 0, :5] = 1
+    blank = mask * 0
+    for name, truth in (("i0", mask), ("i1", blank), ("i2", blank)):
+        window = image(0, 1, 1)[0].window
+        pair = ({"mask": {"probabilities": truth.astype(np.float32)}}, {"mask": {"mask": truth}})
+        rare.update(*(ImageResult(name, "p", "s", window, tasks) for tasks in pair))  # type: ignore
+    silent = baseline_summary(rare, TrainingStatistics())["mask"]
+    assert silent["name"] == "all background" and silent["metrics"]["dice_per_image"] == pytest.approx(2 / 3)
+    assert silent["metrics"]["aupr"] == pytest.approx(5 / 300) and silent["metrics"]["recall_pooled"] == 0.0
+
+
+def test_graded_constant_agrees_as_chance_does() -> None:
+    spec = TaskSpec("grade", "classification", ("a", "b", "c"), ordinal=True)
+    evaluator = Evaluator({"grade": spec})
+    window = image(0, 1, 1)[0].window
+    for index, label in enumerate((0, 1, 2, 2)):
+        pair = ({"grade": {"probabilities": np.eye(3)[label]}}, {"grade": {"label": np.array(label)}})
+        evaluator.update(*(ImageResult(f"i{index}", f"p{index}", "s", window, tasks) for tasks in pair))  # type: ignore
+    metrics = baseline_summary(evaluator, TrainingStatistics({"grade": [1, 3, 2]}))["grade"]["metrics"]
+    assert metrics["quadratic_kappa"] == 0.0 and metrics["accuracy"] == 0.25
+
+
+def test_mean_over_tasks_has_the_mean_of_their_baselines() -> None:
+    specs = {name: TaskSpec(name, "segmentation", (name,)) for name in ("few", "many")}
+    study = {"both": STUDY_METRICS.build({"name": "task_mean", "tasks": ["few", "many"]}, specs)}
+    evaluator, generator = Evaluator(specs, study), np.random.default_rng(0)
+    window = image(0, 1, 1)[0].window
+    for index in range(3):
+        masks = {"few": generator.random((1, 8, 8)) < 0.1, "many": generator.random((1, 8, 8)) < 0.8}
+        guess = {task: {"probabilities": mask.astype(np.float32)} for task, mask in masks.items()}
+        truth = {task: {"mask": mask.astype(np.uint8)} for task, mask in masks.items()}
+        evaluator.update(*(ImageResult(f"i{index}", f"p{index}", "s", window, tasks) for tasks in (guess, truth)))  # type: ignore
+    found = baseline_summary(evaluator, TrainingStatistics())
+    assert found["both"]["name"] == "mean of the tasks' baselines"
+    assert found["both"]["metrics"].keys() == evaluator.compute(evaluator.default_thresholds())["both"].keys()
+    for name, value in found["both"]["metrics"].items():
+        assert value == pytest.approx((found["few"]["metrics"][name] + found["many"]["metrics"][name]) / 2)
+
+
+def test_each_task_counts_the_images_that_are_labelled_for_it() -> None:
+    """One set has grades, another masks: images without a grade are no examples of the first class."""
+    specs = {
+        "grade": TaskSpec("grade", "classification", ("none", "some"), label="class:grade"),
+        "mask": TaskSpec("mask", "segmentation", ("speck",), label="mask:specks"),
+        "detection": SPECS["detection"],
+    }
+    records = [
+        Record("g1", "p", "graded", "x", class_counts={"some": 1}, labels=("class:grade",)),
+        Record("g2", "p", "graded", "x", class_counts={"none": 1}, labels=("class:grade",)),
+        Record("m1", "p", "masks", "x", class_counts={"speck": 1}, labels=("mask:specks",)),
+        Record("m2", "p", "masks", "x", labels=("mask:specks",)),  # known to hold none
+        Record("n", "p", "none", "x", labels=()),
+        *TRAINING,
+    ]
+    statistics = TrainingStatistics.from_records(specs, records)
+    # Records that do not say which labels they know count everywhere, unless they hold nothing at all.
+    assert statistics.images == {"grade": 2 + 3, "mask": 2 + 3, "detection": 3}
+    assert statistics.class_counts["grade"] == [1, 1] and statistics.class_counts["mask"] == [1]
+
+
 def test_zero_map_equals_scoring_a_zero_map(evaluator: Evaluator, found: dict[str, dict[str, Any]]) -> None:
     direct = Evaluator({"heatmap": SPECS["heatmap"]})
     for index, counts in enumerate(COUNTS):

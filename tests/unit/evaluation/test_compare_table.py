@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from mtl.core.errors import ConfigError
+from mtl.core.registry import STUDY_METRICS
 from mtl.core.task import TaskSpec, higher_is_better
 from mtl.core.types import ImageResult, Window
 from mtl.evaluation.compare import (
@@ -89,6 +91,7 @@ def test_rows_and_page_are_reproducible(tmp_path: Path) -> None:
         ({"thresholds_source": "test"}, "thresholds"),
         ({"image_size": "512"}, "image size"),
         ({"augmentation": "none"}, "augmentation"),
+        ({"resolution": "native"}, "size at which masks are compared"),
     ],
 )
 def test_unfair_comparisons_are_refused(change: dict[str, object], words: str) -> None:
@@ -136,3 +139,94 @@ def test_the_baseline_is_the_mean_over_folds():
     ]
     assert mean_baseline(runs, "roi") == {"name": "always Healthy", "metrics": {"f1_macro": pytest.approx(0.3), "auroc": None}}
     assert mean_baseline(runs, "detection") is None
+
+
+# -- tasks whose labels come from different images -----------------------------------------------------------------------
+
+RETINA = {
+    "grade": TaskSpec("grade", "classification", ("a", "b"), label="class:grade", ordinal=True),
+    "small": TaskSpec("small", "segmentation", ("speck",), label="mask:specks"),
+    "large": TaskSpec("large", "segmentation", ("disc",), label="mask:discs"),
+}
+
+
+def retina(arm: str, seed: int, tasks: tuple[str, ...], skill: float, groups: int = 8) -> RunSummary:
+    """Graded images of sixteen patients, masks of other `groups` patients; a run sees what is labelled for its tasks."""
+    specs = {task: RETINA[task] for task in tasks}
+    both = {"small", "large"} <= specs.keys()
+    study = {"lesions": STUDY_METRICS.build({"name": "task_mean", "tasks": ["small", "large"]}, specs)} if both else {}
+    evaluator, generator = Evaluator(specs, study), np.random.default_rng(seed)
+    window = Window(0, 1, (1, 1), (0, 0), (0, 0), (8, 8), (8, 8), (8, 8), (8, 8))
+    for index in range(16 + groups):
+        graded, label = index < 16, index % 2
+        masks = {"small": generator.random((1, 8, 8)) < 0.2, "large": generator.random((1, 8, 8)) < 0.5}
+        found = {task: {"probabilities": np.where(generator.random((1, 8, 8)) < skill, m, ~m)} for task, m in masks.items()}
+        guess = found | {"grade": {"probabilities": np.eye(2)[label if generator.random() < skill else 1 - label]}}
+        truth = {"grade": {"label": label}} if graded else {task: {"mask": mask} for task, mask in masks.items()}
+        pair = ({task: entry[task] for task in tasks if task in entry} for entry in (guess, truth))
+        if any(task in truth for task in tasks):
+            source = "graded" if graded else "masks"
+            evaluator.update(*(ImageResult(f"i{index:02d}", f"p{index:02d}", source, window, part) for part in pair))
+    return RunSummary(arm, seed, evaluator, evaluator.default_thresholds(), "hash", 100)
+
+
+def test_study_metric_of_single_task_runs_is_made_from_them_together() -> None:
+    runs = [retina("stl", seed, (task,), 0.8) for seed in (0, 1) for task in RETINA]
+    runs += [retina("mtl", seed, tuple(RETINA), 0.9) for seed in (0, 1)]
+    markdown, rows = comparison_table(runs, "stl", bootstrap=60)
+    found = {(row["arm"], row["task"], row["metric"]): row for row in rows}
+    for arm in ("stl", "mtl"):
+        mean = found[arm, "lesions", "dice_pooled"]
+        parts = [found[arm, task, "dice_pooled"]["mean"] for task in ("small", "large")]
+        assert mean["seeds"] == 2 and mean["mean"] == pytest.approx(np.mean(parts))
+    ours = found["mtl", "lesions", "aupr"]
+    assert ours["low"] < ours["difference"] < ours["high"] and "### lesions" in markdown
+    assert found["mtl", "grade", "quadratic_kappa"]["low"] != ""
+    assert "| mtl |" in markdown.split("### Δm")[1] and "grade, small, large" in markdown
+    # Eight patients have masks, sixteen others grades.
+    assert "Intervals of small, large rest on 8 groups (patient) only" in markdown and "24 patients" in markdown
+    assert not runs[0].evaluator.study and len(runs[0].evaluator.specs) == 1
+
+
+def test_study_metric_is_missing_where_an_arm_lacks_a_task() -> None:
+    runs = [retina("stl", 0, ("small",), 0.8), retina("stl", 0, ("grade",), 0.8), retina("mtl", 0, tuple(RETINA), 0.9)]
+    markdown, rows = comparison_table(runs, "stl", bootstrap=20)
+    assert {row["arm"] for row in rows if row["task"] in ("lesions", "large")} == {"mtl"}
+    assert all(row["difference"] == "" for row in rows if row["task"] == "lesions") and "nan" not in markdown
+
+
+def test_one_patient_gives_no_interval() -> None:
+    runs = [retina(arm, 0, tuple(RETINA), skill, groups=1) for arm, skill in (("stl", 0.8), ("mtl", 0.9))]
+    markdown, rows = comparison_table(runs, "stl", bootstrap=50)
+    ours = {(row["task"], row["metric"]): row for row in rows if row["arm"] == "mtl"}
+    for name in ("small", "lesions"):
+        assert ours[name, "dice_pooled"]["low"] == "" and ours[name, "dice_pooled"]["difference"] > 0
+    assert ours["grade", "accuracy"]["low"] != "" and "All labels of small, large belong to one patient" in markdown
+
+
+def test_reference_of_zero_gives_a_dash_and_a_small_one_a_warning() -> None:
+    def judged(arm: str, right: int, of: int = 50) -> RunSummary:
+        evaluator = Evaluator({"b": SPECS["b"]})
+        window = Window(0, 1, (1, 1), (0, 0), (0, 0), (8, 8), (8, 8), (8, 8), (8, 8))
+        for index in range(of):
+            pair = ({"b": {"probabilities": np.eye(2)[int(index >= right)]}}, {"b": {"label": np.array(0)}})
+            evaluator.update(*(ImageResult(f"i{index:02d}", f"p{index:02d}", "s", window, found) for found in pair))
+        return RunSummary(arm, 0, evaluator, evaluator.default_thresholds(), "hash", 1000)
+
+    zero, rows = comparison_table([judged("stl", 0), judged("mtl", 25)], "stl", bootstrap=20)
+    assert "| mtl | – | b |" in zero and "is 0 or undefined" in zero and "inf" not in zero and "nan" not in zero
+    assert "inf" not in rows_to_csv(rows)
+    small, _ = comparison_table([judged("stl", 1), judged("mtl", 2)], "stl", bootstrap=20)
+    assert "| mtl | +100.0 | b |" in small and "which is small for b (0.020)" in small
+    plain, _ = comparison_table([judged("stl", 25), judged("mtl", 30)], "stl", bootstrap=20)
+    assert "which is small" not in plain and "is 0 or undefined" not in plain
+
+
+def test_undefined_in_one_seed_leaves_no_nan_on_the_page() -> None:
+    runs = [retina(arm, seed, ("small", "grade"), skill) for arm, skill in (("stl", 0.8), ("mtl", 0.9)) for seed in (0, 1)]
+    empty = runs[-1].evaluator.metrics["small"]
+    records = [record | {"truth": record["truth"] * 0, "hits": record["hits"] * 0} for record in empty.records]
+    empty.reset()
+    empty.add(records)
+    markdown, _ = comparison_table(runs, "stl", bootstrap=20)
+    assert not re.search(r"\b(nan|inf)\b", markdown)

@@ -131,9 +131,9 @@ def page(content: ReportContent, tmp_path_factory: pytest.TempPathFactory) -> st
     folder = tmp_path_factory.mktemp("run")
     write_history(folder / "metrics.csv")
     text = write_report(folder, content).read_text(encoding="utf-8")
-    assert {"training.svg", "detection_precision_recall.svg", "roi_confusion.svg", "parasitemia_patient.svg"} <= {
-        entry.name for entry in (folder / "figures").iterdir()
-    }
+    drawn = {entry.name for entry in (folder / "figures").iterdir()}
+    assert {"training.svg", "detection_precision_recall.svg", "roi_confusion.svg", "parasitemia_patient.svg"} <= drawn
+    assert "segmentation_precision_recall.svg" in drawn and "experts.svg" not in drawn
     return text
 
 
@@ -178,6 +178,7 @@ def test_page_says_everything(page: str, content: ReportContent) -> None:
         "malaria_mttl <&>", "12 images of 4 patients", "no patient is in more than one", "train 140 images of 28 patients",
         "1 h 12 min", "c1a63eb", "Boxes are derived from points.", "nothing detected", "Worst cases", "Best cases",
         "Per source", "polygons", "4 groups (patient)", "MAE per patient", "Threshold from validation: score",
+        "AUPR, pixels pooled", "Masks compared at the size at which the network works",
     ):  # fmt: skip
         assert words in text, words
     value = content.metrics["tasks"]["detection"]["map50"]
@@ -220,6 +221,96 @@ def test_history_columns_become_panels(tmp_path: Path) -> None:
     lines = {line.get_label() for line in figure.axes[3].get_lines()}
     assert {"map50", "f1_macro"} <= lines and "count_mae" not in lines
     assert figures.training_curves({}) is None and read_history(tmp_path / "missing.csv") == {}
+
+
+def expert_history(epochs: int = 6) -> dict[str, np.ndarray]:
+    """Two tasks with three experts, the second one watched in validation only, and a task without experts."""
+    share = np.linspace(1 / 3, 0.8, epochs)
+    history = {"epoch": np.arange(epochs, dtype=float), "train/loss": np.ones(epochs), "val/score": np.ones(epochs)}
+    for stage, task in (("train", "grade"), ("val", "grade"), ("val", "lesions_ma")):
+        history |= {f"{stage}/{task}/expert_1": share, f"{stage}/{task}/expert_2": (1 - share) / 2}
+        history |= {f"{stage}/{task}/expert_3": (1 - share) / 2, f"{stage}/{task}/experts_used": np.full(epochs, 2.5)}
+        history |= {f"{stage}/{task}/loss": np.ones(epochs)}
+    history["val/grade/f1_macro"] = history["val/grade/quadratic_kappa"] = share
+    history["train/plain/loss"] = np.ones(epochs)
+    return history
+
+
+def test_use_of_experts_has_a_figure_of_its_own() -> None:
+    history = expert_history()
+    figure = figures.expert_use(history, best_epoch=2)
+    assert figure is not None
+    assert [axes.get_title() for axes in figure.axes if axes.get_visible()] == ["grade", "lesions_ma", "experts used per image"]
+    areas = figure.axes[0].collections
+    assert len(areas) == 3 and [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "expert 1",
+        "expert 2",
+        "expert 3",
+    ]
+    # Areas are stacked to one; the first expert ends at its own share.
+    assert [area.get_paths()[0].vertices[:, 1].max() for area in areas] == pytest.approx([0.8, 0.9, 1.0])
+    assert {line.get_label() for line in figure.axes[2].get_lines()} >= {"grade", "lesions_ma"}
+    assert figures.expert_use({name: values for name, values in history.items() if "expert" not in name}) is None
+    assert figures.expert_use({}) is None
+    once = figures.expert_use({name: values[:1] for name, values in history.items()})
+    assert once is not None and np.ptp(once.axes[0].collections[0].get_paths()[0].vertices[:, 0]) == pytest.approx(0.8)
+
+
+def test_experts_are_no_metrics_of_the_training_figure() -> None:
+    figure = figures.training_curves(expert_history())
+    assert figure is not None
+    lines = {axes.get_title(): [line.get_label() for line in axes.get_lines()] for axes in figure.axes if axes.get_visible()}
+    assert lines["training loss per task"] == ["grade", "plain"] and "lesions_ma" not in lines
+    assert lines["grade"] == ["f1_macro", "quadratic_kappa"]
+
+
+def test_pixel_curves_are_steps_under_their_area() -> None:
+    curves = {"specks": {"recall": [0.0, 0.5, 1.0], "precision": [None, 0.8, 0.1], "threshold": [1.0, 0.5, 0.0]}}
+    figure = figures.precision_recall(curves, {"specks": 0.45}, pixels=True)
+    assert figure is not None
+    (line,) = figure.axes[0].get_lines()
+    assert line.get_drawstyle() == "steps-pre" and line.get_label() == "specks (AUPR 0.450)"
+    x, y = np.asarray(line.get_xdata(), float), np.asarray(line.get_ydata(), float)
+    assert (np.diff(x) * y[1:]).sum() == pytest.approx(0.45) and "pixels" in figure.axes[0].get_title()
+    objects = figures.precision_recall({"cell": {"recall": [0.0, 1.0], "precision": [1.0, 0.5]}}, {"cell": 0.7})
+    assert objects is not None and objects.axes[0].get_lines()[0].get_label() == "cell (AP50 0.700)"
+
+
+def test_masks_of_several_tasks_from_several_sources(tmp_path: Path) -> None:
+    """Tasks with labels of different images, their mean, one picture per case, experts and grades."""
+    specs = {name: TaskSpec(name, "segmentation", (f"{name}_class",)) for name in ("small", "large")}
+    specs["grade"] = TaskSpec("grade", "classification", ("a", "b"), ordinal=True)
+    study = {"both": STUDY_METRICS.build({"name": "task_mean", "tasks": ["small", "large"]}, specs)}
+    evaluator, generator = Evaluator(specs, study, native=True), np.random.default_rng(0)
+    window = Window(0, 1, (0.5, 0.5), (0, 0), (0, 0), (8, 8), (32, 32), (8, 8), (16, 16))
+    for index in range(12):
+        masks = {task: generator.random((1, 16, 16)) < 0.3 for task in ("small", "large")}
+        guess: dict[str, Any] = {task: {"probabilities": mask[:, ::2, ::2] * 0.9} for task, mask in masks.items()}
+        truth: dict[str, Any] = {task: {"mask": mask.astype(np.uint8)} for task, mask in masks.items()}
+        guess["grade"], graded = {"probabilities": generator.dirichlet([1, 1])}, {"grade": {"label": index % 2}}
+        tasks = graded if index < 8 else truth
+        name, source = f"i{index:02d}", "graded" if index < 8 else "masks"
+        evaluator.update(*(ImageResult(name, name, source, window, part) for part in (guess, tasks)))
+    thresholds = evaluator.default_thresholds()
+    metrics = {"suite": "s", "split": "test", "checkpoint": "c", "seed": 0} | evaluator.summary(thresholds, bootstrap=20)
+    metrics["baseline"] = baseline_summary(evaluator, TrainingStatistics({"grade": [3, 1]}))
+    picture = np.zeros((30, 40, 3), np.uint8)
+    cases = [Case("i00", 0.2, picture, group="Worst cases: graded"), Case("i08", 0.9, picture, picture, "Best cases: masks")]
+    with (tmp_path / "metrics.csv").open("w", newline="") as file:
+        columns = expert_history()
+        writer = csv.writer(file)
+        writer.writerows([list(columns), *zip(*columns.values(), strict=True)])
+    page = write_report(tmp_path, ReportContent(metrics, evaluator.curves(thresholds), cases=cases)).read_text()
+    text = " ".join(" ".join(parsed(page).text).split())
+    for words in (
+        "8 labelled images", "4 labelled images", "Per task", "mean of the tasks' baselines", "quadratic weighted kappa",
+        "Masks compared at the size of the original images", "Worst cases: graded", "Intervals of small, large rest on 4",
+    ):  # fmt: skip
+        assert words in text, words
+    assert "Per source" not in text  # every task has one source here
+    assert page.count('<figure class="case wide">') == 1 and page.count("Annotation of and prediction for i00") == 1
+    assert page.count("Use of experts over training") == 1 and (tmp_path / "figures" / "experts.svg").is_file()
+    assert "nan" not in re.findall(r"[a-z]+", text.lower()) and "None" not in text
 
 
 def test_chosen_threshold_is_marked() -> None:

@@ -43,8 +43,10 @@ def unet(strides: tuple[int, ...], **keys: Any) -> nn.Module:
 )
 @pytest.mark.parametrize("attention", [None, "scse"])
 def test_unet_on_any_pyramid(strides: tuple[int, ...], blocks: list[int], attention: str | None) -> None:
-    head = unet(strides, decoder_channels=blocks, attention=attention)
-    assert head(features(strides), SIZE)["logits"].shape == (2, 1, *SIZE)
+    head: Any = unet(strides, decoder_channels=blocks, attention=attention)
+    output = head(features(strides), SIZE)
+    assert output["logits"].shape[:2] == (2, 1) and output["size"] == SIZE
+    assert [tuple(row["probabilities"].shape) for row in head.decode(output)] == [(1, *SIZE)] * 2
 
 
 def test_unet_uses_every_map_its_blocks_reach() -> None:
@@ -184,4 +186,7 @@ def test_hidden_layers_and_dropout_go_together() -> None:
         roi_head(hidden=[16])
     spec = TaskSpec("grade", "classification", ("a", "b"))
     head = HEADS.build({"name": "classifier", "hidden": [5, 4], "loss": {"name": "focal"}}, spec, (3, 6), (16, 32))
-    assert [m.out_features for m in head.modules() if isinstance(m, nn.Linear)] == [5, 4, 2]
+    assert [type(m).__name__ for m in head.classifier] == ["Linear", "ReLU", "Dropout", "Linear", "ReLU", "Dropout", "Linear"]
+    assert [m.out_features for m in head.classifier if isinstance(m, nn.Linear)] == [5, 4, 2]
+    linear = HEADS.build({"name": "classifier", "loss": {"name": "focal"}}, spec, (3, 6), (16, 32))
+    assert [type(m).__name__ for m in linear.classifier] == ["Dropout", "Linear"]

@@ -7,14 +7,20 @@ from typing import Any
 import pytest
 
 from mtl.config.load import load_run_config
-from mtl.core.registry import HEADS
+from mtl.core.registry import HEADS, NECKS
 from mtl.core.task import Kind, TaskSpec
 from mtl.evaluation.describe import count_parameters
 from mtl.training.build import build_balancer, build_model
 
 RESNET50 = (256, 512, 1024, 2048), (4, 8, 16, 32)
 RESNET50_FIVE = (64, 256, 512, 1024, 2048), (2, 4, 8, 16, 32)
+RESNET50_DILATED = (64, 256, 512, 1024, 2048), (2, 4, 8, 16, 16)
 FPN = (64, 64, 64), (8, 16, 32)
+ASPP = (256, 256), (4, 16)
+GRADE_LOSS = {"name": "cross_entropy_focal"}
+GRADES = {"name": "classifier_published", "loss": GRADE_LOSS}
+LESIONS = {"name": "deeplabv3plus", "loss": {"name": "dice_focal"}, "low_channels": 64, "convolutions": 1, "separable": False}
+LESION = {**LESIONS, "separable": True}
 
 
 @pytest.mark.parametrize(
@@ -29,16 +35,36 @@ FPN = (64, 64, 64), (8, 16, 32)
         ({"name": "unet_published", "loss": {"name": "dice_bce"}}, "segmentation", 1, RESNET50_FIVE, 647_217),
         ({"name": "heatmap_published", "loss": {"name": "tversky_boundary"}}, "heatmap", 1, RESNET50, 66_018),
         ({"name": "heatmap_published", "loss": {"name": "tversky_boundary"}}, "heatmap", 1, RESNET50_FIVE, 66_018),
+        ({"name": "classifier", "loss": GRADE_LOSS, "hidden": [512]}, "classification", 5, RESNET50_FIVE, 1_051_653),
+        (LESIONS, "segmentation", 5, ASPP, 755_909),
+        (LESION, "segmentation", 1, ASPP, 102_721),
+        (GRADES, "classification", 5, RESNET50_DILATED, 2_382_341),
+        (GRADES, "classification", 3, RESNET50_DILATED, 2_381_827),
+        # Beside its experts a mixture has a linear gate: 2048 * 3 + 3 and 256 * 3 + 3.
+        ({"name": "mixture", "expert": GRADES}, "classification", 5, RESNET50_DILATED, 3 * 2_382_341 + 6_147),
+        ({"name": "mixture", "expert": LESION}, "segmentation", 1, ASPP, 3 * 102_721 + 771),
     ],
 )
 def test_exact_size(config: dict[str, Any], kind: Kind, classes: int, maps: Any, parameters: int) -> None:
-    head = HEADS.build(config, TaskSpec("task", kind, tuple("abc"[:classes])), *maps)
+    head = HEADS.build(config, TaskSpec("task", kind, tuple("abcde"[:classes])), *maps)
     assert sum(parameter.numel() for parameter in head.parameters()) == parameters
+
+
+@pytest.mark.parametrize(("separable", "parameters"), [(False, 15_536_640), (True, 3_015_168)])
+def test_exact_size_of_the_pooling(separable: bool, parameters: int) -> None:
+    neck = NECKS.build({"name": "aspp", "separable": separable}, *RESNET50_DILATED)
+    assert sum(parameter.numel() for parameter in neck.parameters()) == parameters
 
 
 @pytest.mark.parametrize(
     ("experiment", "total", "trainable"),
-    [("malaria_det3_roi", 26_666_226, 18_122_930), ("malaria_stl_det3", 25_345_773, 16_802_477)],
+    [
+        ("malaria_det3_roi", 26_666_226, 18_122_930),
+        ("malaria_stl_det3", 25_345_773, 16_802_477),
+        ("idrid_moe", 42_372_668, 42_372_668),
+        ("idrid_seg_os8", 39_800_581, 39_800_581),
+        ("idrid_grading", 25_610_312, 25_610_312),
+    ],
 )
 def test_the_published_networks(experiment, total, trainable):
     config = load_run_config([f"experiment=published/{experiment}"])

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from mtl.core.task import TaskSpec
-from mtl.inference.drawing import CLASS_COLOURS, PEAK_COLOUR, draw_case, layers_of, paint, paint_heat, with_legend
+from mtl.core.types import Window
+from mtl.inference.drawing import (
+    CLASS_COLOURS,
+    MASK_COLOUR,
+    PEAK_COLOUR,
+    draw_case,
+    layers_of,
+    overlay,
+    paint,
+    paint_heat,
+    with_legend,
+)
+from mtl.inference.predictor import Prediction
 
 SPECS = {
     "detection": TaskSpec("detection", "detection", ("Infected", "Healthy", "WBC")),
@@ -84,3 +98,76 @@ def test_long_legends_wrap_and_empty_ones_work() -> None:
     assert with_legend(GREY, entries).shape[0] > with_legend(GREY, entries[:1]).shape[0] > 200
     assert with_legend(GREY, []).shape[1] == 400
     assert paint(GREY, layers_of({}, SPECS, (10, 10))).shape == GREY.shape
+
+
+def test_classes_of_images_stand_in_the_legend() -> None:
+    specs = {
+        "grade": TaskSpec("grade", "classification", ("none", "moderate_npdr")),
+        "age": TaskSpec("age", "regression", ()),
+    }
+    predicted = {"grade": {"probabilities": np.array([0.39, 0.61])}, "age": {"value": np.array(54.2)}}
+    assert [text for _, text in layers_of(predicted, specs, (10, 10)).legend] == ["grade: moderate_npdr 0.61", "age: 54.2"]
+    assert layers_of({"grade": {"label": np.array(1)}}, specs, (10, 10)).legend[0][1] == "grade: moderate_npdr"
+
+
+def test_masks_of_several_tasks_differ_in_colour_and_name() -> None:
+    def one(name: str) -> dict[str, np.ndarray]:
+        mask = np.zeros((1, 100, 200), np.uint8)
+        mask[0, 10:40, 10:40] = 1
+        return {"mask": np.roll(mask, 60 * ("first", "second", "third").index(name), axis=2)}
+
+    specs = {name: TaskSpec(name, "segmentation", (f"{name}_class",)) for name in ("first", "second", "third")}
+    layers = layers_of({name: one(name) for name in specs}, specs, (100, 200))
+    colours = [colour for colour, _ in layers.legend]
+    assert len(set(colours)) == 3 and MASK_COLOUR not in colours
+    picture = paint(GREY, layers)
+    for place, colour in enumerate(colours):
+        found = coloured(picture, colour, tolerance=45)  # thin lines are smoothed
+        assert len(found) and (found[:, 1] // 120 == place).all()
+    assert [text for _, text in layers.legend] == [f"{name}_class area 4.5 %" for name in specs]
+    # One mask alone keeps its colour; the same class in two tasks is told apart by their names.
+    assert layers_of({"first": one("first")}, specs, (100, 200)).legend[0][0] == MASK_COLOUR
+    twins = {name: TaskSpec(name, "segmentation", ("microaneurysms",)) for name in ("first", "second")}
+    legend = layers_of({name: one(name) for name in twins}, twins, (100, 200)).legend
+    assert [text for _, text in legend] == ["first microaneurysms area 4.5 %", "second microaneurysms area 4.5 %"]
+    assert legend[0][0] == CLASS_COLOURS["microaneurysms"] == (0, 255, 255)
+
+
+def test_small_areas_are_not_called_zero() -> None:
+    mask = np.zeros((1, 200, 200), np.uint8)
+    mask[0, 0, :2] = 1
+    assert layers_of({"mask": {"mask": mask}}, SPECS, (200, 200)).legend[0][1] == "cell area 0.005 %"
+    assert layers_of({"mask": {"mask": mask * 0}}, SPECS, (200, 200)).legend[0][1] == "cell area 0.0 %"
+
+
+# Of a picture of 200 x 400, the network saw columns 100 to 300 and rows 50 to 150, at half size.
+CUT = Window(0, 1, (0.5, 0.5), (0, 0), (0, 0), (50, 100), (64, 128), (50, 100), (200, 400), content=(100, 50, 300, 150))
+
+
+def test_what_was_cut_off_leaves_masks_and_heat_in_their_places() -> None:
+    mask = np.zeros((1, 50, 100), np.float32)
+    mask[0, 10:20, 40:60] = 0.9  # original: rows 70 to 90, columns 180 to 220
+    heatmap = np.zeros((1, 13, 25), np.float32)  # stride 4
+    heatmap[0, 6, 12] = 1.0  # original: around row 102, column 200
+    tasks = {
+        "mask": {"probabilities": mask},
+        "heatmap": {"heatmap": heatmap, "stride": np.array(4.0), "points": np.array([[200.0, 102.0]]),
+                    "scores": np.ones(1), "labels": np.zeros(1, int)},
+    }  # fmt: skip
+    prediction = Prediction(CUT, {task: SPECS[task] for task in tasks}, {}, tasks)
+    picture = overlay(GREY, prediction)[:200]
+    rim = coloured(picture[:, :400], MASK_COLOUR, tolerance=60)
+    assert np.abs(rim.min(0) - [70, 180]).max() <= 1 and np.abs(rim.max(0) - [89, 219]).max() <= 1
+    glow = picture[:, 408:].astype(int).sum(2)
+    hottest = np.unravel_index(
+        np.where(np.abs(np.indices(glow.shape) - [[[102]], [[200]]]).max(0) < 4, glow, 0).argmax(), (200, 400)
+    )
+    assert abs(hottest[0] - 102) <= 3 and abs(hottest[1] - 200) <= 3
+    dim = np.full((200, 400), 3 * 64)
+    assert (glow[:50] == dim[:50]).all() and (glow[:, 300:] == dim[:, 300:]).all()
+    # 200 of 5000 pixels of the part, a quarter of the picture.
+    assert layers_of(tasks, SPECS, (200, 400), None, CUT).legend[0][1] == "cell area 1.0 %"
+    whole = layers_of(tasks, SPECS, (200, 400), None, replace(CUT, content=None))
+    assert whole.legend[0][1] == "cell area 4.0 %"
+    np.testing.assert_array_equal(prediction.mask("mask")[0, 75:85, 190:210], 1)
+    assert prediction.mask("mask").sum() == 20 * 40 and prediction.mask("mask", (100, 200)).sum() == 10 * 20

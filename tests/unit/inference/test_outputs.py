@@ -12,10 +12,12 @@ import pytest
 from PIL import Image
 
 from mtl.core.errors import DataError
+from mtl.core.task import TaskSpec
+from mtl.core.types import Window
 from mtl.inference.drawing import CLASS_COLOURS
 from mtl.inference.images import find_images
-from mtl.inference.outputs import PredictionWriter, output_names
-from mtl.inference.predictor import Predictor
+from mtl.inference.outputs import PredictionWriter, map_images, output_names
+from mtl.inference.predictor import Prediction, Predictor
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -66,6 +68,24 @@ def test_overlay_shows_class_colours_and_has_a_heat_panel(make_model, field, tmp
     for name in ("Infected", "Healthy"):
         assert (picture[:400, :600] == CLASS_COLOURS[name]).all(axis=2).sum() > 100
     assert not (tmp_path / "out" / "a_segmentation.png").exists()
+
+
+def test_maps_of_a_picture_with_a_cut_border_have_its_size() -> None:
+    window = Window(0, 1, (0.5, 0.5), (0, 0), (0, 0), (50, 100), (64, 128), (50, 100), (200, 400), content=(100, 50, 300, 150))
+    specs = {
+        "mask": TaskSpec("mask", "segmentation", ("cell",)),
+        "peaks": TaskSpec("peaks", "heatmap", ("Infected",)),
+    }
+    heat = {"heatmap": np.ones((1, 13, 25), np.float32), "stride": np.array(4.0), "points": np.zeros((0, 2)),
+            "scores": np.zeros(0), "labels": np.zeros(0, int)}  # fmt: skip
+    tasks = {"mask": {"probabilities": np.ones((1, 50, 100), np.float32)}, "peaks": heat}
+    found = dict(map_images(Prediction(window, specs, {}, tasks)))
+    assert found["mask"].shape == found["peaks"].shape == (200, 400)
+    inside = np.zeros((200, 400), bool)
+    inside[50:150, 100:300] = True
+    np.testing.assert_array_equal(found["mask"] == 255, inside)
+    np.testing.assert_array_equal(found["peaks"] == 65535, inside)
+    assert not found["peaks"][~inside].any()
 
 
 def test_rows_of_finished_images_survive_an_error(make_model, field, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ CELLS = TaskSpec("roi", "roi_classification", ("Infected", "Healthy", "WBC"))
 LAYERS = TaskSpec("tissue", "segmentation", ("a", "b", "c"), multilabel=False)
 CHANNELS = TaskSpec("lesions", "segmentation", ("a", "b", "c"))
 PEAKS = TaskSpec("peaks", "heatmap", ("a", "b"))
+GRADES = TaskSpec("grade", "classification", ("none", "mild", "severe", "worst"), ordinal=True)
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +80,102 @@ def test_focal_on_independent_channels() -> None:
     w = np.array([1.0, 3.0, 0.5])[None, :, None, None] * np.ones_like(cell)
     weighted = build_loss({"name": "focal", "class_weights": [1.0, 3.0, 0.5]}, CHANNELS)(logits, target)
     assert weighted.item() == pytest.approx((w * cell).sum() / w.sum(), rel=1e-5)
+
+
+def test_cross_entropy_focal_is_the_published_sum() -> None:
+    logits, target = torch.randn(7, 4), torch.randint(0, 4, (7,))
+    p = 1 / (1 + np.exp(-logits.double().numpy()))
+    t = np.eye(4)[target]
+    cell = np.where(t == 1, 0.75 * (1 - p) ** 4 * -np.log(p), 0.25 * p**4 * -np.log(1 - p))
+    entropy = -np.log(softmax(logits)[np.arange(7), target])
+    loss = build_loss({"name": "cross_entropy_focal"}, GRADES)
+    assert loss(logits, target).item() == pytest.approx(entropy.mean() + cell.mean(), rel=1e-5)
+    w = np.array([1.0, 2.0, 5.0, 9.0])[target]
+    weighted = {"name": "cross_entropy_focal", "class_weights": [1, 2, 5, 9], "focal_weight": 10.0}
+    expected = ((entropy + 10 * cell.mean(1)) * w).sum() / w.sum()
+    assert build_loss(weighted, GRADES)(logits, target).item() == pytest.approx(expected, rel=1e-5)
+    smooth = build_loss({"name": "cross_entropy_focal", "label_smoothing": 0.1, "focal_weight": 0.0}, GRADES)
+    torch.testing.assert_close(smooth(logits, target), F.cross_entropy(logits, target, label_smoothing=0.1))
+
+
+def test_dice_focal_is_the_published_sum_where_no_channel_is_empty() -> None:
+    logits, target = torch.randn(2, 3, 6, 5), (torch.rand(2, 3, 6, 5) > 0.5).float()
+    p, t = logits.sigmoid(), target
+    dice = (2 * (p * t).sum((2, 3)) + 1e-6) / (p.sum((2, 3)) + t.sum((2, 3)) + 1e-6)
+    cell = torch.where(t == 1, -0.75 * (1 - p) ** 4 * p.log(), -0.25 * p**4 * (1 - p).log())
+    loss = build_loss({"name": "dice_focal"}, CHANNELS)
+    torch.testing.assert_close(loss(logits, target), 1 - dice.mean() + cell.mean())
+    # An empty channel is left to the focal part, as in dice_bce.
+    target[1, 2] = 0
+    cell = torch.where(t == 1, -0.75 * (1 - p) ** 4 * p.log(), -0.25 * p**4 * (1 - p).log())
+    expected = 0.5 * (1 - torch.cat([dice[0], dice[1, :2]]).mean()) + 3 * cell.mean()
+    weighted = build_loss({"name": "dice_focal", "dice_weight": 0.5, "focal_weight": 3.0}, CHANNELS)
+    torch.testing.assert_close(weighted(logits, target), expected)
+
+
+def test_dice_focal_with_one_class_per_pixel() -> None:
+    logits, target = torch.randn(2, 3, 5, 5), torch.randint(0, 3, (2, 5, 5))
+    target[0, 0] = 255
+    dice = build_loss({"name": "dice_bce", "bce_weight": 0.0, "dice_weight": 1.0}, LAYERS)
+    focal = build_loss({"name": "focal", "gamma": 4.0, "alpha": 0.75}, LAYERS)
+    both = build_loss({"name": "dice_focal"}, LAYERS)
+    torch.testing.assert_close(both(logits, target), dice(logits, target) + focal(logits, target))
+
+
+def corn(logits: torch.Tensor, target: torch.Tensor) -> float:
+    """The paper's loss, task by task over the samples that its condition selects."""
+    total, answers = 0.0, 0
+    for k in range(logits.shape[1]):
+        for row, grade in zip(logits.double(), target.tolist(), strict=True):
+            if grade > k - 1:
+                p = 1 / (1 + math.exp(-row[k]))
+                total -= math.log(p if grade > k else 1 - p)
+                answers += 1
+    return total / answers
+
+
+def test_ordinal() -> None:
+    logits, target = torch.randn(9, 3), torch.tensor([0, 1, 2, 3, 3, 0, 1, 2, 0])
+    loss = build_loss({"name": "ordinal"}, GRADES)
+    assert loss(logits, target).item() == pytest.approx(corn(logits, target), rel=1e-5)
+    # A whole-number weight is worth as many copies of the sample.
+    weighted = build_loss({"name": "ordinal", "class_weights": [1, 1, 2, 3]}, GRADES)
+    copies = torch.tensor([1, 1, 2, 3])[target]
+    repeated = corn(logits.repeat_interleave(copies, dim=0), target.repeat_interleave(copies))
+    assert weighted(logits, target).item() == pytest.approx(repeated, rel=1e-5)
+
+
+def test_ordinal_probabilities() -> None:
+    loss = build_loss({"name": "ordinal"}, GRADES)
+    assert loss.outputs(4) == 3
+    logits = torch.tensor([[0.0, 0.0, 0.0], [9.0, 9.0, 9.0], [-9.0, 40.0, 40.0], [9.0, -9.0, 40.0], [90.0, 90.0, -90.0]])
+    p = loss.probabilities(logits)
+    torch.testing.assert_close(p[0], torch.tensor([0.5, 0.25, 0.125, 0.125]))
+    assert p.argmax(1).tolist() == [0, 3, 0, 1, 2]
+    p = loss.probabilities(torch.randn(200, 3) * 8)
+    torch.testing.assert_close(p.sum(1), torch.ones(200))
+    above = 1 - p.cumsum(1)
+    assert p.min() >= 0 and (above.diff(dim=1) <= 1e-6).all()
+
+
+def test_ordinal_learns_an_order() -> None:
+    """One feature, four grades along it: grades are found and the cumulative probabilities rise with the feature."""
+    x, layer = torch.linspace(-2, 2, 64)[:, None], torch.nn.Linear(1, 3)
+    target = torch.arange(64) // 16
+    loss, optimizer = build_loss({"name": "ordinal"}, GRADES), torch.optim.Adam(layer.parameters(), lr=0.3)
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss(layer(x), target).backward()
+        optimizer.step()
+    p = loss.probabilities(layer(x)).detach()
+    assert (p.argmax(1) == target).float().mean() > 0.95
+    assert ((p * torch.arange(4)).sum(1).diff() > 0).all()
+
+
+def test_by_default_a_loss_takes_one_logit_per_class_and_softmax() -> None:
+    loss, logits = build_loss({"name": "cross_entropy"}, CELLS), torch.randn(4, 3)
+    assert loss.outputs(3) == 3
+    torch.testing.assert_close(loss.probabilities(logits), logits.softmax(1))
 
 
 def test_dice_bce_pooled_is_the_published_formula() -> None:
@@ -177,6 +274,13 @@ EDGES: list[tuple[str, TaskSpec, torch.Tensor, torch.Tensor]] = [
     ("focal", CHANNELS, torch.randn(1, 3, 4, 4), torch.zeros(1, 3, 4, 4)),
     ("dice_bce", CHANNELS, torch.randn(1, 3, 4, 4), torch.zeros(1, 3, 4, 4)),
     ("dice_bce", CHANNELS, torch.full((1, 3, 4, 4), 6e4), torch.zeros(1, 3, 4, 4)),
+    ("dice_focal", LAYERS, torch.randn(1, 3, 4, 4), torch.full((1, 4, 4), 255)),
+    ("dice_focal", CHANNELS, torch.full((1, 3, 4, 4), 6e4), torch.zeros(1, 3, 4, 4)),
+    ("dice_focal", CHANNELS, torch.full((1, 3, 4, 4), -6e4), torch.ones(1, 3, 4, 4)),
+    ("cross_entropy_focal", CELLS, torch.tensor([[6e4, -6e4, 0.0]]), torch.tensor([1])),
+    ("cross_entropy_focal", CELLS, torch.tensor([[60.0, -60.0, 0.0]]), torch.tensor([0])),
+    ("ordinal", GRADES, torch.tensor([[6e4, -6e4, 0.0]]), torch.tensor([3])),
+    ("ordinal", GRADES, torch.tensor([[-6e4, 6e4, 0.0]]), torch.tensor([0])),
     ("cross_entropy", CELLS, torch.tensor([[6e4, -6e4, 0.0]]), torch.tensor([1])),
     ("focal", CELLS, torch.tensor([[6e4, -6e4, 0.0]]), torch.tensor([1])),
     ("focal", CELLS, torch.tensor([[60.0, -60.0, 0.0]]), torch.tensor([0])),
@@ -204,11 +308,11 @@ def test_finite_at_the_edges(name: str, spec: TaskSpec, prediction: torch.Tensor
 @pytest.mark.parametrize("name", LOSSES.names())
 def test_float32_under_autocast(name: str) -> None:
     kind = LOSSES.entry(name).constants["kinds"][0]
-    spec = TaskSpec("t", kind, ("a", "b"))
+    spec = TaskSpec("t", kind, ("a", "b"), ordinal=True)
     prediction: Any = torch.rand(2, 2, 8, 8)
     target: Any = torch.rand(2, 2, 8, 8).round()
     if kind == "classification":
-        prediction, target = torch.randn(4, 2), torch.tensor([0, 1, 1, 0])
+        prediction, target = torch.randn(4, 1 if name == "ordinal" else 2), torch.tensor([0, 1, 1, 0])
     loss = build_loss({"name": name}, spec)
     with torch.autocast("cpu", torch.bfloat16):
         mixed = loss(prediction, target)
@@ -225,6 +329,10 @@ def test_mistakes_are_explained() -> None:
         build_loss({"name": "cross_entropy", "class_weights": {"Infected": 1, "Healthy": 2}}, CELLS)
     with pytest.raises(ConfigError, match="independent channels"):
         build_loss({"name": "cross_entropy"}, CHANNELS)
+    with pytest.raises(ConfigError, match=r"does not fit a segmentation task.*dice_focal"):
+        build_loss({"name": "ordinal"}, CHANNELS)
+    with pytest.raises(ConfigError, match=r"classes of `grade` have no order.*cross_entropy"):
+        build_loss({"name": "ordinal"}, TaskSpec("grade", "classification", ("a", "b")))
     with pytest.raises(ConfigError, match="must be positive"):
         build_loss({"name": "focal", "class_weights": [0, 1, 1]}, CELLS)
     with pytest.raises(ConfigError, match="gama"):

@@ -9,7 +9,13 @@ import pytest
 from scipy import stats
 
 from mtl.core.task import KIND_METRICS, TaskSpec
-from mtl.metrics.classification import ClassificationMetric, RegressionMetric, RoiClassificationMetric, area_under_roc
+from mtl.metrics.classification import (
+    ClassificationMetric,
+    RegressionMetric,
+    RoiClassificationMetric,
+    area_under_roc,
+    quadratic_kappa,
+)
 
 CLASSES = ("Infected", "Healthy", "WBC")
 
@@ -56,6 +62,55 @@ def test_image_classes_equal_torchmetrics(generator: np.random.Generator) -> Non
     assert values["balanced_accuracy"] == pytest.approx(float(multiclass_accuracy(*winner, 3, average="macro")), abs=1e-6)
     assert values["accuracy"] == pytest.approx(float((winner[0] == winner[1]).float().mean()), abs=1e-6)
     assert values["auroc"] == pytest.approx(float(multiclass_auroc(*inputs, 3, average="macro")), abs=1e-6)
+
+
+GRADES = TaskSpec("grade", "classification", ("none", "mild", "moderate", "severe", "proliferative"), ordinal=True)
+
+
+def graded(generator: np.random.Generator, count: int = 80) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    labels = generator.integers(0, 5, count)
+    near = np.clip(labels + generator.integers(-1, 2, count), 0, 4)
+    return [({"probabilities": np.eye(5)[n] * 0.9 + 0.02}, {"label": label}) for n, label in zip(near, labels, strict=True)]
+
+
+def test_weighted_kappa_equals_torchmetrics(generator: np.random.Generator) -> None:
+    torch = pytest.importorskip("torch")
+    from torchmetrics import CohenKappa
+
+    images = graded(generator)
+    values = fill(ClassificationMetric(GRADES), images).compute({})
+    assert list(values) == list(GRADES.metrics) and list(values)[-1] == "quadratic_kappa"
+    pair = (torch.tensor([p["probabilities"].argmax() for p, _ in images]), torch.tensor([int(t["label"]) for _, t in images]))
+    expected = float(CohenKappa("multiclass", num_classes=5, weights="quadratic")(*pair))
+    assert values["quadratic_kappa"] == pytest.approx(expected, abs=1e-6) and 0.5 < expected < 1
+
+
+def test_weighted_kappa_counts_images_as_often_as_they_weigh(generator: np.random.Generator) -> None:
+    images, weights = graded(generator, 20), generator.integers(0, 3, 20)
+    repeated = [image for image, weight in zip(images, weights, strict=True) for _ in range(weight)]
+    weighted = fill(ClassificationMetric(GRADES), images).compute({}, weights)
+    assert weighted == pytest.approx(fill(ClassificationMetric(GRADES), repeated).compute({}))
+
+
+def test_weighted_kappa_by_hand() -> None:
+    assert quadratic_kappa(np.diag([3.0, 4, 5])) == 1.0
+    assert quadratic_kappa(np.array([[2.0, 2], [2, 2]])) == 0.0
+    assert quadratic_kappa(np.array([[0.0, 5], [5, 0]])) == -1.0
+    # A far error costs more than a near one.
+    near, far = np.array([[4.0, 1, 0], [0, 5, 0], [0, 0, 5]]), np.array([[4.0, 0, 1], [0, 5, 0], [0, 0, 5]])
+    assert quadratic_kappa(far) < quadratic_kappa(near) < 1
+    # One grade only on both sides, nothing counted, one class.
+    for matrix in (np.array([[7.0, 0], [0, 0]]), np.zeros((2, 2)), np.ones((1, 1))):
+        assert np.isnan(quadratic_kappa(matrix))
+    # Always the same answer is chance.
+    assert quadratic_kappa(np.array([[0.0, 3, 0], [0, 4, 0], [0, 2, 0]])) == 0.0
+
+
+def test_kappa_needs_ordered_classes(generator: np.random.Generator) -> None:
+    unordered = TaskSpec("grade", "classification", GRADES.classes)
+    assert "quadratic_kappa" not in fill(ClassificationMetric(unordered), graded(generator, 10)).compute({})
+    nothing = ClassificationMetric(GRADES).compute({})
+    assert list(nothing) == list(GRADES.metrics) and all(np.isnan(value) for value in nothing.values())
 
 
 def test_area_equals_mann_whitney_and_respects_weights(generator: np.random.Generator) -> None:

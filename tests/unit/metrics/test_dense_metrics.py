@@ -11,7 +11,7 @@ from scipy import stats
 from mtl.core.task import KIND_METRICS, TaskSpec
 from mtl.metrics.heatmap import HeatmapMetric
 from mtl.metrics.matching import match_points
-from mtl.metrics.segmentation import MASK_GRID, SegmentationMetric
+from mtl.metrics.segmentation import CURVE_GRID, MASK_GRID, SegmentationMetric
 
 CELL = TaskSpec("mask", "segmentation", ("cell",))
 PEAKS = TaskSpec("heatmap", "heatmap", ("Infected",))
@@ -91,6 +91,8 @@ def test_multiclass_confusion_skips_ignored_pixels() -> None:
     confusion = metric.details({})["curves"]["confusion"]["counts"]
     assert confusion == [[1, 0, 0], [0, 1, 1], [0, 0, 0]]
     values = metric.compute({})
+    assert list(values) == list(KIND_METRICS["segmentation"]) and np.isnan(values["aupr"])
+    assert values["precision_pooled"] == pytest.approx(1.0) and values["recall_pooled"] == pytest.approx((1 + 1 / 2) / 2)
     assert values["dice_pooled"] == pytest.approx((1 + 2 / 3) / 2)
     assert values["dice_per_image"] == pytest.approx((1 + 2 / 3 + 0) / 3)
 
@@ -103,6 +105,103 @@ def test_mask_weights_equal_repeated_images(generator: np.random.Generator) -> N
     weighted = fill(SegmentationMetric(CELL), images).compute({"cell": 0.35}, np.array([0, 1, 2]))
     repeated = fill(SegmentationMetric(CELL), [images[1], images[2], images[2]]).compute({"cell": 0.35})
     assert weighted == pytest.approx(repeated)
+
+
+def area_by_hand(probabilities: list[np.ndarray], masks: list[np.ndarray]) -> float:
+    """All pixels in one list, 33 thresholds from 1 to 0, one rectangle per step of recall."""
+    scores, truth = (np.concatenate([array.ravel() for array in some]) for some in (probabilities, masks))
+    area, before = 0.0, 0.0
+    for step in range(32, -1, -1):
+        chosen = scores >= step / 32
+        recall = (chosen & truth).sum() / truth.sum()
+        area += (recall - before) * ((chosen & truth).sum() / chosen.sum() if chosen.any() else 0.0)
+        before = recall
+    return float(area)
+
+
+def lesions(generator: np.random.Generator, count: int = 4) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Rare specks that a noisy map finds half of, in probabilities that also hit the thresholds exactly."""
+    images = []
+    for _ in range(count):
+        mask = generator.random((2, 24, 31)) < [[[0.05]], [[0.3]]]
+        noise = generator.random((2, 24, 31)) ** 3
+        probabilities = np.where(mask & (generator.random(mask.shape) < 0.6), 1 - noise * 0.6, noise)
+        probabilities = np.where(generator.random(mask.shape) < 0.5, np.floor(probabilities * 32) / 32, probabilities)
+        images.append(({"probabilities": probabilities.astype(np.float32)}, {"mask": mask.astype(np.uint8)}))
+    return images
+
+
+def test_area_equals_all_pixels_in_one_list(generator: np.random.Generator) -> None:
+    spec = TaskSpec("mask", "segmentation", ("a", "b"))
+    images = lesions(generator)
+    metric = fill(SegmentationMetric(spec), images)
+    areas = [area_by_hand([p["probabilities"][k] for p, _ in images], [t["mask"][k] > 0 for _, t in images]) for k in range(2)]
+    thresholds = {"a": 0.4, "b": 0.7}
+    assert metric.compute(thresholds)["aupr"] == pytest.approx(np.mean(areas), abs=1e-12)
+    table = metric.details(thresholds)["per_class"]
+    assert [table[name]["aupr"] for name in "ab"] == pytest.approx(areas, abs=1e-12)
+    assert 0.1 < areas[0] < areas[1] < 1
+    curve = metric.details(thresholds)["curves"]["precision_recall"]["a"]
+    assert curve["threshold"][0] == 1.0 and curve["threshold"][-1] == 0.0 and len(curve["recall"]) == 33
+    assert curve["recall"][-1] == 1.0 and curve["precision"][-1] == pytest.approx(np.mean([t["mask"][0] for _, t in images]))
+
+
+def test_area_never_flatters() -> None:
+    """One step from nothing to everything is a rectangle under the last precision, not a triangle."""
+    probabilities, mask = masks([0.9, 0.9, 0.9, 0.9, 0.0, 0.0, 0.0, 0.0]), masks([1, 0, 0, 0, 1, 0, 0, 0]).astype(np.uint8)
+    metric = fill(SegmentationMetric(CELL), [({"probabilities": probabilities}, {"mask": mask})])
+    # Recall 1/2 at precision 1/4, then all of the rest at the share of annotated pixels, 1/4.
+    assert metric.compute({"cell": 0.5})["aupr"] == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.3, 1.0])
+def test_area_of_a_constant_map_is_the_prevalence(constant: float, generator: np.random.Generator) -> None:
+    mask = (generator.random((1, 20, 20)) < 0.1).astype(np.uint8)
+    metric = fill(SegmentationMetric(CELL), [({"probabilities": np.full((1, 20, 20), constant, np.float32)}, {"mask": mask})])
+    assert metric.compute({"cell": 0.5})["aupr"] == pytest.approx(mask.mean())
+
+
+def test_pooled_counts_equal_hard_masks_of_all_images(generator: np.random.Generator) -> None:
+    spec = TaskSpec("mask", "segmentation", ("a", "b"))
+    images, thresholds = lesions(generator), {"a": 0.45, "b": 0.6}
+    expected: dict[str, list[float]] = {"dice_pooled": [], "iou_pooled": [], "precision_pooled": [], "recall_pooled": []}
+    for index, threshold in enumerate(thresholds.values()):
+        hard = np.stack([p["probabilities"][index] for p, _ in images]) >= np.float32(threshold)
+        mask = np.stack([t["mask"][index] for _, t in images]) > 0
+        hits = (hard & mask).sum()
+        expected["dice_pooled"].append(2 * hits / (hard.sum() + mask.sum()))
+        expected["iou_pooled"].append(hits / (hard | mask).sum())
+        expected["precision_pooled"].append(hits / hard.sum())
+        expected["recall_pooled"].append(hits / mask.sum())
+    metric = fill(SegmentationMetric(spec), images)
+    values = metric.compute(thresholds)
+    for name, by_class in expected.items():
+        assert values[name] == pytest.approx(np.mean(by_class), abs=1e-12), name
+    table = metric.details(thresholds)["per_class"]
+    assert [table[name]["precision"] for name in "ab"] == pytest.approx(expected["precision_pooled"])
+    assert [table[name]["recall"] for name in "ab"] == pytest.approx(expected["recall_pooled"])
+
+
+def test_classes_that_do_not_occur_are_in_no_pooled_mean() -> None:
+    spec = TaskSpec("mask", "segmentation", ("here", "nowhere"))
+    probabilities = np.concatenate([masks([0.9, 0.1]), masks([0.9, 0.1])])
+    mask = np.concatenate([masks([1, 0]), masks([0, 0])]).astype(np.uint8)
+    metric = fill(SegmentationMetric(spec), [({"probabilities": probabilities}, {"mask": mask})])
+    values = metric.compute(metric.default_thresholds)
+    assert values["precision_pooled"] == values["recall_pooled"] == values["aupr"] == 1.0
+    table = metric.details(metric.default_thresholds)
+    assert np.isnan(table["per_class"]["nowhere"]["aupr"]) and "nowhere" not in table["curves"]["precision_recall"]
+    # Nothing found although there is something: precision 0, not undefined.
+    silent = fill(SegmentationMetric(CELL), [({"probabilities": masks([0.1, 0.1])}, {"mask": masks([1, 0])})])
+    assert silent.compute({"cell": 0.5})["precision_pooled"] == 0.0
+
+
+def test_records_stay_small(generator: np.random.Generator) -> None:
+    record = SegmentationMetric(CELL).reduce(
+        {"probabilities": generator.random((1, 300, 400)).astype(np.float32)}, {"mask": np.ones((1, 300, 400))}, (1, 1)
+    )
+    assert sum(np.asarray(value).size for value in record.values()) < 150
+    assert record["curve_predicted"].shape == (1, len(CURVE_GRID)) and record["curve_predicted"][0, -1] < 300 * 400
 
 
 def test_shapes_that_disagree_are_refused() -> None:

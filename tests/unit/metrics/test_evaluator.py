@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mtl.core.raster import resize_map
+from mtl.core.registry import STUDY_METRICS
 from mtl.core.task import KIND_METRICS, TaskSpec
-from mtl.core.types import ImageResult
+from mtl.core.types import ImageResult, Window
 from mtl.metrics.evaluator import Evaluator
 
 SPECS = {
@@ -148,6 +150,71 @@ def test_summary_has_the_documented_form(build: Any) -> None:
     json.dumps(evaluator.curves(thresholds), allow_nan=False)
 
 
+def test_primary_metric_comes_first(build: Any) -> None:
+    specs = {"grade": TaskSpec("grade", "classification", ("a", "b"), primary="quadratic_kappa", ordinal=True)}
+    evaluator = Evaluator(specs)
+    for seed in range(4):
+        prediction, truth = image(build, seed)
+        evaluator.update(prediction, truth)
+    grade = evaluator.summary(evaluator.thresholds(), bootstrap=5)["tasks"]["grade"]
+    assert list(grade)[:3] == ["n", "quadratic_kappa", "f1_macro"] and next(iter(grade["ci95"])) == "quadratic_kappa"
+
+
+def test_tasks_with_few_groups_are_named(build: Any) -> None:
+    """Six patients, but masks of two and boxes of one."""
+    absent = dict.fromkeys(range(4, 12), ("mask", "detection")) | {2: ("detection",), 3: ("detection",)}
+    evaluator = filled(build, range(12), absent)
+    summary = evaluator.summary(evaluator.default_thresholds(), bootstrap=30)
+    assert evaluator.labelled_groups("mask") == 2 and evaluator.labelled_groups("grade") == 6
+    assert "Intervals of mask rest on 2 groups (patient) only and are rough." in summary["notes"]
+    assert "All labels of detection belong to one patient: no interval can be given." in summary["notes"]
+    assert summary["tasks"]["detection"]["ci95"]["map50"] is None and summary["tasks"]["mask"]["ci95"]["aupr"] is not None
+    assert not any("grade" in note for note in summary["notes"])
+
+
+CONTENT = Window(0, 1, (0.5, 0.5), (0, 0), (0, 0), (20, 30), (32, 32), (20, 30), (50, 70), content=(4, 6, 64, 46))
+
+
+def test_masks_are_compared_where_it_is_declared() -> None:
+    """Probabilities are enlarged, put behind the border that was cut off, and cut at the threshold there."""
+    generator = np.random.default_rng(0)
+    probabilities = generator.random((1, 20, 30)).astype(np.float32)
+    mask = (generator.random((1, 50, 70)) < 0.4).astype(np.uint8)
+    evaluator = Evaluator({"mask": SPECS["mask"]}, native=True)
+    prediction = ImageResult("i", "p", "s", CONTENT, {"mask": {"probabilities": probabilities}})
+    evaluator.update(prediction, ImageResult("i", "p", "s", CONTENT, {"mask": {"mask": mask}}))
+    hard = np.zeros((50, 70), bool)
+    hard[6:46, 4:64] = resize_map(probabilities[0], (40, 60)) >= np.float32(0.6)
+    values = evaluator.compute({"mask": {"cell": 0.6}})["mask"]
+    assert values["dice_pooled"] == pytest.approx(2 * (hard & (mask[0] > 0)).sum() / (hard.sum() + mask.sum()))
+    assert (
+        evaluator.metrics["mask"].records[0]["pixels"] == 50 * 70 and prediction.tasks["mask"]["probabilities"].shape[1] == 20
+    )
+    assert evaluator.empty().native and evaluator.summary({"mask": {"cell": 0.6}}, 0)["resolution"] == "native"
+    working = Evaluator({"mask": SPECS["mask"]})
+    with pytest.raises(ValueError, match="expected"):
+        working.update(prediction, ImageResult("i", "p", "s", CONTENT, {"mask": {"mask": mask}}))
+    assert working.summary({"mask": {"cell": 0.6}}, 0)["resolution"] == "working"
+
+
+def test_single_task_evaluators_join_to_one(build: Any) -> None:
+    pairs = [image(build, seed) for seed in range(6)]
+    parts = []
+    for task in ("detection", "mask"):
+        parts.append(Evaluator({task: SPECS[task]}, hit_radius=5.0, unit="field"))
+        for prediction, truth in pairs[:4] if task == "detection" else pairs[2:]:
+            parts[-1].update(prediction, truth)
+    study = {"parasitemia": STUDY_METRICS.build({"name": "parasitemia"}, {"detection": SPECS["detection"]})}
+    whole = Evaluator.joined(parts, study)
+    thresholds = whole.default_thresholds()
+    assert list(whole.specs) == ["detection", "mask"] and (whole.hit_radius, whole.unit) == (5.0, "field")
+    for part in parts:
+        for task, values in part.compute(thresholds).items():
+            assert whole.compute(thresholds)[task] == values
+    assert "mae_field" in whole.compute(thresholds)["parasitemia"] and whole.names == ["detection", "mask", "parasitemia"]
+    assert whole.groups == ["patient0", "patient1", "patient2"] and len(whole.records()["samples"]) == 6
+
+
 def test_single_group_has_no_interval(build: Any) -> None:
     summary = filled(build, [0, 1]).summary(Evaluator(SPECS).default_thresholds(), bootstrap=20)
     assert set(summary["tasks"]["detection"]["ci95"].values()) == {None}
@@ -163,7 +230,18 @@ def test_image_scores_rank_a_perfect_image_first(build: Any) -> None:
     assert evaluator.image_scores({"mask": {"cell": 0.5}}) == {"bad": 0.0, "good": 1.0}
 
 
+def test_image_scores_of_classes_are_the_probability_of_the_right_one(build: Any) -> None:
+    """Accuracy of one image is 0 or 1, kappa of one image is undefined; a confident error is worse than a near miss."""
+    spec = TaskSpec("grade", "classification", ("a", "b"), primary="quadratic_kappa", ordinal=True)
+    evaluator = Evaluator({"grade": spec})
+    for name, right in (("near", 0.45), ("far", 0.05), ("hit", 0.8)):
+        guess = {"probabilities": np.array([right, 1 - right])}
+        evaluator.update(build["result"](name, grade=guess), build["result"](name, grade={"label": 0}))
+    assert evaluator.image_scores({"grade": {}}) == pytest.approx({"far": 0.05, "hit": 0.8, "near": 0.45})
+    assert evaluator.image_scores({"grade": {}}, {"far"}) == pytest.approx({"far": 0.05})
+
+
 def test_import_stays_light() -> None:
-    code = "import sys, mtl.metrics.evaluator, mtl.metrics.parasitemia, mtl.metrics.statistics; "
+    code = "import sys, mtl.metrics.evaluator, mtl.metrics.parasitemia, mtl.metrics.statistics, mtl.metrics.task_mean; "
     code += "print([m for m in ('torch', 'scipy', 'matplotlib') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

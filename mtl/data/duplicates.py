@@ -1,0 +1,136 @@
+"""Which image files show the same photograph, although size, compression or name differ.
+
+Every file becomes a small fingerprint: the green channel (the sharpest of tissue and fundus images) at 64 x 64 without its
+coarse shading, normalised, so that the scalar product of two fingerprints is their correlation. On retinal photographs copies
+reach 0.99 and other pairs stay below 0.86. Copies that were cropped, turned or mirrored are not found. Imports PIL and OpenCV
+only when used.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+
+from mtl.core.errors import DataError
+from mtl.core.files import file_hash
+
+SIDE = 64  # of a fingerprint
+SHADING = 4.0  # sigma in pixels of a fingerprint: what is smoother than this does not count
+DISC = 0.42  # radius of the part that counts, in sides
+BLOCK = 512  # rows of the matrix of correlations that are in memory at once
+
+
+def near_duplicates(paths: Sequence[str | Path], threshold: float = 0.955, *, disc: bool = True, workers: int = 4) -> list[int]:
+    """Cluster image files that show the same photograph.
+
+    Args:
+        paths: Image files. Files with equal bytes are decoded once and always share a cluster.
+        threshold: Correlation of two fingerprints above which they are copies; clusters are what chains of copies connect.
+        disc: Compare only a disc in the middle: the dark border around a fundus is alike in all pictures.
+        workers: Threads that decode.
+
+    Returns:
+        Per path the number of its cluster, counted from 0 in the order of `paths`.
+
+    Raises:
+        DataError: A file is missing or no image.
+    """
+    files = [Path(path) for path in paths]
+    first = _first_of_equal(files)
+    unique = sorted(set(first))
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        prints = list(pool.map(partial(fingerprint, disc=disc), [files[index] for index in unique]))
+    pairs = [(unique[a], unique[b]) for a, b in _alike(prints, threshold)]
+    return connected(len(files), [*pairs, *enumerate(first)])
+
+
+def fingerprint(path: Path, disc: bool = True) -> np.ndarray:
+    """Return [n] float32 with mean 0 and length 1 (all zeros for a picture without structure); n is 64 * 64, less with `disc`.
+
+    Remembered per process as long as the file does not change.
+    """
+    try:
+        status = Path(path).stat()
+    except OSError as error:
+        raise DataError(f"{path}: there is no such image.") from error
+    return _fingerprint(Path(path), status.st_size, status.st_mtime_ns, disc)
+
+
+def connected(count: int, pairs: Iterable[tuple[int, int]]) -> list[int]:
+    """Number the connected parts of a graph.
+
+    Args:
+        count: Number of nodes.
+        pairs: Nodes that belong together.
+
+    Returns:
+        Per node the number of its part, counted from 0 in the order of the nodes.
+    """
+    parent = list(range(count))
+
+    def root(node: int) -> int:
+        while parent[node] != node:
+            parent[node] = parent[parent[node]]
+            node = parent[node]
+        return node
+
+    for a, b in pairs:
+        low, high = sorted((root(a), root(b)))
+        parent[high] = low
+    numbers: dict[int, int] = {}
+    return [numbers.setdefault(root(node), len(numbers)) for node in range(count)]
+
+
+@lru_cache(maxsize=4096)
+def _fingerprint(path: Path, size: int, modified: int, disc: bool) -> np.ndarray:
+    import cv2
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            image.draft("RGB", (4 * SIDE, 4 * SIDE))  # lets JPEG decode at 1/2, 1/4 or 1/8
+            small = image.convert("RGB").getchannel(1).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: cannot be decoded ({error}). Replace the file, or remove it with its labels.") from error
+    values = np.asarray(small, np.float32)
+    values = values - cv2.GaussianBlur(values, (0, 0), SHADING)
+    if disc:
+        along = np.arange(SIDE) + 0.5 - SIDE / 2
+        values = values[along[:, None] ** 2 + along**2 <= (DISC * SIDE) ** 2]
+    values = values.ravel() - values.mean()
+    length = float(np.linalg.norm(values))
+    # Less than one grey value per pixel is rounding and compression, not structure.
+    return values / length if length > np.sqrt(values.size) / 2 else np.zeros_like(values)
+
+
+def _first_of_equal(files: list[Path]) -> list[int]:
+    """Return per file the index of the first file with the same bytes."""
+    by_size: dict[int, list[int]] = defaultdict(list)
+    for index, path in enumerate(files):
+        try:
+            by_size[path.stat().st_size].append(index)
+        except OSError as error:
+            raise DataError(f"{path}: there is no such image.") from error
+    first = list(range(len(files)))
+    for members in by_size.values():
+        if len(members) > 1:
+            seen: dict[str, int] = {}
+            for index in members:
+                first[index] = seen.setdefault(file_hash(files[index]), index)
+    return first
+
+
+def _alike(prints: list[np.ndarray], threshold: float) -> list[tuple[int, int]]:
+    if not prints:
+        return []
+    matrix = np.stack(prints)
+    found = []
+    for start in range(0, len(matrix), BLOCK):
+        rows, columns = np.nonzero(matrix[start : start + BLOCK] @ matrix[start:].T > threshold)
+        found += [(int(a) + start, int(b) + start) for a, b in zip(rows, columns, strict=True) if a < b]
+    return found

@@ -1,0 +1,70 @@
+"""Building blocks that necks and heads share."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class TolerantBatchNorm1d(nn.BatchNorm1d):
+    """BatchNorm that takes its running statistics where a training batch has one value per channel, hence no variance."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise [N, C]."""
+        return _with_running_statistics(self, input) if _single_value(self, input) else super().forward(input)
+
+
+class TolerantBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm that takes its running statistics where a training batch has one value per channel, hence no variance."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise [B, C, h, w]."""
+        return _with_running_statistics(self, input) if _single_value(self, input) else super().forward(input)
+
+
+def _single_value(norm: nn.BatchNorm1d | nn.BatchNorm2d, input: Tensor) -> bool:
+    return norm.training and input.numel() == input.shape[1]
+
+
+def _with_running_statistics(norm: nn.BatchNorm1d | nn.BatchNorm2d, input: Tensor) -> Tensor:
+    return F.batch_norm(input, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
+
+
+def separable_block(inputs: int, outputs: int) -> nn.Sequential:
+    """Build a depthwise 3x3 and a pointwise convolution, each with BatchNorm and ReLU and without bias."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, inputs, 3, padding=1, groups=inputs, bias=False),
+        nn.BatchNorm2d(inputs),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(inputs, outputs, 1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )
+
+
+def separable_convolution(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, dilation: int = 1) -> nn.Sequential:
+    """Build a depthwise and a pointwise convolution, both with bias and nothing in between."""
+    padding = dilation * (kernel // 2)
+    return nn.Sequential(
+        nn.Conv2d(inputs, inputs, kernel, stride, padding, dilation, groups=inputs), nn.Conv2d(inputs, outputs, 1)
+    )
+
+
+def convolution_block(inputs: int, outputs: int, kernel: int = 1, dilation: int = 1, separable: bool = False) -> nn.Sequential:
+    """Build a convolution that keeps the size, BatchNorm and ReLU.
+
+    The bias is redundant before BatchNorm; it is kept so that published networks match parameter for parameter.
+
+    Args:
+        inputs: Channels in.
+        outputs: Channels out.
+        kernel: Side of the (odd) kernel.
+        dilation: Distance of its taps.
+        separable: A depthwise and a pointwise convolution instead of a full one.
+    """
+    convolution: nn.Module = (
+        separable_convolution(inputs, outputs, kernel, dilation=dilation)
+        if separable
+        else nn.Conv2d(inputs, outputs, kernel, padding=dilation * (kernel // 2), dilation=dilation)
+    )
+    return nn.Sequential(convolution, TolerantBatchNorm2d(outputs), nn.ReLU(inplace=True))
