@@ -31,6 +31,18 @@ def test_drawn_data_pass_the_check(family: str, tmp_path: Path, capsys: pytest.C
     assert data("check", family, f"data.root={out}") == 0 and "images: 1\n" in capsys.readouterr().out
 
 
+def test_drawn_retinas_pass_the_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "drawn"
+    assert data("synth", "idrid", f"output={out}", "patients=5", "fields=2", "width=160") == 0
+    assert capsys.readouterr().out.strip() == str(out)
+    assert data("check", "idrid", f"data.root={out}") == 0
+    report = capsys.readouterr().out
+    assert "photographs: 10" in report and "0 errors" in report and "there more than once" in report
+    assert data("synth", "idrid", f"output={tmp_path / 'other'}", "kind=points") == 2
+    assert data("check", "idrid", f"data.root={out / 'A. Segmentation'}") == 3
+    assert f"Did you mean data.root={out}?" in capsys.readouterr().out
+
+
 def test_seed_and_kind_reach_the_drawing(tmp_path: Path) -> None:
     for name, more in (("a", ()), ("b", ()), ("c", ("seed=1",)), ("d", ("kind=polygons",))):
         words = [f"output={tmp_path / name}", "patients=2", "fields=1", "width=160", *more]
@@ -40,8 +52,10 @@ def test_seed_and_kind_reach_the_drawing(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "d").iterdir()] == ["Polygon Set"]
 
 
-def test_tools_write_what_they_print(smears: Path, cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for family, root in (("malaria", smears), ("malaria_cells", cells)):
+def test_tools_write_what_they_print(
+    smears: Path, cells: Path, retinas: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for family, root in (("malaria", smears), ("malaria_cells", cells), ("idrid", retinas)):
         for tool in ("stats", "show"):
             out = tmp_path / family / tool
             assert data(tool, family, f"data.root={root}", f"output={out}", "count=2") == 0

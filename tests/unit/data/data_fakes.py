@@ -109,6 +109,48 @@ class FakeFamily(DataFamily):
         return CheckReport()
 
 
+class Bordered(DataFamily):
+    """Grey pictures with a black border left and right; a white mark, its mask, and a point at its middle."""
+
+    object_classes = ("mark",)
+    size = (120, 240)
+    picture = (50, 0, 200, 120)  # x_min, y_min, x_max, y_max
+    mark = (140, 30, 158, 48)
+
+    def specs(self) -> dict[str, TaskSpec]:
+        return {
+            "mask": TaskSpec("mask", "segmentation", ("mark",), label="mask:mark"),
+            "drawn": TaskSpec("drawn", "segmentation", ("mark",), members=(("mark",),)),
+            "peak": TaskSpec("peak", "heatmap", ("mark",), members=(("mark",),)),
+        }
+
+    def locate(self) -> Path:
+        return Path()
+
+    def records(self) -> list[Record]:
+        return [Record("b0", "g0", "bordered", "b0.png", size=self.size)]
+
+    def read_image(self, record: Record) -> np.ndarray:
+        image = np.zeros((*self.size, 3), np.uint8)
+        left, top, right, bottom = self.picture
+        image[top:bottom, left:right] = 90
+        left, top, right, bottom = self.mark
+        image[top:bottom, left:right] = 255
+        return image
+
+    def read_labels(self, record: Record) -> Sample:
+        left, top, right, bottom = self.mark
+        mask = np.zeros(self.size, np.uint8)
+        mask[top:bottom, left:right] = 1
+        outline = np.asarray([(left, top), (right, top), (right, bottom), (left, bottom)], np.float32)
+        middle = outline.mean(axis=0, keepdims=True)
+        objects = Objects([outline], np.zeros(1, np.int64), middle, np.zeros(1, bool))
+        return Sample(np.zeros((0, 0, 3), np.uint8), "b0", "g0", "bordered", objects, {"mark": mask})
+
+    def check(self) -> CheckReport:
+        return CheckReport()
+
+
 def data_config(**groups: dict[str, Any]) -> dict[str, Any]:
     defaults: dict[str, Any] = {
         "augmentation": {"horizontal_flip": 0.5, "affine": {"probability": 1.0, "rotate": 20.0}},

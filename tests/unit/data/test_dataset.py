@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from data_fakes import CLASSES
+from data_fakes import CLASSES, Bordered
 
 from mtl.core.errors import DataError
 from mtl.data.cache import prepare
@@ -202,3 +202,52 @@ def test_collate_of_absent_objects():
     }
     batch = Collate(specs, ["detection"])([item])
     assert batch.targets["detection"][0]["boxes"].shape == (0, 4) and batch.targets["detection"][0]["points"].shape == (0, 2)
+
+
+@pytest.mark.parametrize("mode", ["stretch", "letterbox", "tiles"])
+@pytest.mark.parametrize("augment", [False, True])
+def test_targets_follow_their_pixels_when_the_border_is_cut_off(mode, augment):
+    geometry = Geometry(mode, (64, 96), scale=0.6, overlap=32)
+    preprocessing = Preprocessing(geometry, None, (0, 0, 0), (1, 1, 1), crop_border={"threshold": 0.06, "margin": 0.0})
+    dataset = make(Bordered(), preprocessing, augment, random_offset=augment)
+    assert dataset.windows[0][0].content == Bordered.picture
+    seen = 0
+    for number in range(len(dataset)):
+        item = dataset[Draw(1, number, number)]
+        white = item["image"][0] > 0.7
+        for task in ("mask", "drawn"):
+            marked = item["targets"][task][0] > 0
+            assert (white & ~marked).sum() + (marked & ~white).sum() <= 0.35 * max(white.sum(), 20)
+        for x, y in item["targets"]["peak"]["points"]:
+            seen += 1
+            assert white[int(y), int(x)]
+    assert seen
+
+
+def test_truth_in_the_original_raster():
+    preprocessing = Preprocessing(Geometry("letterbox", (64, 96)), crop_border={"threshold": 0.06, "margin": 0.0})
+    dataset = make(Bordered(), preprocessing)
+    working, native = dataset.truth("b0"), dataset.truth("b0", native=True)
+    left, top, right, bottom = Bordered.mark
+    for task in ("mask", "drawn"):
+        assert working.tasks[task]["mask"].shape[1:] == working.window.working_size
+        found = np.argwhere(native.tasks[task]["mask"][0])
+        assert native.tasks[task]["mask"].shape[1:] == Bordered.size
+        assert found.min(0).tolist() == [top, left] and found.max(0).tolist() == [bottom - 1, right - 1]
+    np.testing.assert_array_equal(native.tasks["peak"]["points"], working.tasks["peak"]["points"])
+    assert native.window.content == Bordered.picture
+
+
+def test_masks_are_decoded_once_while_there_is_room(monkeypatch):
+    import mtl.data.dataset as module
+
+    family, calls = Bordered(), []
+    original = family.read_labels
+    monkeypatch.setattr(family, "read_labels", lambda record: calls.append(record) or original(record))
+    dataset = make(family, Preprocessing(Geometry("stretch", (64, 96))))
+    first, *_ = (dataset[0] for _ in range(3))
+    assert len(calls) == 1
+    monkeypatch.setattr(module, "MASK_BYTES_KEPT", 10)
+    small = make(family, Preprocessing(Geometry("stretch", (64, 96))))
+    again, *_ = (small[0] for _ in range(3))
+    assert len(calls) == 4 and np.array_equal(first["targets"]["mask"], again["targets"]["mask"])

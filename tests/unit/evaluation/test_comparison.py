@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from mtl.config.load import load_run_config
 from mtl.core.errors import ConfigError, DataError
 from mtl.core.task import TaskSpec
 from mtl.core.types import Record
 from mtl.evaluation import comparison
-from mtl.evaluation.comparison import Run, _check_budget, _check_shared
+from mtl.evaluation.comparison import Run, _check_budget, _check_shared, _plan
 
 SPECS = {"grade": TaskSpec("grade", "classification", ("a", "b"), label="class:grade"),
          "mask": TaskSpec("mask", "segmentation", ("speck",), label="mask:specks")}  # fmt: skip
@@ -61,3 +62,13 @@ def test_masks_must_be_compared_at_one_size() -> None:
     with pytest.raises(ConfigError, match=r"evaluation\.resolution"):
         _check_shared(configs(40, "working"))
     _check_shared(configs(40))
+
+
+def test_an_arm_can_be_another_suite_of_the_same_data(tmp_path: Path) -> None:
+    arms = {"hard": [], "moe": ["task=idrid_moe", "heads.grade.experts=2"], "stl": []}
+    runs = _plan("idrid_mtl", 1, arms, ["backbone=resnet18", "tasks=[grade,edema]"], tmp_path)
+    assert [(run.arm, run.task, run.overrides[0]) for run in runs] == [
+        ("hard", None, "task=idrid_mtl"), ("moe", None, "task=idrid_moe"),
+        ("stl", "grade", "task=idrid_mtl"), ("stl", "edema", "task=idrid_mtl"),
+    ]  # fmt: skip
+    _check_shared({run: load_run_config(list(run.overrides)) for run in runs})
