@@ -149,8 +149,9 @@ def _check_fit(values: dict[str, Any]) -> list[str]:
             )
         elif kind != specs[task].kind:
             fitting = [name for name, entry in entries.items() if entry.constants.get("kind") in (specs[task].kind, ANY_KIND)]
+            path, inner = (f"{task}.expert", head["expert"]) if "expert" in head else (task, head)
             problems.append(
-                f"`heads.{task}.name` is `{head['name']}`, a {kind} head, but the data label `{task}` for {specs[task].kind}. "
+                f"`heads.{path}.name` is `{inner['name']}`, a {kind} head, but the data label `{task}` for {specs[task].kind}. "
                 f"Heads that fit: {', '.join(sorted(fitting))}."
             )
         if "expert" in head and not entries[head["expert"]["name"]].constants.get("mixable", True):

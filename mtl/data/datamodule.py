@@ -187,6 +187,11 @@ class MultiTaskDataModule(pl.LightningDataModule):
                 f"No training image is labelled for {', '.join(unlabelled)}. Expected at least one per task: leave it out of "
                 "`tasks`, choose another data.split, or complete the data folder."
             )
+        if stage in (None, "fit") and len(self.unlabelled_tasks("val")) == len(self.tasks):
+            raise DataError(
+                f"No validation image is labelled for {', '.join(self.tasks)}, so nothing could choose a checkpoint. Use "
+                "another data.split.seed, other data.split.ratios, or more data."
+            )
         self._prepare_cache()
 
     def dataset(self, split: str) -> SampleDataset:
@@ -250,9 +255,11 @@ class MultiTaskDataModule(pl.LightningDataModule):
             weights = item_weights(dataset.class_presence(), config.get("priority_class"))
         rank, world_size = self._ranks()
         batch_size = int(config["batch_size"])
-        mixing = Mixing(
-            dataset.sources, config.get("mixing", "mixed"), config.get("source_weights") or {}, config.get("temperature", 1.0)
-        )
+        # A source without a label for the active tasks (those of a single-task twin) needs no weight, and may have one.
+        idle = {record.source for record in self.records} - set(dataset.sources)
+        given = config.get("source_weights") or {}
+        source_weights = {name: weight for name, weight in given.items() if name not in idle}
+        mixing = Mixing(dataset.sources, config.get("mixing", "mixed"), source_weights, config.get("temperature", 1.0))
         sampler = EpochSampler(
             len(dataset), self.seed, rank, world_size, weights, config.get("samples_per_epoch"), mixing, batch_size
         )

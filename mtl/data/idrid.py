@@ -39,9 +39,10 @@ GRADES = {
     "grade": ("no_dr", "mild_npdr", "moderate_npdr", "severe_npdr", "pdr"),
     "edema": ("no_dme", "mild_dme", "severe_dme"),
 }
-# Images without a grade are a stratum of their own, so that they too are spread over training and validation. A photograph
-# that has a grade in one set and none in the other counts as one of these.
+# Segmented images have no grade and are a stratum of their own, so that they too are spread over training and validation. A
+# photograph that is in both sets counts as one of these. Localization, which has the photographs of grading, has no say.
 UNGRADED = 5
+NO_SAY = 0  # the highest stratum of a group counts
 CIRCLE = 24  # vertices of the outline around a landmark
 SHOWN = 5  # problems and examples in messages
 
@@ -272,7 +273,7 @@ class Idrid(DataFamily):
             path=str(picture.path),
             size=size,
             pixel_scale=self.pixel_scale_of(size),
-            stratum=picture.grades.get("grade", UNGRADED),
+            stratum=picture.grades.get("grade", NO_SAY if picture.set_name == "localization" else UNGRADED),
             class_counts=counts,
             official_split=picture.part,
             labels=tuple(labels),
@@ -322,8 +323,8 @@ class Idrid(DataFamily):
             share = float(np.count_nonzero(mask)) / mask.size
             if share > self._largest[code]:
                 raise DataError(
-                    f"{path}: {share:.1%} of the image is marked as {LESIONS[code][1]}; expected at most "
-                    f"{self._largest[code]:.1%}. Correct the mask, or raise data.largest_share.{code}."
+                    f"{path}: {share:.2%} of the image is marked as {LESIONS[code][1]}; expected at most "
+                    f"{self._largest[code]:.2%}. Correct the mask, or raise data.largest_share.{code}."
                 )
             stack[number] = mask
         masks = {LESIONS[code][0]: stack[CODES.index(code)] for code in known}

@@ -44,6 +44,11 @@ class Mixing:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
+        if self.mode == "alternating" and self.temperature != 1.0:
+            raise ConfigError(
+                f"`data.loader.temperature={self.temperature:g}` has no effect with mixing=alternating, where sources take "
+                "turns. Remove it, or set data.loader.mixing=mixed."
+            )
         if not self.weights:
             return
         problems = [unknown("source", n, self.names, "data.loader.source_weights") for n in self.weights if n not in self.names]
@@ -110,9 +115,11 @@ class EpochSampler:
         self.count, self.seed, self.rank, self.world_size = count, seed, rank, world_size
         self.weights = None if weights is None else np.asarray(weights, np.float64)
         self.mixing = None if mixing is None or mixing.plain else mixing
-        # Alternating sources fill whole steps.
-        self.block = batch_size * world_size if self.mixing and self.mixing.mode == "alternating" else world_size
-        self.total = -(-(samples_per_epoch or count) // self.block) * self.block
+        self.block = batch_size * world_size
+        self.total = -(-(samples_per_epoch or count) // world_size) * world_size
+        if self.mixing and self.mixing.mode == "alternating":
+            # Whole steps only, as many as any other order makes without its short last batch, so that budgets stay equal.
+            self.total = max(1, self.total // self.block) * self.block
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -130,12 +137,13 @@ class EpochSampler:
             drawn = [self._draw(items, count, rng) for items, count in zip(members, counts, strict=True)]
             return rng.permutation(np.concatenate(drawn))
         steps = self.total // self.block
-        turns = [-(-(steps - turn) // len(members)) for turn in range(len(members))]
+        # Turns go on from one epoch to the next, or in epochs of an odd number of steps one source would come up more often.
+        turn = (np.arange(steps) + self.epoch * steps) % len(members)
         streams = [
-            self._draw(items, turn * self.block, rng).reshape(turn, self.block)
-            for items, turn in zip(members, turns, strict=True)
+            iter(self._draw(items, int(count) * self.block, rng).reshape(-1, self.block))
+            for items, count in zip(members, np.bincount(turn, minlength=len(members)), strict=True)
         ]
-        return np.concatenate([streams[step % len(members)][step // len(members)] for step in range(steps)])
+        return np.concatenate([next(streams[source]) for source in turn])
 
     def _draw(self, items: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
         """Draw `count` of some items: one permutation after the other, or with replacement by weight."""

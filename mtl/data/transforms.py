@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import cv2
@@ -58,10 +59,11 @@ class Transform:
         # `set_random_seed` would hand every step a fresh copy of one stream, so that both flips always came together; one
         # shared stream keeps the steps independent of each other.
         self._compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
-        names = list(masks)
+        # Plane by plane: the library wants masks of one shape, and OpenCV moves four channels at most.
+        planes = [plane for mask in masks.values() for plane in (np.moveaxis(mask, 2, 0) if mask.ndim == 3 else [mask])]
         given: dict[str, Any] = {"image": image, "keypoints": np.zeros((0, 2), np.float32)}
-        if names:
-            given["masks"] = [masks[name] for name in names]
+        if planes:
+            given["masks"] = [np.ascontiguousarray(plane) for plane in planes]
         moved: dict[str, Any] = {}
 
         def run(points: np.ndarray) -> np.ndarray:
@@ -72,7 +74,15 @@ class Transform:
             objects = objects.map(run)
         else:
             run(np.zeros((0, 2), np.float32))
-        return moved["image"], objects, dict(zip(names, moved.get("masks", ()), strict=True))
+        found = iter(moved.get("masks", ()))
+        return moved["image"], objects, {name: _gather(mask, found) for name, mask in masks.items()}
+
+
+def _gather(mask: np.ndarray, planes: Iterator[np.ndarray]) -> np.ndarray:
+    """Take as many planes [H, W] as a mask has channels and give them its form."""
+    if mask.ndim == 2:
+        return next(planes)
+    return np.stack([next(planes) for _ in range(mask.shape[2])], axis=2)
 
 
 def _steps(config: dict[str, Any], square: bool, fill: float | tuple[float, ...]) -> list[Any]:

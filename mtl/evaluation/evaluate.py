@@ -261,17 +261,22 @@ def result_lines(metrics: dict[str, Any]) -> str:
     for task, values in metrics["tasks"].items():
         names = list(values["ci95"])
         names = names[:4] + [name for name in names[4:] if name in ALSO_SHOWN]
-        baseline = metrics["baseline"].get(task, {}).get("metrics", {})
-        parts = []
-        for name in names:
-            interval = values["ci95"].get(name)
-            spread = f" [{_number(interval[0])}, {_number(interval[1])}]" if interval else ""
-            parts.append(f"{name} {_number(values[name])}{spread} (baseline {_number(baseline.get(name))})")
-        lines.append(f"  {task}: " + ", ".join(parts))
+        lines.append(f"  {task}: {_figures(names, values, metrics['baseline'].get(task))}")
     for name, values in metrics["study"].items():
-        parts = [f"{key} {_number(value)}" for key, value in values.items() if isinstance(value, float | int)]
-        lines.append(f"  {name}: " + ", ".join(parts))
+        names = [key for key, value in values.items() if isinstance(value, float | int) and key != "n"]
+        lines.append(f"  {name}: {_figures(names, values, metrics['baseline'].get(name))}")
     return "\n".join(lines)
+
+
+def _figures(names: list[str], values: dict[str, Any], baseline: dict[str, Any] | None) -> str:
+    """List metrics with their interval and, where there is one, the baseline."""
+    parts = []
+    for name in names:
+        interval = (values.get("ci95") or {}).get(name)
+        spread = f" [{_number(interval[0])}, {_number(interval[1])}]" if interval else ""
+        beside = f" (baseline {_number(baseline['metrics'].get(name))})" if baseline else ""
+        parts.append(f"{name} {_number(values[name])}{spread}{beside}")
+    return ", ".join(parts)
 
 
 def _number(value: Any) -> str:

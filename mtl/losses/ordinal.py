@@ -18,7 +18,8 @@ class Ordinal(WeightedLoss):
 
     With K classes there are K - 1 logits; logit k asks whether the grade exceeds k, given that it exceeds k - 1. Only samples
     for which its condition holds answer a question, with binary cross-entropy, and the mean is over all answers. P(grade > k)
-    is the product of the first k + 1 answers: it cannot rise with k, whatever the logits.
+    is the product of the first k + 1 answers: it cannot rise with k, whatever the logits. Decisions take the most probable
+    class, as for every classifier here; the paper counts the k with P(grade > k) above one half, which can differ.
 
     Args:
         spec: The task; its classes must be ordered.

@@ -15,6 +15,7 @@ from tiny_runs import before_step, checkpoint, differing, go, history
 from mtl.config.load import load_run_config
 from mtl.core.errors import ConfigError, DataError
 from mtl.core.types import TaskBatch
+from mtl.data.idrid import Idrid
 from mtl.data.sampling import EpochSampler
 from mtl.training.module import MultiTaskModule
 
@@ -143,6 +144,32 @@ def test_a_task_without_a_single_label_is_refused(retinas: Path, tmp_path: Path)
     shutil.copytree(retinas / "B. Disease Grading", graded / "B. Disease Grading")
     with pytest.raises(DataError, match="No training image is labelled for lesions_ma"):
         run(graded, tmp_path / "run", "task=idrid_mtl", "tasks=[grade,lesions_ma]")
+
+
+def test_a_run_that_nothing_could_validate_is_refused_before_it_trains(retinas: Path, tmp_path: Path) -> None:
+    family = Idrid(root=str(retinas))
+    lines = ["sample_id,split"]
+    for record in family.records():
+        part = "train" if record.official_split == "train" and record.source == "idrid_segmentation" else "val"
+        lines.append(f"{record.sample_id},{'test' if record.official_split == 'test' else part}")
+    (tmp_path / "split.csv").write_text("\n".join(lines))
+    words = ("data.group_by=image", "data.split.scheme=file", f"data.split.file={tmp_path / 'split.csv'}")
+    with pytest.raises(DataError, match="No validation image is labelled for lesions_ma"):
+        run(retinas, tmp_path / "run", "task=idrid_mtl", "tasks=[lesions_ma]", *words)
+
+
+def test_all_lesions_in_one_head_train_beside_landmarks(retinas: Path, tmp_path: Path) -> None:
+    """A mask of five channels and points, augmented together, on images whose border is cut off."""
+    words = ("task=idrid_mtl", "tasks=[lesions,landmarks]", "data.preprocessing.crop={threshold:0.06,margin:0.0}")
+    metrics, _ = run(retinas, tmp_path / "run", *words, score=True)
+    assert len(metrics["tasks"]["lesions"]["per_class"]) == 5 and metrics["resolution"] == "native"
+    assert metrics["tasks"]["landmarks"]["n"] > 0
+
+
+def test_a_single_task_may_keep_the_weights_of_all_sources(retinas: Path, tmp_path: Path) -> None:
+    weights = "data.loader.source_weights={idrid_grading:1,idrid_segmentation:3}"
+    _, alone = run(retinas, tmp_path / "run", "task=idrid_mtl", "tasks=[grade]", "data.loader.mixing=mixed", weights)
+    assert set(alone["datamodule"].dataset("train").sources) == {"idrid_grading"}
 
 
 def test_settings_of_sources_are_checked(retinas: Path, tmp_path: Path) -> None:

@@ -239,7 +239,7 @@ def test_missing_masks_follow_the_policy(folder: Path) -> None:
 def test_a_mask_that_covers_too_much_names_its_file(folder: Path) -> None:
     path = put_mask(folder, "IDRiD_01_EX", np.ones(SIZE, np.uint8))
     family, records = read(folder)
-    with pytest.raises(DataError, match=r"IDRiD_01_EX\.tif: 100\.0% of the image is marked as hard_exudates"):
+    with pytest.raises(DataError, match=r"IDRiD_01_EX\.tif: 100\.00% of the image is marked as hard_exudates"):
         family.read_labels(records["A/train/IDRiD_01"])
     report = family.check()
     assert len(report.errors) == 1 and str(path) in report.errors[0] and "data.largest_share.EX" in report.errors[0]
@@ -404,6 +404,17 @@ def test_official_split(retinas: Path) -> None:
     for name in ("train", "val"):
         sources = {record.source for key, record in records.items() if split[key] == name}
         assert {"idrid_segmentation", "idrid_grading"} <= sources
+
+
+def test_localization_leaves_the_strata_to_grades(retinas: Path) -> None:
+    """Every graded photograph is in localization too: its group keeps the stratum of its grade."""
+    strata = {}
+    for sets in (None, ["segmentation", "grading"]):
+        groups: dict[str, int] = {}
+        for record in read(retinas, sets=sets)[1].values():
+            groups[record.group] = max(groups.get(record.group, 0), record.stratum)
+        strata[sets is None] = sorted(groups.values())
+    assert strata[True] == strata[False] and len(set(strata[True])) > 3
 
 
 def test_broken_images(folder: Path) -> None:

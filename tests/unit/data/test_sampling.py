@@ -87,9 +87,22 @@ def test_alternating_sources_take_turns_step_by_step(world_size):
     assert indices(again) != ranks[0]
 
 
-def test_alternating_epochs_hold_whole_steps():
-    sampler = mixed(mode="alternating", batch_size=4, samples_per_epoch=42)
-    assert len(sampler) == 44 and len(indices(sampler)) == 44
+@pytest.mark.parametrize(("world_size", "wanted"), [(1, 42), (1, 3), (2, 42), (2, 47), (2, 5)])
+def test_alternating_epochs_are_as_long_as_others_without_a_short_batch(world_size, wanted):
+    alternating = mixed(mode="alternating", batch_size=4, world_size=world_size, samples_per_epoch=wanted)
+    plain = EpochSampler(40, 5, world_size=world_size, samples_per_epoch=wanted, batch_size=4)
+    assert len(alternating) == len(indices(alternating)) == max(4, len(plain) // 4 * 4)
+
+
+def test_turns_of_sources_go_on_from_epoch_to_epoch():
+    """Else an epoch of one step would never show the second source."""
+    sampler = mixed(mode="alternating", batch_size=4, samples_per_epoch=12)
+    turns = []
+    for epoch in range(4):
+        sampler.set_epoch(epoch)
+        drawn = indices(sampler)
+        turns += [{SOURCES[i] for i in drawn[start : start + 4]} for start in range(0, 12, 4)]
+    assert turns == [{"a"}, {"b"}] * 6
 
 
 def test_rare_classes_are_drawn_within_their_source():
@@ -106,6 +119,8 @@ def test_weights_of_sources_must_make_sense():
         Mixing(SOURCES, weights={"a": 1})
     with pytest.raises(ConfigError, match="no effect with mixing=alternating"):
         Mixing(SOURCES, "alternating", {"a": 1, "b": 1})
+    with pytest.raises(ConfigError, match="temperature=2` has no effect with mixing=alternating"):
+        Mixing(SOURCES, "alternating", temperature=2.0)
 
 
 def test_no_samples():

@@ -183,3 +183,16 @@ def test_every_photometric_key_does_something(step, key, value):
     config = dict(PHOTOMETRIC[step][step])
     before = Transform({step: config}, SQUARE)(image, None, {}, 5)[0]
     assert (Transform({step: {**config, key: value}}, SQUARE)(image, None, {}, 5)[0] != before).any()
+
+
+def test_masks_with_and_without_channels_move_alike():
+    """Several tasks bring masks of several forms, and more channels than OpenCV takes at once."""
+    rng = np.random.default_rng(0)
+    stack = rng.integers(0, 2, (*WIDE, 6)).astype(np.uint8)
+    masks = {"all": stack, "second": np.ascontiguousarray(stack[..., 1]), "last": stack[..., 5:]}
+    for seed in range(6):
+        _, _, moved = Transform(GEOMETRIC["all"], WIDE)(np.zeros((*WIDE, 3), np.uint8), None, masks, seed)
+        assert {name: mask.shape for name, mask in moved.items()} == {name: mask.shape for name, mask in masks.items()}
+        np.testing.assert_array_equal(moved["all"][..., 1], moved["second"])
+        np.testing.assert_array_equal(moved["all"][..., 5:], moved["last"])
+        assert (moved["all"] != stack).any()

@@ -119,3 +119,15 @@ def test_description_is_plain_and_readable(model: Model) -> None:
     text = render(description)
     assert "backbone" in text and "1,392" in text and "16 x 16 x 24" in text and "multiply-adds" in text
     assert max(len(line) for line in text.splitlines()) <= 110
+
+
+def test_a_neck_that_is_not_shared_is_shown_per_head(model: Model) -> None:
+    class Unshared(Model):
+        def forward(self, images: Tensor) -> dict:
+            return {"mask": self.heads["mask"](self.necks["fpn"]["mask"](self.encoder(images)))}
+
+    unshared = Unshared()
+    unshared.necks = nn.ModuleDict({"fpn": nn.ModuleDict({"mask": Neck()})})
+    description = describe(unshared, None, (64, 96))
+    assert {part["part"]: part["outputs"] for part in description["parts"]}["neck.fpn.mask"] == {"/4": [4, 16, 24]}
+    assert description["parameters"]["by_part"]["neck.fpn"]["total"] == 68
