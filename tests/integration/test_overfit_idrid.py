@@ -1,4 +1,4 @@
-"""Experts and a shared neck can learn a few retinas by heart, from two sets by turns. Slow; run by `make test-all`."""
+"""Experts and a shared neck can learn a few retinas by heart, from two sets at once. Slow; run by `make test-all`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def test_grades_and_masks_together(suite: str, tmp_path: Path) -> None:
     words = [
         f"task={suite}", f"data.root={tmp_path}/retinas", "tasks=[grade,lesions_ex,optic_disc]", "backbone=resnet10t",
         "necks.aspp.width=32", "data.geometry.size=[128,160]", "data.augmentation=null", "data.loader.batch_size=4",
-        "data.loader.samples_per_epoch=48", "optimizer.lr=2e-3", "optimizer.weight_decay=0", f"trainer.max_epochs={epochs}",
+        "data.loader.samples_per_epoch=48", "data.loader.mixing=mixed", "data.loader.temperature=100",
+        "optimizer.lr=2e-3", "optimizer.weight_decay=0", f"trainer.max_epochs={epochs}",
         f"trainer.check_val_every_n_epoch={epochs}", "trainer=cpu", "evaluation.bootstrap=0", "evaluation.cases=0",
         "evaluation.resolution=working", f"paths.run_dir={tmp_path}/run",
     ]  # fmt: skip
