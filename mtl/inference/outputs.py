@@ -116,7 +116,8 @@ class PredictionWriter:
 
 def csv_columns(specs: dict[str, TaskSpec]) -> list[str]:
     """Return the columns of `predictions.csv` for a set of tasks."""
-    columns = ["image", "width", "height", *OBJECT_COLUMNS]
+    finds_objects = any(spec.kind in ("detection", "heatmap") for spec in specs.values())
+    columns = ["image", "width", "height", *(OBJECT_COLUMNS if finds_objects else [])]
     detections = [spec for spec in specs.values() if spec.kind == "detection"]
     if detections:
         columns += [f"n_{name}" for name in detections[0].classes]
@@ -138,8 +139,8 @@ def csv_rows(path: Path, prediction: Prediction) -> list[dict[str, Any]]:
     """Return the rows of one image: one per object, or a single one if there is none."""
     content = prediction.to_json()
     image: dict[str, Any] = {"image": _cell(str(path)), "width": content["width"], "height": content["height"]}
-    image |= {f"n_{name}": count for name, count in content["counts"].items()}
-    if content["parasitemia"] is not None:
+    image |= {f"n_{name}": count for name, count in content.get("counts", {}).items()}
+    if content.get("parasitemia") is not None:
         image["parasitemia"] = round(content["parasitemia"], 4)
     rows: list[dict[str, Any]] = []
     for task, entry in content["tasks"].items():

@@ -113,7 +113,9 @@ class Prediction:
         """Return plain values: what was found at the stored thresholds, without maps."""
         tasks = {task: {"kind": self.specs[task].kind, **self._summary(task)} for task in self.tasks}
         height, width = self.size
-        content: dict[str, Any] = {"width": width, "height": height, "counts": self.counts, "parasitemia": self.parasitemia}
+        content: dict[str, Any] = {"width": width, "height": height}
+        if self.detection_task is not None:
+            content |= {"counts": self.counts, "parasitemia": self.parasitemia}
         return {**content, "thresholds": {task: self.thresholds.get(task, {}) for task in self.tasks}, "tasks": tasks}
 
     def _summary(self, task: str) -> dict[str, Any]:
