@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from mtl.config.load import load_run_config
+from mtl.config.load import load_config, load_run_config
+from mtl.config.schema import CompareConfig
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -29,6 +30,17 @@ def test_every_training_command_composes(command):
         pytest.skip("resume= takes its configuration from the run")
     words = [re.sub(r",.*", "", word) if " -m " in command else word for word in words]
     assert load_run_config(words)["tasks"]
+
+
+def test_every_comparison_composes():
+    lines = [line for line in README.splitlines() if line.startswith("mtl compare ")]
+    assert len(lines) >= 2
+    for line in lines:
+        words = shlex.split(line, comments=True)[2:]
+        end = words.index("--") if "--" in words else len(words)
+        config = load_config("compare", words[:end], CompareConfig)
+        for arm in config["arms"].values() if isinstance(config["arms"], dict) else [[]]:
+            assert load_run_config([f"task={config['suite']}", *words[end + 1 :], *arm])["tasks"]
 
 
 def test_linked_pages_and_pictures_exist():
