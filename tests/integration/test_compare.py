@@ -20,6 +20,9 @@ SETTINGS = (
 )  # fmt: skip
 
 
+IN_OWN_PROCESS = comparison.train_in_own_process  # before a fixture of this module replaces it
+
+
 class Trainer:
     """Trains in this process, which spares the imports, and remembers with which words."""
 
@@ -190,6 +193,7 @@ def test_failed_run_is_named(trainer: Trainer, smears: Path, tmp_path: Path, cap
 
 @pytest.mark.slow
 def test_in_processes_of_their_own(smears: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparison, "train_in_own_process", IN_OWN_PROCESS)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
     assert compare(tmp_path, smears, seeds="2") == 0
     assert len(list(tmp_path.rglob("metrics.json"))) == 6
