@@ -15,6 +15,7 @@ from mtl.core.task import TaskSpec
 from mtl.core.types import Record, Sample
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"})
+SHOWN_PROBLEMS = 5  # in a message; `mtl data check` lists all
 
 
 @dataclass
@@ -123,3 +124,17 @@ def find_root(root: str | None, family: str, is_root: str, candidates: tuple[str
         if folder.is_dir():
             return folder
     raise DataError(f"No `{family}` data below MTL_DATA_DIR (`{base}`). {hint}")
+
+
+def listed_errors(where: str, problems: list[str], hint: str) -> DataError:
+    """Word what is wrong with the files of a data set: how many errors, the first few, and what to do.
+
+    Args:
+        where: Behind the number of errors: `below <folder>`.
+        problems: One sentence each, with its file; at least one.
+        hint: A sentence.
+    """
+    total, more = len(problems), len(problems) - SHOWN_PROBLEMS
+    shown = "\n".join(problems[:SHOWN_PROBLEMS])
+    rest = f"and {more} more. " if more > 0 else ""
+    return DataError(f"{total} error{'s' if total > 1 else ''} {where}:\n{shown}\n{rest}{hint}")

@@ -20,7 +20,7 @@ from mtl.core.errors import ConfigError, DataError, unknown
 from mtl.core.registry import SOURCES
 from mtl.core.task import TaskSpec
 from mtl.core.types import Objects, Record, Sample
-from mtl.data.base import CheckReport, DataFamily, find_root
+from mtl.data.base import CheckReport, DataFamily, find_root, listed_errors
 from mtl.data.duplicates import connected, near_duplicates
 from mtl.data.idrid_files import CODES, LANDMARKS, SETS, Contents, Picture, find_sets, read_contents
 from mtl.data.images import image_size, read_mask, read_rgb
@@ -44,7 +44,7 @@ GRADES = {
 UNGRADED = 5
 NO_SAY = 0  # the highest stratum of a group counts
 CIRCLE = 24  # vertices of the outline around a landmark
-SHOWN = 5  # problems and examples in messages
+SHOWN = 5  # examples in notes
 
 
 @dataclass
@@ -169,12 +169,8 @@ class Idrid(DataFamily):
         first = self._index is None
         index = self._scan()
         if problems := index.contents.problems:
-            more = f"\nand {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-            raise DataError(
-                f"{len(problems)} error{'s' if len(problems) > 1 else ''} below `{self.locate()}`:\n"
-                + "\n".join(problems[:SHOWN])
-                + more
-            )
+            hint = "Correct or restore these files; `mtl data check idrid` lists all."
+            raise listed_errors(f"below `{self.locate()}`", problems, hint)
         if not index.records:
             raise DataError(f"No image below `{self.locate()}`. Expected `<set>/1. Original Images/<part>/*.jpg`.")
         if first:

@@ -22,7 +22,7 @@ from mtl.core.errors import ConfigError, DataError
 from mtl.core.registry import SOURCES
 from mtl.core.task import TaskSpec
 from mtl.core.types import Objects, Record, Sample
-from mtl.data.base import IMAGE_SUFFIXES, CheckReport, DataFamily, find_root
+from mtl.data.base import IMAGE_SUFFIXES, CheckReport, DataFamily, find_root, listed_errors
 from mtl.data.images import check_images, image_size, read_rgb
 from mtl.data.malaria_annotations import Cell, centroid, read_annotation
 
@@ -32,7 +32,6 @@ FIELD_SIZE = (2988, 5312)  # (height, width) of a whole field as photographed: t
 SETS = ("Point Set", "Polygon Set")
 CLASSES = ("Infected", "Healthy", "WBC")
 ELLIPSE_VERTICES = 24  # a multiple of 4, so that the extent is exact
-SHOWN_PROBLEMS = 5
 TILE = re.compile(r"_r\d+c\d+$")
 
 
@@ -165,13 +164,8 @@ class Malaria(DataFamily):
         if first and index.unknown:
             logger.warning("%s", _unknown_text(index.unknown))
         if index.problems and self.on_error == "raise":
-            shown = "\n".join(index.problems[:SHOWN_PROBLEMS])
-            total, more = len(index.problems), len(index.problems) - SHOWN_PROBLEMS
-            raise DataError(
-                f"{total} error{'s' if total > 1 else ''} in the annotations below `{self.locate()}`:\n{shown}\n"
-                + (f"and {more} more. " if more > 0 else "")
-                + "Correct the files, or leave these rows and images out with data.on_error=skip."
-            )
+            hint = "Correct the files, or leave these rows and images out with data.on_error=skip."
+            raise listed_errors(f"in the annotations below `{self.locate()}`", index.problems, hint)
         if first and index.problems:
             logger.warning("%d errors in annotations left out, the first: %s", len(index.problems), index.problems[0])
         if not index.records:

@@ -215,7 +215,7 @@ class MultiTaskModule(pl.LightningModule):
 
     def _watch(self, stage: str, outputs: dict[str, Output], batch: TaskBatch) -> None:
         """Accumulate what heads let others watch (the use of experts), over this rank's labelled samples."""
-        for head in self._heads:
+        for head in (head for head in self._heads if head.monitored):
             task, present = head.spec.name, batch.present[head.spec.name]
             count = present.sum()
             for name, value in head.monitor(outputs[task], present).items():

@@ -29,7 +29,7 @@ from mtl.core.registry import (
 )
 
 MALARIA = "task=malaria_mttl"
-SUITE = {"malaria": MALARIA, "malaria_cells": "task=malaria_cells", "idrid": "task=idrid_mtl"}
+SUITE = {"malaria": MALARIA, "malaria_cells": "task=malaria_cells", "idrid": "task=idrid_mtl"}  # where parts are tried
 TASK_OF_KIND = {
     "detection": "detection", "roi_classification": "roi", "segmentation": "segmentation", "heatmap": "heatmap",
     "classification": "cell", "any": "cell",
@@ -102,7 +102,8 @@ def words_for(group: str, name: str) -> list[str]:
     if group == "task":
         return [f"task={name}"]
     if group == "data":
-        return [SUITE[name]]
+        suites = (f"task={task}" for task in choices("task"))
+        return [next(suite for suite in suites if composed(suite)["data"]["name"] == name)]
     if group == "experiment":
         return [f"experiment={name}"]
     if (group, name) == ("backbone", "timm"):
