@@ -45,9 +45,17 @@ class CropConfig(Strict):
     margin: float = Field(0.0, ge=0, lt=0.5)
 
 
+class ForegroundConfig(Strict):
+    """Standardise grey values inside the foreground, the brain of an MR image (`mtl.data.intensity`)."""
+
+    method: Literal["zscore", "percentile"] = "zscore"
+    limit: float = Field(4.0, gt=0)
+
+
 class PreprocessingConfig(Strict):
     """What happens to pixels in training, evaluation and prediction alike."""
 
+    foreground: ForegroundConfig | None
     crop: CropConfig | None
     circle: bool
     clahe: ClaheConfig | None
@@ -82,6 +90,14 @@ class StainJitterConfig(Strict):
     strength: float = Field(ge=0)
 
 
+class IntensityJitterConfig(Strict):
+    """Random contrast and brightness of each channel inside the foreground, as shares of the value range."""
+
+    probability: Probability
+    contrast: float = Field(ge=0)
+    brightness: float = Field(ge=0)
+
+
 class BlurConfig(Strict):
     """Gaussian blur."""
 
@@ -106,6 +122,8 @@ class AugmentationConfig(Strict):
     affine: AffineConfig
     color_jitter: ColorJitterConfig
     stain_jitter: StainJitterConfig
+    intensity_jitter: IntensityJitterConfig
+    channel_dropout: Probability
     blur: BlurConfig
     noise: NoiseConfig
 
@@ -260,6 +278,8 @@ class EvaluationConfig(Strict):
     hit_radius: float = Field(72.0, gt=0)
     resolution: Literal["working", "native"] = "working"
     score_weights: dict[str, float] = {}
+    hd95: bool = False
+    primary: dict[str, str] = {}
     cases: int = Field(3, ge=0)
 
 

@@ -14,13 +14,17 @@ KIND_METRICS: dict[str, tuple[str, ...]] = {
     "roi_classification": ("f1_macro", "accuracy", "balanced_accuracy"),
     "segmentation": (
         "dice_per_image", "iou_per_image", "dice_pooled", "iou_pooled", "precision_pooled", "recall_pooled", "aupr",
+        "dice_nonempty", "iou_nonempty",
     ),
     "heatmap": ("peak_f1", "peak_precision", "peak_recall", "mse", "mae", "pearson"),
     "classification": ("f1_macro", "accuracy", "balanced_accuracy", "auroc"),
     "regression": ("pearson", "mae", "rmse"),
 }  # fmt: skip
-# Added where the classes of a classification task are ordered.
+# Added where the classes of a classification task are ordered, where there are two (the second is the positive one), and
+# where the images of a group are slices of one volume.
 ORDINAL_METRICS = ("quadratic_kappa",)
+BINARY_METRICS = ("sensitivity", "specificity")
+VOLUME_METRICS = ("dice_per_case", "iou_per_case", "mae_volume_mm3")
 LOWER_IS_BETTER = frozenset({"mae", "mse", "rmse", "count_mae", "loss"})
 
 
@@ -31,7 +35,7 @@ def higher_is_better(metric: str) -> bool:
         metric: Its name, with a path in front (`val/detection/map50`) or a unit behind (`mae_patient`) or neither.
     """
     name = metric.rpartition("/")[2]
-    return not (name in LOWER_IS_BETTER or name.startswith(("mae_", "images_without")))
+    return not (name in LOWER_IS_BETTER or name.startswith(("mae_", "hd95", "images_without")))
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class TaskSpec:
         ignore_index: Value of multiclass targets that neither loss nor metrics see.
         primary: The metric that selects checkpoints; empty takes the first of `metrics`.
         ordinal: Classification only: the classes are grades, in ascending order.
+        volumetric: Segmentation only: the images of a group are slices of one volume (a case).
     """
 
     name: str
@@ -60,11 +65,15 @@ class TaskSpec:
     ignore_index: int = 255
     primary: str = ""
     ordinal: bool = False
+    volumetric: bool = False
 
     @property
     def metrics(self) -> tuple[str, ...]:
         """Names of the metrics that are logged for this task."""
-        return KIND_METRICS[self.kind] + (ORDINAL_METRICS if self.kind == "classification" and self.ordinal else ())
+        names = KIND_METRICS[self.kind]
+        if self.kind == "classification":
+            names += (ORDINAL_METRICS if self.ordinal else ()) + (BINARY_METRICS if len(self.classes) == 2 else ())
+        return names + (VOLUME_METRICS if self.kind == "segmentation" and self.volumetric else ())
 
     @property
     def primary_metric(self) -> str:
@@ -89,7 +98,7 @@ class TaskSpec:
         return {
             "name": self.name, "kind": self.kind, "classes": list(self.classes), "label": self.label,
             "members": [list(names) for names in self.members], "multilabel": self.multilabel,
-            "ignore_index": self.ignore_index, "primary": self.primary, "ordinal": self.ordinal,
+            "ignore_index": self.ignore_index, "primary": self.primary, "ordinal": self.ordinal, "volumetric": self.volumetric,
         }  # fmt: skip
 
     @classmethod

@@ -128,6 +128,9 @@ class Record:
         official_split: `train`, `val` or `test` where the data set fixes it.
         content_hash: sha256 of the image file; filled when the split is made.
         labels: Which labels are known, each named as in `TaskSpec.label`; None where every label of the family is.
+        training: False for samples that only serve evaluation (slices of a volume that training leaves out).
+        attributes: What tables break results down by: {"sex": "female", "age": "40-59"}.
+        spacing: Millimetres between (slices, rows, columns) of the stored image, where known.
     """
 
     sample_id: str
@@ -143,6 +146,9 @@ class Record:
     official_split: str | None = None
     content_hash: str = ""
     labels: tuple[str, ...] | None = None
+    training: bool = True
+    attributes: dict[str, str] = field(default_factory=dict)
+    spacing: tuple[float, float, float] | None = None
 
     def knows(self, label: str) -> bool:
         """Say whether a label (`objects`, `mask:<name>`, `class:<name>`) of this sample is known."""
@@ -274,6 +280,7 @@ class ImageResult:
         window: Any window of the image (for scales and sizes).
         tasks: By task, a dict of numpy arrays (see `docs/architecture.md`, "What a task predicts"). A task that is missing is
             absent: nobody knows its label.
+        attributes, spacing: As in `Record`; only the truth has them.
     """
 
     sample_id: str
@@ -281,3 +288,5 @@ class ImageResult:
     source: str
     window: Window
     tasks: dict[str, dict[str, np.ndarray]]
+    attributes: dict[str, str] = field(default_factory=dict)
+    spacing: tuple[float, float, float] | None = None

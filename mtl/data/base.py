@@ -36,6 +36,16 @@ class DataFamily(ABC):
 
     object_classes: ClassVar[tuple[str, ...]] = ()
 
+    @property
+    def channels(self) -> int:
+        """Number of channels of the images: what the encoder must take."""
+        return 3
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names that `Record.source` may have, as far as the settings tell; empty where only the records know."""
+        return ()
+
     @abstractmethod
     def specs(self) -> dict[str, TaskSpec]:
         """Return every task this data set can label, by name."""
@@ -54,7 +64,7 @@ class DataFamily(ABC):
 
     @abstractmethod
     def read_image(self, record: Record) -> np.ndarray:
-        """Decode one image as stored (no EXIF rotation): [H, W, 3] uint8.
+        """Decode one image as stored (no EXIF rotation): [H, W, `channels`] uint8, or float32 in a unit of its own.
 
         Raises:
             DataError: The file is missing or cannot be decoded completely.
