@@ -1,4 +1,4 @@
-"""Building blocks that necks and heads share."""
+"""Building blocks that encoders, necks and heads share."""
 
 from __future__ import annotations
 
@@ -28,6 +28,33 @@ def _single_value(norm: nn.BatchNorm1d | nn.BatchNorm2d, input: Tensor) -> bool:
 
 def _with_running_statistics(norm: nn.BatchNorm1d | nn.BatchNorm2d, input: Tensor) -> Tensor:
     return F.batch_norm(input, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
+
+
+class DoubleConvolution(nn.Sequential):
+    """Two 3x3 convolutions, each with normalisation and ReLU: the block of the U-Net.
+
+    Args:
+        inputs: Channels in.
+        outputs: Channels out.
+        norm: `batchnorm`, `instancenorm` (with scale and shift) or `none`; the convolutions have a bias only without one.
+        dropout: Share of channels dropped between the two, while training.
+    """
+
+    def __init__(self, inputs: int, outputs: int, norm: str = "batchnorm", dropout: float = 0.0) -> None:
+        super().__init__(
+            *_convolve_and_normalise(inputs, outputs, norm),
+            nn.Dropout2d(dropout),
+            *_convolve_and_normalise(outputs, outputs, norm),
+        )
+
+
+def _convolve_and_normalise(inputs: int, outputs: int, norm: str) -> list[nn.Module]:
+    layers: list[nn.Module] = [nn.Conv2d(inputs, outputs, 3, padding=1, bias=norm == "none")]
+    if norm == "batchnorm":
+        layers.append(TolerantBatchNorm2d(outputs))
+    elif norm == "instancenorm":
+        layers.append(nn.InstanceNorm2d(outputs, affine=True))
+    return [*layers, nn.ReLU(inplace=True)]
 
 
 def separable_block(inputs: int, outputs: int) -> nn.Sequential:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from torch import Tensor, nn
 
 from mtl.core.errors import ConfigError
+from mtl.core.parts import covers, part_of
 from mtl.core.registry import ADAPTERS, ENCODERS, HEADS, NECKS
 from mtl.core.task import TaskSpec
 from mtl.data.preprocessing import Preprocessing
+from mtl.encoders.base import adapter_parameters
 from mtl.heads.base import Head, Output, Prediction
 
 ENCODER = "encoder"
@@ -46,6 +49,8 @@ class MultiTaskModel(nn.Module):
         self.features = features
         self.preprocessing = preprocessing
         self._config = config
+        self._trainable = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        self._resting: list[nn.Module] = []
 
     @classmethod
     def from_config(cls, config: dict[str, Any], load_weights: bool = True) -> MultiTaskModel:
@@ -96,11 +101,49 @@ class MultiTaskModel(nn.Module):
         """Specs of the tasks this model serves, in order."""
         return {task: head.spec for task, head in self.heads.items()}  # type: ignore[misc]
 
-    def forward(self, images: Tensor) -> dict[str, Output]:
-        """Compute every head's raw output.
+    def rest(self, tasks: Collection[str], frozen: Collection[str] = ()) -> None:
+        """Choose what trains: the heads of some tasks and what feeds them, except for frozen parts.
+
+        What rests gets no gradient and stays in evaluation mode, so that its norm statistics do not move either. What was
+        frozen when the model was built remains so; a later call starts anew from there.
+
+        Args:
+            tasks: Tasks whose heads train.
+            frozen: Parts that rest although they feed these heads, named as in `optimizer.parts`.
+        """
+        fed = {self.features[task] for task in tasks}
+        own = {f"neck.{name}": (neck, name in fed) for name, neck in self.necks.items()}
+        own |= {f"head.{task}": (head, task in tasks) for task, head in self.heads.items()}
+        own["backbone"] = (self.encoder, True)
+        asleep = {part for part, (_, used) in own.items() if not used or any(covers(name, part) for name in frozen)}
+        self._resting = [own[part][0] for part in asleep]
+        # Copies of a neck that is not shared rest with their heads.
+        copies = {
+            f"necks.{name}.{task}" for name, neck in self.necks.items() if isinstance(neck, nn.ModuleDict) for task in neck
+        }
+        copies = {name for name in copies if name.rpartition(".")[2] not in tasks}
+        self._resting += [self.get_submodule(name) for name in sorted(copies)]
+        adapters = {id(parameter) for parameter in adapter_parameters(self)}
+        adapters_rest = any(covers(name, "adapters") for name in frozen)
+        for name, parameter in self.named_parameters():
+            rests = adapters_rest if id(parameter) in adapters else part_of(name) in asleep
+            rests = rests or any(name.startswith(f"{copy}.") for copy in copies)
+            parameter.requires_grad_(name in self._trainable and not rests)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> MultiTaskModel:
+        """Switch the mode; what rests stays in evaluation mode."""
+        super().train(mode)
+        for module in self._resting:
+            module.eval()
+        return self
+
+    def forward(self, images: Tensor, tasks: Collection[str] | None = None) -> dict[str, Output]:
+        """Compute the heads' raw outputs.
 
         Args:
             images: [B, C, H, W] float32, normalised.
+            tasks: Whose heads are wanted; None is all.
 
         Returns:
             By task, the dict that the head's `loss` and `decode` take.
@@ -109,6 +152,8 @@ class MultiTaskModel(nn.Module):
         outputs: dict[str, Output] = {}
         maps: dict[str, tuple[Tensor, ...]] = {}
         for task, head in self.heads.items():
+            if tasks is not None and task not in tasks:
+                continue
             if self.encoder.per_task:
                 maps = {ENCODER: self.encoder(images, task=task)}
             elif not maps:

@@ -47,6 +47,26 @@ def retinas(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def lesions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 skin images of twelve people, 8 with a mask, in the native layout of the skin family with two attributes."""
+    from mtl.data.synthetic.skin import draw_skin
+
+    folder = tmp_path_factory.mktemp("data") / "lesions"
+    draw_skin(folder, patients=12, fields=2, seed=3, width=64)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def brains(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six volumes of eight small slices with four sequences, and 22 pictures, in the native layouts of the brain family."""
+    from mtl.data.synthetic.brain import draw_brain
+
+    folder = tmp_path_factory.mktemp("data") / "brains"
+    draw_brain(folder, patients=6, fields=8, seed=3, width=64)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def real_data() -> Path:
     """Folder of real images; tests that need it skip where it is not given."""
     folder = os.environ.get("MTL_DATA_DIR")

@@ -83,9 +83,11 @@ def _stats(config: dict[str, Any]) -> int:
 
 def _show(config: dict[str, Any]) -> int:
     from mtl.data.inspect import show_samples
+    from mtl.data.preprocessing import Preprocessing
 
-    family = build_family(config["data"])
-    for path in show_samples(family, family.records(), Path(config["output"]), config["count"], config["seed"]):
+    family, data = build_family(config["data"]), config["data"]
+    preprocessing = Preprocessing.from_config(data["geometry"], data["preprocessing"])
+    for path in show_samples(family, family.records(), Path(config["output"]), config["count"], config["seed"], preprocessing):
         print(path)
     return 0
 

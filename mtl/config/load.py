@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from pydantic import BaseModel
@@ -10,9 +11,10 @@ from pydantic import BaseModel
 from mtl.config.compose import compose
 from mtl.config.parts import HEAD_KEYS, check_part, validate
 from mtl.config.schema import DataGenericConfig, RunConfig
+from mtl.config.stages import check_stages, part_names
 from mtl.core.errors import ConfigError, MtlError, unknown
 from mtl.core.registry import ADAPTERS, BALANCERS, ENCODERS, HEADS, NECKS, SCHEDULERS, SOURCES, STUDY_METRICS, Registry
-from mtl.core.task import TaskSpec
+from mtl.core.task import TaskSpec, higher_is_better
 from mtl.data.base import DataFamily
 
 ANY_KIND = "any"
@@ -63,6 +65,8 @@ def check_run_config(config: dict[str, Any], problems: list[str] | None = None) 
             problems += [problem for problem in _check_fit(values) if problem not in problems]
     if problems:
         raise ConfigError(problems)
+    if values["backbone"].get("in_chans", 0) is None:
+        values["backbone"]["in_chans"] = build_family(values["data"]).channels
     return values
 
 
@@ -83,8 +87,8 @@ def build_family(data: dict[str, Any]) -> DataFamily:
 
 def active_specs(config: dict[str, Any]) -> dict[str, TaskSpec]:
     """Return the specs of the active tasks, in the order of `tasks`."""
-    specs = build_family(config["data"]).specs()
-    return {task: specs[task] for task in config["tasks"]}
+    specs, primary = build_family(config["data"]).specs(), config["evaluation"]["primary"]
+    return {task: replace(specs[task], primary=primary.get(task, specs[task].primary)) for task in config["tasks"]}
 
 
 def kind_of(head: dict[str, Any]) -> str:
@@ -130,7 +134,8 @@ def _check_fit(values: dict[str, Any]) -> list[str]:
     if len(set(values["tasks"])) != len(values["tasks"]):
         problems.append(f"`tasks` names a task twice: {values['tasks']}. Name each task once.")
     try:
-        specs = build_family(values["data"]).specs()
+        family = build_family(values["data"])
+        specs = family.specs()
     except MtlError as error:
         return [*problems, str(error)]
     for name, neck in values["necks"].items():
@@ -164,9 +169,31 @@ def _check_fit(values: dict[str, Any]) -> list[str]:
     if problems:
         return problems
     problems += _check_names(values, active)
+    given = values["backbone"].get("in_chans")
+    if given is not None and given != family.channels:
+        problems.append(
+            f"`backbone.in_chans` is {given}, but the images have {family.channels}. Set it to null, or change the data "
+            "settings."
+        )
     logged = {f"val/{task}/{metric}" for task in active for metric in (*specs[task].metrics, "loss")}
-    if values["monitor"] not in logged | {"val/score", "val/loss"}:
-        problems.append(unknown("metric", values["monitor"], logged | {"val/score", "val/loss"}, "monitor"))
+    logged |= {"val/score", "val/loss"}
+    if values["monitor"] not in logged:
+        problems.append(unknown("metric", values["monitor"], logged, "monitor"))
+    problems += _check_primary(values["evaluation"]["primary"], specs)
+    return problems + check_stages(values, family.sources, logged)
+
+
+def _check_primary(primary: dict[str, str], specs: dict[str, TaskSpec]) -> list[str]:
+    """Check the metrics by which tasks are to be judged: they enter a mean, so that all must lie in [0, 1] and rise."""
+    problems = []
+    for task, metric in primary.items():
+        where = f"evaluation.primary.{task}"
+        if task not in specs:
+            problems.append(unknown("task", task, specs, "evaluation.primary"))
+            continue
+        fitting = [name for name in specs[task].metrics if higher_is_better(name)]
+        if metric not in fitting:
+            problems.append(unknown("metric", metric, fitting, where))
     return problems
 
 
@@ -182,7 +209,6 @@ def _check_names(values: dict[str, Any], active: list[str]) -> list[str]:
     for name, metric in values["study_metrics"].items():
         for key, tasks in (("task", [metric.get("task", known[0])]), ("tasks", metric.get("tasks", []))):
             problems += [unknown("task", n, known, f"study_metrics.{name}.{key}") for n in tasks if n not in known]
-    parts = ["backbone", "adapters", "neck", "head", "balancer"]
-    parts += [f"neck.{name}" for name in values["necks"]] + [f"head.{name}" for name in known]
+    parts = part_names(values)
     problems += [unknown("part", n, parts, "optimizer.parts") for n in values["optimizer"]["parts"] if n not in parts]
     return problems

@@ -297,6 +297,21 @@ class PathsConfig(Strict):
     run_dir: str | None = None
 
 
+class StageConfig(Strict):
+    """One step of a curriculum (`mtl.config.stages`); what it leaves open is as in the rest of the configuration."""
+
+    tasks: list[str] | None = Field(None, min_length=1)
+    sources: list[str] | None = Field(None, min_length=1)
+    start: str = "previous"
+    freeze: list[str] = []
+    epochs: PositiveInt
+    optimizer: dict[str, Any] = {}
+    scheduler: Part | None = None
+    weights: dict[str, float] = {}
+    loader: dict[str, Any] = {}
+    monitor: str | None = None
+
+
 class RunConfig(Strict):
     """A complete training configuration, after composition."""
 
@@ -320,6 +335,7 @@ class RunConfig(Strict):
     runtime: RuntimeConfig = RuntimeConfig()
     paths: PathsConfig = PathsConfig()
     monitor: str = "val/score"
+    stages: dict[str, StageConfig] = {}
     resume: str | None = None
 
 
@@ -363,7 +379,7 @@ class SynthConfig(Strict):
     fields: PositiveInt = 5
     seed: int = 0
     width: PositiveInt | None = None
-    kind: Literal["points", "polygons", "both"] | None = None
+    kind: str | None = None
     overwrite: bool = False
 
 

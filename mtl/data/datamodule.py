@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,8 @@ class MultiTaskDataModule(pl.LightningDataModule):
         super().__init__()
         self.family, self.specs, self.preprocessing, self.config, self.seed = family, specs, preprocessing, config, seed
         self.tasks = list(specs) if tasks is None else list(tasks)
+        self.train_tasks: list[str] = self.tasks
+        self.train_sources: tuple[str, ...] | None = None
         if problems := [unknown("task", task, specs, "tasks") for task in self.tasks if task not in specs]:
             raise ConfigError(problems)
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer images than ranks is fine in evaluation
@@ -62,6 +65,25 @@ class MultiTaskDataModule(pl.LightningDataModule):
         self._contents: dict[str, Box | None] = {}
         self._train_loader: DataLoader | None = None
         self._finished_epochs = 0
+
+    def for_stage(
+        self, tasks: Sequence[str], sources: tuple[str, ...] | None, loader: dict[str, Any], seed: int
+    ) -> MultiTaskDataModule:
+        """Return a data module that trains on a part of this one and validates on all of it.
+
+        Args:
+            tasks: A training image has to be labelled for one of these.
+            sources: Where training images come from; None is everywhere.
+            loader: The keys of `data.loader`.
+            seed: Of order and augmentation.
+        """
+        stage = MultiTaskDataModule(
+            self.family, self.specs, self.preprocessing, {**self.config, "loader": loader}, self.tasks, seed
+        )
+        stage.train_tasks, stage.train_sources = list(tasks), sources
+        stage._records, stage._split = self._records, self._split
+        stage._cache, stage._contents = self._cache, self._contents
+        return stage
 
     # -- records and split -------------------------------------------------------------------------------------------
 
@@ -106,22 +128,27 @@ class MultiTaskDataModule(pl.LightningDataModule):
 
     @property
     def records_by_split(self) -> dict[str, list[Record]]:
-        """Samples of train, val and test that are labelled for an active task.
+        """Samples of train, val and test that are labelled for an active task; those of train also serve training.
 
         The split itself covers all samples, so that runs with different tasks share it.
         """
         split = self.split
-        return {name: [record for record in self.labelled if split[record.sample_id] == name] for name in SPLITS}
+        found = {name: [record for record in self.labelled if split[record.sample_id] == name] for name in SPLITS}
+        return {**found, "train": [record for record in found["train"] if self._trains(record)]}
 
     @property
     def labelled(self) -> list[Record]:
         """Samples that are labelled for at least one active task."""
         return [record for record in self.records if any(record.knows(self.specs[task].label) for task in self.tasks)]
 
+    def _trains(self, record: Record) -> bool:
+        chosen = self.train_sources is None or record.source in self.train_sources
+        return record.training and chosen and any(record.knows(self.specs[task].label) for task in self.train_tasks)
+
     def unlabelled_tasks(self, split: str) -> list[str]:
         """Name the active tasks for which no sample of a split is labelled."""
-        records = self._select(split)
-        return [task for task in self.tasks if not any(record.knows(self.specs[task].label) for record in records)]
+        records, tasks = self._select(split), self.train_tasks if split == "train" else self.tasks
+        return [task for task in tasks if not any(record.knows(self.specs[task].label) for record in records)]
 
     def class_counts(self, split: str) -> dict[str, int]:
         """Sum the class counts of a split (or of `all`)."""
@@ -183,9 +210,10 @@ class MultiTaskDataModule(pl.LightningDataModule):
         if stage in (None, "fit", "validate", "test"):
             _ = self.split
         if stage in (None, "fit") and (unlabelled := self.unlabelled_tasks("train")):
+            among = f" of {', '.join(self.train_sources)}" if self.train_sources else ""
             raise DataError(
-                f"No training image is labelled for {', '.join(unlabelled)}. Expected at least one per task: leave it out of "
-                "`tasks`, choose another data.split, or complete the data folder."
+                f"No training image{among} is labelled for {', '.join(unlabelled)}. Expected at least one per task: leave it "
+                "out of `tasks`, choose another data.split, or complete the data folder."
             )
         if stage in (None, "fit") and len(self.unlabelled_tasks("val")) == len(self.tasks):
             raise DataError(
@@ -211,7 +239,8 @@ class MultiTaskDataModule(pl.LightningDataModule):
         if augmentation:
             from mtl.data.transforms import Transform  # albumentations takes seconds to import
 
-            transform = Transform(augmentation, self.preprocessing.geometry.size, self.preprocessing.geometry.fill)
+            geometry, rgb = self.preprocessing.geometry, self.family.channels == 3 and self.preprocessing.foreground is None
+            transform = Transform(augmentation, geometry.size, geometry.fill, rgb)
         return SampleDataset(
             self.family,
             self._select(split),

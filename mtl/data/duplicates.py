@@ -2,14 +2,14 @@
 
 Every file becomes a small fingerprint: the green channel (the sharpest of tissue and fundus images) at 64 x 64 without its
 coarse shading, normalised, so that the scalar product of two fingerprints is their correlation. On retinal photographs copies
-reach 0.99 and other pairs stay below 0.86. Copies that were cropped, turned or mirrored are not found. Imports PIL and OpenCV
-only when used.
+reach 0.99 and other pairs stay below 0.86. Copies that were turned are not found, cropped ones only with a `box`, mirrored ones
+when asked for. Imports PIL and OpenCV only when used.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from pathlib import Path
@@ -23,15 +23,27 @@ SIDE = 64  # of a fingerprint
 SHADING = 4.0  # sigma in pixels of a fingerprint: what is smoother than this does not count
 DISC = 0.42  # radius of the part that counts, in sides
 BLOCK = 512  # rows of the matrix of correlations that are in memory at once
+FindBox = Callable[[np.ndarray], tuple[int, int, int, int]]
 
 
-def near_duplicates(paths: Sequence[str | Path], threshold: float = 0.955, *, disc: bool = True, workers: int = 4) -> list[int]:
+def near_duplicates(
+    paths: Sequence[str | Path],
+    threshold: float = 0.955,
+    *,
+    disc: bool = True,
+    box: FindBox | None = None,
+    mirrored: bool = False,
+    workers: int = 4,
+) -> list[int]:
     """Cluster image files that show the same photograph.
 
     Args:
         paths: Image files. Files with equal bytes are decoded once and always share a cluster.
         threshold: Correlation of two fingerprints above which they are copies; clusters are what chains of copies connect.
         disc: Compare only a disc in the middle: the dark border around a fundus is alike in all pictures.
+        box: Finds in a picture [h, w] uint8 the part (x_min, y_min, x_max, y_max) that is compared; None compares all of it. A
+            plain function of a module: what it finds is remembered.
+        mirrored: Compare each picture with the mirror images of the others, too.
         workers: Threads that decode.
 
     Returns:
@@ -44,12 +56,15 @@ def near_duplicates(paths: Sequence[str | Path], threshold: float = 0.955, *, di
     first = _first_of_equal(files)
     unique = sorted(set(first))
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        prints = list(pool.map(partial(fingerprint, disc=disc), [files[index] for index in unique]))
-    pairs = [(unique[a], unique[b]) for a, b in _alike(prints, threshold)]
+        prints = list(pool.map(partial(fingerprint, disc=disc, box=box), [files[index] for index in unique]))
+    found = _alike(prints, prints, threshold)
+    if mirrored:
+        found += _alike(prints, [_mirror(values, disc) for values in prints], threshold)
+    pairs = [(unique[a], unique[b]) for a, b in found]
     return connected(len(files), [*pairs, *enumerate(first)])
 
 
-def fingerprint(path: Path, disc: bool = True) -> np.ndarray:
+def fingerprint(path: Path, disc: bool = True, box: FindBox | None = None) -> np.ndarray:
     """Return [n] float32 with mean 0 and length 1 (all zeros for a picture without structure); n is 64 * 64, less with `disc`.
 
     Remembered per process as long as the file does not change.
@@ -58,7 +73,7 @@ def fingerprint(path: Path, disc: bool = True) -> np.ndarray:
         status = Path(path).stat()
     except OSError as error:
         raise DataError(f"{path}: there is no such image.") from error
-    return _fingerprint(Path(path), status.st_size, status.st_mtime_ns, disc)
+    return _fingerprint(Path(path), status.st_size, status.st_mtime_ns, disc, box)
 
 
 def connected(count: int, pairs: Iterable[tuple[int, int]]) -> list[int]:
@@ -87,21 +102,22 @@ def connected(count: int, pairs: Iterable[tuple[int, int]]) -> list[int]:
 
 
 @lru_cache(maxsize=4096)
-def _fingerprint(path: Path, size: int, modified: int, disc: bool) -> np.ndarray:
+def _fingerprint(path: Path, size: int, modified: int, disc: bool, box: FindBox | None) -> np.ndarray:
     import cv2
     from PIL import Image
 
     try:
         with Image.open(path) as image:
             image.draft("RGB", (4 * SIDE, 4 * SIDE))  # lets JPEG decode at 1/2, 1/4 or 1/8
-            small = image.convert("RGB").getchannel(1).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+            plane = image.convert("RGB").getchannel(1)
+            plane = plane if box is None else plane.crop(box(np.asarray(plane)))
+            small = plane.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: cannot be decoded ({error}). Replace the file, or remove it with its labels.") from error
     values = np.asarray(small, np.float32)
     values = values - cv2.GaussianBlur(values, (0, 0), SHADING)
     if disc:
-        along = np.arange(SIDE) + 0.5 - SIDE / 2
-        values = values[along[:, None] ** 2 + along**2 <= (DISC * SIDE) ** 2]
+        values = values[_disc()]
     values = values.ravel() - values.mean()
     length = float(np.linalg.norm(values))
     # Less than one grey value per pixel is rounding and compression, not structure.
@@ -125,12 +141,26 @@ def _first_of_equal(files: list[Path]) -> list[int]:
     return first
 
 
-def _alike(prints: list[np.ndarray], threshold: float) -> list[tuple[int, int]]:
+def _disc() -> np.ndarray:
+    along = np.arange(SIDE) + 0.5 - SIDE / 2
+    return along[:, None] ** 2 + along**2 <= (DISC * SIDE) ** 2
+
+
+def _mirror(values: np.ndarray, disc: bool) -> np.ndarray:
+    """Return the fingerprint of the picture mirrored left to right."""
+    shown = _disc() if disc else np.ones((SIDE, SIDE), bool)
+    picture = np.zeros((SIDE, SIDE), np.float32)
+    picture[shown] = values
+    return picture[:, ::-1][shown]
+
+
+def _alike(prints: list[np.ndarray], others: list[np.ndarray], threshold: float) -> list[tuple[int, int]]:
+    """List the pairs (a, b), a < b, in which fingerprint a of the first and b of the second list correlate."""
     if not prints:
         return []
-    matrix = np.stack(prints)
+    matrix, other = np.stack(prints), np.stack(others)
     found = []
     for start in range(0, len(matrix), BLOCK):
-        rows, columns = np.nonzero(matrix[start : start + BLOCK] @ matrix[start:].T > threshold)
+        rows, columns = np.nonzero(matrix[start : start + BLOCK] @ other[start:].T > threshold)
         found += [(int(a) + start, int(b) + start) for a, b in zip(rows, columns, strict=True) if a < b]
     return found

@@ -7,7 +7,6 @@ Copies of the data set rename folders and files a little, so words in their name
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from mtl.core.errors import DataError
 from mtl.data.base import IMAGE_SUFFIXES
+from mtl.data.tables import image_stem, number_of, read_cells, some
 
 # By name in `data.sets`: letter in sample ids, folder as distributed, word by which the folder is found.
 SETS = {
@@ -127,9 +127,9 @@ def _segmentation(part: _Part, contents: Contents) -> Iterator[Picture]:
             )
         mine[code] = path
     if orphans:
-        contents.notes.append(f"{folder}: {_some(orphans)} left out: no image and lesion of this set has such a name.")
+        contents.notes.append(f"{folder}: {some(orphans)} left out: no image and lesion of this set has such a name.")
     if bare := [part.images[stem].stem for stem, mine in masks.items() if not mine]:
-        contents.notes.append(f"{folder}: no mask at all for {_some(bare)}.")
+        contents.notes.append(f"{folder}: no mask at all for {some(bare)}.")
     for stem, mine in masks.items():
         yield part.picture(stem, masks=mine)
 
@@ -142,7 +142,7 @@ def _grading(part: _Part, contents: Contents) -> Iterator[Picture]:
         grades = {}
         for name, text in values.items():
             highest = GRADES[name][1]
-            value = _number(text)
+            value = number_of(text)
             if value is not None and value in range(highest + 1):
                 grades[name] = int(value)
             elif text:
@@ -151,7 +151,7 @@ def _grading(part: _Part, contents: Contents) -> Iterator[Picture]:
                 )
         listed[stem] = grades
     if missing := [path.stem for stem, path in part.images.items() if set(listed.get(stem, {})) != set(GRADES)]:
-        contents.notes.append(f"{table}: no complete grades for {_some(missing)}.")
+        contents.notes.append(f"{table}: no complete grades for {some(missing)}.")
     for stem in part.images:
         yield part.picture(stem, grades=listed.get(stem, {}))
 
@@ -164,7 +164,7 @@ def _localization(part: _Part, contents: Contents) -> Iterator[Picture]:
         ]
         table = _table_of(part, files, f"centres of the {word}", contents)
         for line, stem, values in _rows(table, {"x": "x", "y": "y"}, part, contents):
-            x, y = (_number(text) for text in values.values())
+            x, y = (number_of(text) for text in values.values())
             if x is not None and y is not None:
                 points[stem][name] = (x, y)
             elif any(values.values()):
@@ -172,7 +172,7 @@ def _localization(part: _Part, contents: Contents) -> Iterator[Picture]:
                     f"{table}:{line}: expected two numbers, found x `{values['x']}` and y `{values['y']}`. Correct the file."
                 )
     if missing := [part.images[stem].stem for stem, mine in points.items() if set(mine) != set(LANDMARKS)]:
-        contents.notes.append(f"{part.truth}: not both centres are given for {_some(missing)}; counts as not annotated.")
+        contents.notes.append(f"{part.truth}: not both centres are given for {some(missing)}; counts as not annotated.")
     for stem, mine in points.items():
         yield part.picture(stem, points=mine)
 
@@ -190,14 +190,7 @@ def read_table(path: Path, columns: dict[str, str]) -> list[tuple[int, dict[str,
     Raises:
         DataError: The file cannot be read or lacks a column.
     """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(map(str.strip, row))]
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: is no CSV file ({error}). Replace it by the one of the data set.") from error
+    rows = read_cells(path)
     header = rows[0][1] if rows else []
     names = [_plain(name) for name in header]
     places = {
@@ -225,7 +218,7 @@ def _rows(
     gone = []
     for line, values in rows:
         name = values.pop("image")
-        stem = Path(name).stem.casefold() if Path(name).suffix.casefold() in IMAGE_SUFFIXES else name.casefold()
+        stem = image_stem(name)
         before = seen.setdefault(stem, (line, values))
         if before[1] != values:
             contents.problems.append(f"{table}:{line}: `{name}` was listed in line {before[0]} with other values. Remove one.")
@@ -236,7 +229,7 @@ def _rows(
         elif name:
             gone.append(name)
     if gone:
-        contents.notes.append(f"{table}: {_some(gone)} listed, but there is no such image.")
+        contents.notes.append(f"{table}: {some(gone)} listed, but there is no such image.")
 
 
 def _table_of(part: _Part, files: list[Path], what: str, contents: Contents) -> Path | None:
@@ -277,18 +270,6 @@ def _parts(set_name: str, folder: Path, contents: Contents) -> list[_Part]:
 def _plain(name: str) -> str:
     """Return a name in lower case, without spaces."""
     return "".join(name.split()).casefold()
-
-
-def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if abs(value) < 1e9 else None  # neither infinite nor NaN
-
-
-def _some(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{len(names)} entries (first: {names[0]})"
 
 
 def _folders(parent: Path) -> list[Path]:

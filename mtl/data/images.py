@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,6 +12,9 @@ from mtl.core.errors import DataError
 from mtl.core.files import file_hash
 from mtl.core.types import Record
 from mtl.data.base import CheckReport, DataFamily
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 EXIF_ORIENTATION = 274
 # PIL clips these to 255 when it converts them, which turns most of a 16-bit image white.
@@ -50,6 +55,76 @@ def read_rgb(path: Path) -> np.ndarray:
             return np.array(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(_unreadable(path, error)) from error
+
+
+def read_grey(path: Path) -> np.ndarray:
+    """Decode a picture to its grey values [H, W] float32, never turned by its EXIF orientation.
+
+    Colours become their luma, 0 to 255; what alpha hides is black. Grey values of more than 8 bits stay as stored.
+
+    Raises:
+        DataError: The file is missing, not an image, ends early, or holds values that are no numbers.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith(DEEP_MODES):
+                grey = np.asarray(image, np.float32)
+                if not np.isfinite(grey).all():
+                    raise DataError(f"{path}: has pixels that are not numbers (NaN or infinite). Replace the file.")
+                return grey
+            return _luma(image)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(_unreadable(path, error)) from error
+
+
+def grey_values(image: np.ndarray) -> np.ndarray:
+    """Turn an image array into grey values [H, W] float32, as `read_grey` does with a file.
+
+    Args:
+        image: [H, W] or [H, W, 1] of any type, or [H, W, 3] RGB or [H, W, 4] RGBA uint8.
+
+    Raises:
+        DataError: Another shape or type, or values that are no numbers.
+    """
+    from PIL import Image
+
+    array = np.asarray(image)
+    if array.ndim == 3 and array.shape[2] in (3, 4) and array.dtype == np.uint8 and array.size:
+        return _luma(Image.fromarray(np.ascontiguousarray(array)))
+    grey = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
+    if grey.ndim != 2 or not grey.size or grey.dtype.kind not in "buif" or not np.isfinite(grey).all():
+        raise DataError(
+            f"Expected finite grey values [height, width], or a picture [height, width, 3 or 4] of uint8; found shape "
+            f"{list(array.shape)} of {array.dtype}."
+        )
+    return grey.astype(np.float32)
+
+
+def _luma(image: Image.Image) -> np.ndarray:
+    grey = np.array(image.convert("L"), np.float32)
+    if image.has_transparency_data:
+        grey *= np.asarray(image.convert("RGBA").getchannel("A"), np.float32) / 255.0
+    return grey
+
+
+def grey_channels(grey: np.ndarray, modalities: Sequence[str], modality: str = "repeat") -> np.ndarray:
+    """Make the image of a network for MR slices from one grey picture: its own channel is filled, missing ones are blank.
+
+    Args:
+        grey: [H, W].
+        modalities: Names of the channels.
+        modality: What the picture is; `repeat` fills all channels, for a picture of which nobody knows.
+
+    Returns:
+        [H, W, channels] float32.
+    """
+    image = np.zeros((*grey.shape, len(modalities)), np.float32)
+    for channel, name in enumerate(modalities):
+        if modality in ("repeat", name):
+            image[..., channel] = grey
+    return image
 
 
 def read_mask(path: Path) -> np.ndarray:

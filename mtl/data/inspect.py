@@ -11,6 +11,7 @@ import numpy as np
 
 from mtl.core.types import Record, Sample
 from mtl.data.base import DataFamily
+from mtl.data.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 COLORS = {
     "Infected": "#d62728", "Healthy": "#1f4fd8", "WBC": "#8e24aa",
     "microaneurysms": "#00ffff", "haemorrhages": "#ff00ff", "hard_exudates": "#b6f500", "soft_exudates": "#00ff00",
+    "whole_tumor": "#00ff00", "tumor_core": "#ffd500", "enhancing_tumor": "#ff0b55",
     "optic_disc": "#ff0b55", "optic_disc_centre": "#ff0b55", "fovea": "#1f4fd8",
 }  # fmt: skip
 OTHER_COLORS = ("#2ca02c", "#ff7f0e", "#17becf", "#8c564b", "#e377c2", "#7f7f7f")
@@ -84,8 +86,10 @@ def write_stats(family: DataFamily, records: list[Record], output: Path) -> list
     return written
 
 
-def show_samples(family: DataFamily, records: list[Record], output: Path, count: int, seed: int) -> list[Path]:
-    """Write some images with their annotations drawn on them: objects, masks and, as text, classes.
+def show_samples(
+    family: DataFamily, records: list[Record], output: Path, count: int, seed: int, preprocessing: Preprocessing
+) -> list[Path]:
+    """Write `count` of some images with their annotations drawn on them: objects, masks and, as text, classes.
 
     Args:
         family: Reader of the data set.
@@ -93,9 +97,7 @@ def show_samples(family: DataFamily, records: list[Record], output: Path, count:
         output: Folder; created where it is missing.
         count: How many images.
         seed: Of the choice.
-
-    Returns:
-        The files written, in the order of `records`.
+        preprocessing: Makes the pictures.
     """
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
@@ -103,7 +105,7 @@ def show_samples(family: DataFamily, records: list[Record], output: Path, count:
     written = []
     for record in (records[index] for index in sorted(chosen)):
         sample = family.read_labels(record)
-        sample.image = family.read_image(record)
+        sample.image = preprocessing.picture(family.read_image(record))
         title = "\n".join([record.sample_id, *_label_texts(family, sample)])
         figure = plot(sample, family.object_classes, title, regions=_regions(family, sample))
         written.append(_save(figure, output / f"{record.sample_id.replace('/', '__').replace(' ', '_')}.png"))

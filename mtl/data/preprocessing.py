@@ -11,6 +11,10 @@ from mtl.core.errors import ConfigError
 from mtl.core.types import Window
 from mtl.data.content import Box, content_box, outside_circle
 from mtl.data.geometry import Geometry
+from mtl.data.intensity import brain_mask, standardise
+
+PERCENTILE_STD = 0.25  # of values between the 1st and the 99th percentile
+METHODS = ("zscore", "percentile")
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,8 @@ class Preprocessing:
         clahe: None, or `clip_limit` and `tiles` (per side) of the contrast-limited adaptive histogram equalisation of the
             L channel (Zuiderveld 1994); a and b stay as they are.
         mean, std: Per channel, in the unit interval for uint8 images and in the image's own unit for float images.
+        foreground: None, or `method` and `limit` of `mtl.data.intensity.standardise`: grey values of any unit become values in
+            [0, 1] that compare between images, measured inside the brain or head; what is outside becomes 0.
     """
 
     geometry: Geometry
@@ -33,6 +39,7 @@ class Preprocessing:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     crop_border: dict[str, float] | None = None
     circle: bool = False
+    foreground: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mean", tuple(float(value) for value in self.mean))
@@ -47,6 +54,14 @@ class Preprocessing:
             if clip_limit <= 0 or tiles < 1:
                 raise ConfigError(f"`data.preprocessing.clahe` is {self.clahe}; expected clip_limit above 0 and tiles >= 1.")
             object.__setattr__(self, "clahe", {"clip_limit": float(clip_limit), "tiles": int(tiles)})
+        if self.foreground is not None:
+            method, limit = self.foreground.get("method", "zscore"), self.foreground.get("limit", 4.0)
+            if method not in METHODS or limit <= 0 or self.clahe is not None:
+                raise ConfigError(
+                    f"`data.preprocessing.foreground` is {self.foreground}; expected method {' or '.join(METHODS)} and a limit "
+                    "above 0, and clahe=null, since that is for RGB images."
+                )
+            object.__setattr__(self, "foreground", {"method": str(method), "limit": float(limit)})
 
     @classmethod
     def from_config(
@@ -58,9 +73,15 @@ class Preprocessing:
             geometry: Keys of `data.geometry`.
             preprocessing: Keys of `data.preprocessing`.
             normalization: `mean` and `std` of the encoder, used where the configuration has null. None will do where pixels are
-                not normalised (preparing a cache).
+                not normalised (preparing a cache). With `foreground` only their number counts: the network then gets what was
+                measured inside the head, z for `zscore`, about -2 to 2 for `percentile`.
         """
         normalization = normalization or {"mean": cls.mean, "std": cls.std}
+        if (foreground := preprocessing.get("foreground")) is not None:
+            zscore, limit = foreground.get("method", "zscore") == "zscore", foreground.get("limit", 4.0)
+            spread = 1 / (2 * limit) if zscore and limit > 0 else PERCENTILE_STD
+            channels = len(normalization["mean"])
+            normalization = {"mean": [0.5] * channels, "std": [spread] * channels}
         mean, std = preprocessing.get("mean"), preprocessing.get("std")
         return cls(
             geometry=Geometry.from_dict(geometry),
@@ -69,6 +90,7 @@ class Preprocessing:
             std=tuple(normalization["std"] if std is None else std),
             crop_border=preprocessing.get("crop"),
             circle=bool(preprocessing.get("circle", False)),
+            foreground=foreground,
         )
 
     def content(self, image: np.ndarray) -> Box | None:
@@ -76,14 +98,18 @@ class Preprocessing:
         return None if self.crop_border is None else content_box(image, **self.crop_border)
 
     def working(self, image: np.ndarray, pixel_scale: float = 1.0, content: Box | None = None) -> np.ndarray:
-        """Turn a stored image into its working raster: cut, resize, equalise the contrast, fill around the circle.
+        """Turn a stored image into its working raster: standardise grey values, cut, resize, equalise, fill around the circle.
 
         Args:
             image: [H, W, C].
             pixel_scale: Stored pixels per reference pixel.
             content: Result of `content` where the caller already has it.
+
+        Returns:
+            [H, W, C] of the image's type; float16 with `foreground`, so that a cache is half as large and loses nothing.
         """
         content = self.content(image) if content is None else content
+        image = self.standardised(image)
         left, top, right, bottom = content or (0, 0, image.shape[1], image.shape[0])
         raster = self.geometry.to_working(image[top:bottom, left:right], pixel_scale)
         if self.clahe is not None:
@@ -93,15 +119,22 @@ class Preprocessing:
             box = content or content_box(image)
             outside = outside_circle(box, scale, (left, top), (raster.shape[0], raster.shape[1]))
             raster = np.where(outside[..., None], np.asarray(self.geometry.fill, raster.dtype), raster)
-        return raster
+        return raster if self.foreground is None else raster.astype(np.float16)
+
+    def standardised(self, image: np.ndarray) -> np.ndarray:
+        """Return a stored image [H, W, C] with comparable values: float32 in [0, 1] with `foreground`, else as it is."""
+        if self.foreground is None:
+            return image
+        return standardise(image, brain_mask(image), **self.foreground)
 
     def windows(self, original_size: tuple[int, int], pixel_scale: float = 1.0, content: Box | None = None) -> list[Window]:
         """List the windows of an image; see `Geometry.windows`."""
         return self.geometry.windows(original_size, pixel_scale, content)
 
     def crop(self, working: np.ndarray, window: Window) -> np.ndarray:
-        """Cut one padded network image out of the working raster."""
-        return self.geometry.crop(working, window)
+        """Cut one padded network image out of the working raster: uint8 as it is, else float32."""
+        image = self.geometry.crop(working, window)
+        return image if image.dtype == np.uint8 else image.astype(np.float32, copy=False)
 
     def normalize(self, image: np.ndarray) -> np.ndarray:
         """Turn a network image [H, W, C] (uint8, or float in its own unit) into [C, H, W] float32, normalised."""
@@ -117,10 +150,29 @@ class Preprocessing:
         return output
 
     def denormalize(self, image: np.ndarray) -> np.ndarray:
-        """Invert `normalize` for display: [C, H, W] float32 to [H, W, C] uint8."""
+        """Invert `normalize` for display: [C, H, W] float32 to [H, W, 3] uint8."""
         mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
-        unit = np.moveaxis(np.asarray(image, np.float32), 0, -1) * std + mean
-        return np.clip(np.rint(unit * 255.0), 0, 255).astype(np.uint8)
+        return self.display(np.moveaxis(np.asarray(image, np.float32), 0, -1) * std + mean)
+
+    def display(self, raster: np.ndarray) -> np.ndarray:
+        """Turn a working raster [H, W, C], uint8 or float in [0, 1], into a picture for figures: [H, W, 3] uint8.
+
+        Colours stay. Of grey values, and of any other number of channels than three, the first channel that holds something is
+        shown in grey.
+        """
+        if raster.dtype != np.uint8:
+            raster = np.clip(np.rint(np.asarray(raster, np.float32) * 255.0), 0, 255).astype(np.uint8)
+        if raster.shape[2] == 3 and self.foreground is None:
+            return raster
+        shown = next((channel for channel in range(raster.shape[2]) if raster[..., channel].any()), 0)
+        return np.repeat(raster[..., shown : shown + 1], 3, axis=2)
+
+    def picture(self, image: np.ndarray) -> np.ndarray:
+        """Turn a stored image [H, W, C] into one for figures, with the grey values that the network sees: [H, W, 3] uint8."""
+        image = self.standardised(image)
+        if image.dtype != np.uint8 and self.foreground is None:  # in a unit of its own
+            image = standardise(image, np.ones(image.shape[:2], bool), "percentile", 1.0)
+        return self.display(image)
 
     def raster_key(self) -> dict[str, Any]:
         """Return what decides the pixels of the working raster; keys a cache. Neither windows nor mean and std belong to it."""
@@ -130,6 +182,7 @@ class Preprocessing:
         else:
             geometry["size"] = list(self.geometry.size)
         key = {"geometry": geometry, "clahe": self.clahe, "crop": self.crop_border, "circle": self.circle}
+        key |= {"foreground": self.foreground} if self.foreground else {}
         return key | ({"fill": self.geometry.to_dict()["fill"]} if self.circle else {})
 
     def to_dict(self) -> dict[str, Any]:
@@ -139,6 +192,7 @@ class Preprocessing:
             "crop": None if self.crop_border is None else dict(self.crop_border),
             "circle": self.circle,
             "clahe": None if self.clahe is None else dict(self.clahe),
+            "foreground": None if self.foreground is None else dict(self.foreground),
             "mean": list(self.mean),
             "std": list(self.std),
         }

@@ -22,12 +22,14 @@ import numpy as np
 from mtl.core.errors import ConfigError, DataError, unknown
 from mtl.core.files import file_hash
 from mtl.core.types import Record
+from mtl.data.duplicates import connected
 
 SPLITS = ("train", "val", "test")
 LEFT_OUT = "left_out"  # in no split: a copy of a test image in the official training set
 COLUMNS = ("sample_id", "group", "source", "split", "content_hash")
 Split = dict[str, str]
 Unit = Callable[[Record], str]
+Line = list[tuple[str, int]]  # units and how many samples are in each
 
 
 def make_split(records: list[Record], config: dict[str, Any]) -> Split:
@@ -109,43 +111,63 @@ def unit_of(records: list[Record], name: str | None) -> Unit:
     return lambda record: f"{record.group} / {record.groups.get(name, record.sample_id)}"
 
 
-def _order(records: Iterable[Record], unit: Unit, config: dict[str, Any]) -> list[tuple[str, int]]:
-    """List (unit, samples in it) in a random order that puts units of one stratum next to each other."""
+def _order(records: Iterable[Record], unit: Unit, config: dict[str, Any]) -> list[Line]:
+    """List units in a random order that puts those of one stratum next to each other.
+
+    Sources that share no unit (volumes of 155 slices, single pictures) get a line each: one large unit would outweigh a whole
+    stratum of small ones.
+    """
     sizes: dict[str, int] = defaultdict(int)
     strata: dict[str, int] = defaultdict(int)
+    source: dict[str, str] = {}
+    same: list[tuple[str, str]] = []
     for record in records:
-        sizes[unit(record)] += 1
-        strata[unit(record)] = max(strata[unit(record)], int(record.stratum))
+        name = unit(record)
+        sizes[name] += 1
+        strata[name] = max(strata[name], int(record.stratum))
+        same.append((source.setdefault(name, record.source), record.source))
     rng = np.random.default_rng(int(config.get("seed", 0)))
     names = sorted(sizes)
     position = dict(zip(names, rng.permutation(len(names)).tolist(), strict=True))
-    if not config.get("stratify", True):
-        return [(name, sizes[name]) for name in sorted(names, key=position.__getitem__)]
-    # Strata are grades, so neighbours on the line are alike; the seed decides at which end it starts.
-    direction = 1 if rng.random() < 0.5 else -1
-    return [(name, sizes[name]) for name in sorted(names, key=lambda name: (direction * strata[name], position[name]))]
+    if config.get("stratify", True):
+        # Strata are grades, so neighbours on the line are alike; the seed decides at which end it starts.
+        direction = 1 if rng.random() < 0.5 else -1
+        names.sort(key=lambda name: (direction * strata[name], position[name]))
+    else:
+        names.sort(key=position.__getitem__)
+    sources = sorted({name for pair in same for name in pair})
+    number = {name: index for index, name in enumerate(sources)}
+    blocks = connected(len(sources), {(number[a], number[b]) for a, b in same})
+    lines: list[Line] = [[] for _ in range(max(blocks, default=-1) + 1)]
+    for name in names:
+        lines[blocks[number[source[name]]]].append((name, sizes[name]))
+    return lines
 
 
-def _apportion(ordered: list[tuple[str, int]], ratios: list[float]) -> list[list[str]]:
-    """Walk along the units and give each to the part that is furthest behind its share.
+def _apportion(lines: list[Line], ratios: list[float]) -> list[list[str]]:
+    """Walk along each line of units and give each unit to the part that is furthest behind its share.
 
     Shares hold along the whole line, hence within every stretch of it: units of one stratum are neighbours. No part stays
     empty while there are enough units.
     """
     shares = np.asarray(ratios, np.float64) / sum(ratios)
-    behind = np.zeros(len(shares))
-    parts: list[list[tuple[str, int]]] = [[] for _ in ratios]
-    for name, size in ordered:
-        behind += shares * size
-        target = int(np.argmax(behind))
-        behind[target] -= size
-        parts[target].append((name, size))
-    for part in parts:
-        richest = max(parts, key=len)
-        if not part and len(richest) > 1:
-            smallest = min(richest, key=lambda entry: entry[1])
-            richest.remove(smallest)
-            part.append(smallest)
+    parts: list[Line] = [[] for _ in ratios]
+    for line in lines:
+        behind = np.zeros(len(shares))
+        mine: list[Line] = [[] for _ in ratios]
+        for name, size in line:
+            behind += shares * size
+            target = int(np.argmax(behind))
+            behind[target] -= size
+            mine[target].append((name, size))
+        for part in mine:
+            richest = max(mine, key=len)
+            if not part and len(richest) > 1:
+                smallest = min(richest, key=lambda entry: entry[1])
+                richest.remove(smallest)
+                part.append(smallest)
+        for part, more in zip(parts, mine, strict=True):
+            part += more
     return [[name for name, _ in part] for part in parts]
 
 
@@ -156,8 +178,12 @@ def _ratios(config: dict[str, Any]) -> list[float]:
     return ratios
 
 
-def _need(units: int, needed: int, what: str, names: Iterable[str]) -> None:
-    if units < needed:
+def _names(lines: list[Line]) -> list[str]:
+    return [name for line in lines for name, _ in line]
+
+
+def _need(names: list[str], needed: int, what: str) -> None:
+    if (units := len(names)) < needed:
         listed = ", ".join(sorted(names)[:5])
         raise DataError(
             f"{what} needs at least {needed} groups, found {units} ({listed}). Use a smaller unit (data.group_by, or "
@@ -169,7 +195,7 @@ def _cut_validation(rest: list[Record], config: dict[str, Any], unit: Unit) -> S
     """Split what is not test into train and val."""
     train, val, _ = _ratios(config)
     ordered = _order(rest, unit, config)
-    _need(len(ordered), 2, "Cutting validation from the training data", (name for name, _ in ordered))
+    _need(_names(ordered), 2, "Cutting validation from the training data")
     chosen = set(_apportion(ordered, [train, val])[1])
     return {record.sample_id: "val" if unit(record) in chosen else "train" for record in rest}
 
@@ -178,7 +204,7 @@ def _holdout(records: list[Record], config: dict[str, Any]) -> Split:
     ratios = _ratios(config)
     ordered = _order(records, lambda record: record.group, config)
     separate = config.get("val_group_by") is not None
-    _need(len(ordered), 2 if separate else 3, "A split into train, val and test", (name for name, _ in ordered))
+    _need(_names(ordered), 2 if separate else 3, "A split into train, val and test")
     if not separate:
         parts = _apportion(ordered, ratios)
         where = {name: split for split, part in zip(SPLITS, parts, strict=True) for name in part}
@@ -208,7 +234,7 @@ def _kfold(records: list[Record], config: dict[str, Any]) -> Split:
         raise ConfigError(f"`data.split.folds` is {folds}; expected at least 3 (test, val, train), or 2 with val_group_by.")
     fold = _fold(config, folds)
     ordered = _order(records, lambda record: record.group, config)
-    _need(len(ordered), folds, f"A split into {folds} folds", (name for name, _ in ordered))
+    _need(_names(ordered), folds, f"A split into {folds} folds")
     parts = _apportion(ordered, [1.0] * folds)
     if separate:
         return _with_test(records, set(parts[fold]), config)
@@ -221,7 +247,7 @@ def _kfold(records: list[Record], config: dict[str, Any]) -> Split:
 def _leave_one_out(records: list[Record], config: dict[str, Any]) -> Split:
     """Group number `fold` (in sorted order) is test; validation is cut from the others."""
     groups = sorted({record.group for record in records})
-    _need(len(groups), 2, "Leaving one group out", groups)
+    _need(groups, 2, "Leaving one group out")
     return _with_test(records, {groups[_fold(config, len(groups))]}, config)
 
 

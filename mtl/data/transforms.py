@@ -15,6 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from mtl.core.errors import ConfigError
 from mtl.core.types import Objects
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for a newer version otherwise
@@ -23,6 +24,7 @@ import albumentations as A
 # Stain vectors of haematoxylin, eosin and the residual (Ruifrok and Johnston 2001), one per row, in optical density.
 STAINS = np.asarray([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]], np.float64)
 STAINS /= np.linalg.norm(STAINS, axis=1, keepdims=True)
+COLOUR_STEPS = ("color_jitter", "stain_jitter")
 OPTICAL_DENSITY = -np.log(np.maximum(np.arange(256), 1) / 255.0).astype(np.float32)
 
 
@@ -35,10 +37,23 @@ class Transform:
         config: The keys of `data.augmentation`; a missing or null entry, or probability 0, leaves that step out.
         size: (height, width) of the network input. Quarter turns need a square one; otherwise only half turns are made.
         fill: Colour that enters the frame; the padding colour of the geometry.
+        rgb: The images are RGB of 8 bits; otherwise grey values in [0, 1] in any number of channels, and a channel that holds
+            nothing (a missing modality) stays blank.
+
+    Raises:
+        ConfigError: A step that changes colours is asked for although the images have none.
     """
 
-    def __init__(self, config: dict[str, Any] | None, size: tuple[int, int], fill: float | tuple[float, ...] = 0) -> None:
-        self.size = size
+    def __init__(
+        self, config: dict[str, Any] | None, size: tuple[int, int], fill: float | tuple[float, ...] = 0, rgb: bool = True
+    ) -> None:
+        self.size, self.rgb = size, rgb
+        colour = [name for name in COLOUR_STEPS if ((config or {}).get(name) or {}).get("probability", 0) > 0]
+        if colour and not rgb:
+            raise ConfigError(
+                f"`data.augmentation.{colour[0]}` changes colours, but the images hold grey values. Set "
+                f"data.augmentation.{colour[0]}.probability=0; intensity_jitter is made for them."
+            )
         self._compose = A.Compose(
             _steps(config or {}, size[0] == size[1], fill),
             keypoint_params=A.KeypointParams(format="xy", remove_invisible=False, check_each_transform=False),
@@ -51,11 +66,19 @@ class Transform:
         """Transform one network image.
 
         Args:
-            image: [H, W, C] uint8 (or float32; then without colour steps).
+            image: [H, W, C]: uint8 RGB, or float32 in [0, 1] of one to four channels.
             objects: In network pixels.
             masks: [H, W] or [H, W, K] uint8 by name; resampled by nearest neighbour, 0 enters the frame.
             seed: Decides everything: the same seed gives the same result in any process.
+
+        Raises:
+            ConfigError: A float image has values above 1, which noise and jitter would cut off.
         """
+        if image.dtype != np.uint8 and image.max(initial=0) > 1 + 1e-4:  # resizing rounds
+            raise ConfigError(
+                f"The images have values up to {image.max():g}; augmentation expects [0, 1]. Set "
+                "data.preprocessing.foreground, or data.augmentation=null."
+            )
         # `set_random_seed` would hand every step a fresh copy of one stream, so that both flips always came together; one
         # shared stream keeps the steps independent of each other.
         self._compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
@@ -75,6 +98,8 @@ class Transform:
         else:
             run(np.zeros((0, 2), np.float32))
         found = iter(moved.get("masks", ()))
+        if not self.rgb:
+            moved["image"][..., ~image.any(axis=(0, 1))] = 0  # from noise and fill
         return moved["image"], objects, {name: _gather(mask, found) for name, mask in masks.items()}
 
 
@@ -125,10 +150,15 @@ def _steps(config: dict[str, Any], square: bool, fill: float | tuple[float, ...]
                 p=colour["probability"],
             )
         )
+    if intensity := on("intensity_jitter"):
+        strengths = {name: intensity.get(name, 0.0) for name in ("contrast", "brightness")}
+        steps.append(IntensityJitter(**strengths, p=intensity["probability"]))
     if blur := on("blur"):
         steps.append(Blur(kernel=tuple(blur.get("kernel", (3, 7))), p=blur["probability"]))
     if noise := on("noise"):
         steps.append(A.GaussNoise(std_range=tuple(noise.get("std", (0.01, 0.03))), p=noise["probability"]))
+    if config.get("channel_dropout"):  # last, so that a blank channel is really blank
+        steps.append(ChannelDropout(config["channel_dropout"]))
     return steps
 
 
@@ -161,6 +191,68 @@ class StainJitter(A.ImageOnlyTransform):
     def get_transform_init_args_names(self) -> tuple[str, ...]:
         """Name the arguments, for the printed form."""
         return ("strength",)
+
+
+class IntensityJitter(A.ImageOnlyTransform):
+    """Vary contrast and brightness of each channel where it is above 0; the background stays exactly 0.
+
+    v -> m + (v - m) * (1 + a) + b with the mean m of the channel's foreground, a uniform within +-contrast and b within
+    +-brightness times the value range.
+    """
+
+    def __init__(self, contrast: float = 0.2, brightness: float = 0.1, p: float = 0.5) -> None:
+        super().__init__(p=p)
+        self.contrast, self.brightness = contrast, brightness
+
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        """Draw factors and shifts, one per channel."""
+        channels = data["image"].shape[2]
+        factors = 1.0 + self.random_generator.uniform(-self.contrast, self.contrast, channels)
+        return {"factors": factors, "shifts": self.random_generator.uniform(-self.brightness, self.brightness, channels)}
+
+    def apply(self, img: np.ndarray, factors: np.ndarray, shifts: np.ndarray, **params: Any) -> np.ndarray:
+        """Apply to [H, W, C]."""
+        whole = 255.0 if img.dtype == np.uint8 else 1.0
+        output = img.copy()
+        for channel, (factor, shift) in enumerate(zip(factors, shifts, strict=True)):
+            inside = img[..., channel] > 0
+            values = img[..., channel][inside].astype(np.float64)
+            if len(values):
+                moved = np.clip(values.mean() + (values - values.mean()) * factor + shift * whole, 0, whole)
+                output[..., channel][inside] = np.rint(moved) if whole > 1 else moved
+        return output
+
+    def get_transform_init_args_names(self) -> tuple[str, ...]:
+        """Name the arguments, for the printed form."""
+        return ("contrast", "brightness")
+
+
+class ChannelDropout(A.ImageOnlyTransform):
+    """Blank each channel with a probability, but never the last one that holds anything: trains for missing modalities.
+
+    The one of albumentations drops a number of channels, whether or not something is left.
+    """
+
+    def __init__(self, probability: float = 0.1) -> None:
+        super().__init__(p=1.0)
+        self.probability = probability
+
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        """Draw which channels go, [C] bool."""
+        filled = data["image"].any(axis=(0, 1))
+        dropped = self.random_generator.random(len(filled)) < self.probability
+        order = self.random_generator.permutation(len(filled))  # drawn in any case, so that other steps see the same stream
+        if filled.any() and not (filled & ~dropped).any():
+            dropped[next(channel for channel in order if filled[channel])] = False
+        return {"dropped": dropped}
+
+    def apply(self, img: np.ndarray, dropped: np.ndarray, **params: Any) -> np.ndarray:
+        """Apply to [H, W, C]."""
+        return np.where(dropped, np.zeros((), img.dtype), img)
+
+    def get_transform_init_args_names(self) -> tuple[str, ...]:
+        """Name the arguments, for the printed form."""
+        return ("probability",)
 
 
 class Blur(A.ImageOnlyTransform):

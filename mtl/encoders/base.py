@@ -7,9 +7,14 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextvars import ContextVar
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+if TYPE_CHECKING:
+    from mtl.encoders.weights import KeyReport
 
 # The task whose adapters are in use. A context variable, so that threads of a server do not see each other's task.
 ACTIVE_TASK: ContextVar[str | None] = ContextVar("ACTIVE_TASK", default=None)
@@ -44,6 +49,9 @@ class Encoder(nn.Module, ABC):
         adapters: Adapter modules that live beside the body (empty for those that live inside its layers).
         adapter_tasks: Tasks with an adapter set of their own.
         per_task: `forward` needs `task=`, since each task has its own adapters.
+        report: What was loaded into the body; None where it starts at random.
+        frozen_modules: Modules of the body that stay in evaluation mode (`mtl.encoders.freeze`).
+        gradient_checkpointing: Recompute activations in the backward pass.
     """
 
     architecture: str
@@ -57,6 +65,9 @@ class Encoder(nn.Module, ABC):
         self.adapters = nn.ModuleDict()
         self.adapter_tasks: tuple[str, ...] = ()
         self.per_task = False
+        self.report: KeyReport | None = None
+        self.frozen_modules: tuple[str, ...] = ()
+        self.gradient_checkpointing = False
 
     @property
     def levels(self) -> tuple[int, ...]:
@@ -64,6 +75,9 @@ class Encoder(nn.Module, ABC):
         return tuple(round(math.log2(stride)) for stride in self.strides)
 
     @abstractmethod
+    def maps(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Compute the maps with the adapters in use; arguments and result as in `forward`."""
+
     def forward(self, images: Tensor, task: str | None = None) -> tuple[Tensor, ...]:
         """Compute the maps.
 
@@ -74,6 +88,30 @@ class Encoder(nn.Module, ABC):
         Returns:
             [B, channels[i], H / strides[i], W / strides[i]] per level, finest first.
         """
+        if not self.per_task:
+            return self.maps(images)
+        if task not in self.adapter_tasks:
+            raise ValueError(
+                f"This encoder has one adapter set per task: expected task= one of {self.adapter_tasks}, found {task}"
+            )
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            return checkpoint(self._task_maps, images, task, use_reentrant=False)
+        return self._task_maps(images, task)
+
+    def _task_maps(self, images: Tensor, task: str) -> tuple[Tensor, ...]:
+        # The task is set inside the recomputed function, so that the backward pass recomputes with the same adapters.
+        token = ACTIVE_TASK.set(task)
+        try:
+            return self.maps(images)
+        finally:
+            ACTIVE_TASK.reset(token)
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch the mode; frozen modules (each by itself, not its children) stay in evaluation mode."""
+        super().train(mode)
+        for name in self.frozen_modules:
+            self.body.get_submodule(name).training = False
+        return self
 
     @abstractmethod
     def example(self) -> Tensor:
@@ -83,6 +121,7 @@ class Encoder(nn.Module, ABC):
         """Note that adapters were attached; called by the adapter that does so."""
         self.per_task = per_task
         self.adapter_tasks = tuple(tasks) if per_task else ()
+        self.train(self.training)
 
 
 def canonical(name: str) -> str:

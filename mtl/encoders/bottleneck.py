@@ -29,6 +29,7 @@ BLOCKS = {
     "byobnet, cspnet": ("BottleneckBlock", "DarkBlock", "EdgeBlock"),
     "maxvit, coatnet": ("MaxxVitBlock", "MbConvBlock"),
     "densenet": ("DenseBlock",),
+    "unet": ("DoubleConvolution",),
 }  # fmt: skip
 
 

@@ -33,7 +33,7 @@ def freeze(body: nn.Module, unfreeze: list[str]) -> tuple[str, ...]:
         unfreeze: Module-name prefixes as in timm; whole components count (`layer4` is not `layer40`).
 
     Returns:
-        Names of the modules that must stay in evaluation mode, for `hold_in_eval`.
+        Names of the modules that must stay in evaluation mode, for `Encoder.frozen_modules`.
 
     Raises:
         ConfigError: A prefix names no parameters.
@@ -50,12 +50,6 @@ def freeze(body: nn.Module, unfreeze: list[str]) -> tuple[str, ...]:
     for name, parameter in parameters.items():
         parameter.requires_grad_(any(under(name, str(prefix)) for prefix in unfreeze))
     return tuple(name for name, _ in body.named_modules() if name and not any(under(name, str(prefix)) for prefix in unfreeze))
-
-
-def hold_in_eval(body: nn.Module, names: tuple[str, ...]) -> None:
-    """Put the named modules (each by itself, not its children) in evaluation mode."""
-    for name in names:
-        body.get_submodule(name).training = False
 
 
 def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:

@@ -6,14 +6,13 @@ from typing import Any, Literal
 
 import timm
 import torch
+from timm.models.efficientnet import EfficientNet
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from mtl.core.errors import CheckpointError, ConfigError, nearest
 from mtl.core.registry import ENCODERS
-from mtl.encoders.base import ACTIVE_TASK, Encoder
+from mtl.encoders.base import Encoder
 from mtl.encoders.freeze import freeze as freeze_body
-from mtl.encoders.freeze import hold_in_eval
 from mtl.encoders.hub import fetch
 from mtl.encoders.weights import KeyReport
 from mtl.encoders.weights import load_weights as load_file
@@ -40,6 +39,8 @@ class TimmEncoder(Encoder):
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time. Batch
             norms that train see each batch twice, so their running averages move faster.
         drop_path: Rate of stochastic depth, where the network supports it.
+        top_convolution: The last map also passes the network's own last 1x1 convolution, norm and activation (`conv_head`,
+            `bn2`): 1280 channels instead of 320 for EfficientNet-B0. EfficientNets and their like only.
     """
 
     def __init__(
@@ -49,13 +50,14 @@ class TimmEncoder(Encoder):
         architecture: str,
         pretrained: bool = False,
         weights: str | None = None,
-        in_chans: int = 3,
+        in_chans: int | None = None,
         output_stride: int | None = None,
         image_size: list | None = None,
         freeze: Literal["none", "all"] = "none",
         unfreeze: list = [],  # noqa: B006 (read only)
         gradient_checkpointing: bool = False,
         drop_path: float = 0.0,
+        top_convolution: bool = False,
     ) -> None:
         super().__init__()
         if unfreeze and freeze != "all":
@@ -63,17 +65,17 @@ class TimmEncoder(Encoder):
         if image_size and len(image_size) != 2:
             raise ConfigError(f"`backbone.image_size={image_size}`: expected [height, width] in pixels.")
         self.architecture = architecture
+        in_chans = in_chans or 3
         self.in_chans = in_chans
         self.image_size = tuple(image_size) if image_size else None
         self.gradient_checkpointing = gradient_checkpointing
-        self.report: KeyReport | None = None
-        self.frozen_modules: tuple[str, ...] = ()
 
         check_architecture(architecture)
         optional: dict[str, Any] = {"output_stride": output_stride, "img_size": self.image_size}
         arguments: dict[str, Any] = {key: value for key, value in optional.items() if value is not None}
         arguments |= {"in_chans": in_chans, "drop_path_rate": drop_path}
-        self.body = create_body(architecture, **arguments)
+        self.top_convolution = top_convolution
+        self.body = self._build(arguments)
         if weights is not None and load_weights:
             self.report = load_file(self.body, weights)
         elif pretrained and load_weights:
@@ -81,6 +83,9 @@ class TimmEncoder(Encoder):
 
         pyramid: Any = self.body.feature_info
         self.channels = tuple(pyramid.channels())
+        if top_convolution:
+            top: Any = self.body.get_submodule("conv_head")
+            self.channels = (*self.channels[:-1], top.out_channels)
         self.strides = tuple(pyramid.reduction())
         self.channels_last = str(getattr(self.body, "output_fmt", "NCHW")).endswith("NHWC")
         self.normalization = normalization_of(self.body, in_chans)
@@ -89,44 +94,21 @@ class TimmEncoder(Encoder):
             self.frozen_modules = freeze_body(self.body, [str(name) for name in unfreeze])
         self.train()
 
-    def forward(self, images: Tensor, task: str | None = None) -> tuple[Tensor, ...]:
-        """Compute the maps; see `Encoder.forward`."""
-        if not self.per_task:
-            return self._maps(images)
-        if task not in self.adapter_tasks:
-            raise ValueError(
-                f"This encoder has one adapter set per task: expected task= one of {self.adapter_tasks}, found {task}"
-            )
-        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(self._task_maps, images, task, use_reentrant=False)
-        return self._task_maps(images, task)
-
-    def _task_maps(self, images: Tensor, task: str) -> tuple[Tensor, ...]:
-        # The task is set inside the recomputed function, so that the backward pass recomputes with the same adapters.
-        token = ACTIVE_TASK.set(task)
-        try:
-            return self._maps(images)
-        finally:
-            ACTIVE_TASK.reset(token)
-
-    def _maps(self, images: Tensor) -> tuple[Tensor, ...]:
+    def maps(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Compute the maps with the adapters in use."""
         maps = self.body(images)
+        if self.top_convolution:
+            maps = [*maps[:-1], self.body.get_submodule("bn2")(self.body.get_submodule("conv_head")(maps[-1]))]
         return tuple(m.permute(0, 3, 1, 2).contiguous() for m in maps) if self.channels_last else tuple(maps)
 
     def train(self, mode: bool = True) -> TimmEncoder:
         """Switch the mode; frozen modules stay in evaluation mode."""
         super().train(mode)
-        hold_in_eval(self.body, self.frozen_modules)
         if self.gradient_checkpointing:
-            # timm recomputes layer by layer; with one adapter set per task the whole pass is recomputed (see forward).
+            # timm recomputes layer by layer; with one adapter set per task the whole pass is recomputed (`Encoder.forward`).
             switch: Any = self.body.set_grad_checkpointing
             switch(mode and not self.per_task)
         return self
-
-    def announce_adapters(self, tasks: list[str], per_task: bool) -> None:
-        """Note that adapters were attached."""
-        super().announce_adapters(tasks, per_task)
-        self.train(self.training)
 
     def example(self) -> Tensor:
         """Return zeros of a size that the network accepts."""
@@ -135,15 +117,21 @@ class TimmEncoder(Encoder):
         first = next(self.body.parameters())
         return torch.zeros(1, self.in_chans, *size, device=first.device, dtype=first.dtype)
 
+    def _build(self, arguments: dict[str, Any], file: str | None = None) -> nn.Module:
+        body = create_body(self.architecture, file, **arguments)
+        if self.top_convolution:
+            attach_top(body, self.architecture, file, arguments["in_chans"])
+        return body
+
     def _load_published(self, arguments: dict[str, Any]) -> None:
         path = fetch(self.architecture)
         try:
             self.report = load_file(self.body, path)
         except CheckpointError:
             # Some files keep the key names of their first authors; timm knows how to convert these while it builds.
-            self.body = create_body(self.architecture, file=str(path), **arguments)
+            self.body = self._build(arguments, str(path))
             # timm only warns of keys it did not find; what differs between two builds still is at its random start.
-            again = create_body(self.architecture, file=str(path), **arguments).state_dict()
+            again = self._build(arguments, str(path)).state_dict()
             state = self.body.state_dict()
             random = [key for key, value in state.items() if not torch.equal(value, again[key])]
             if random:
@@ -172,7 +160,7 @@ class TimmEncoder(Encoder):
         try:
             self.eval()
             with torch.no_grad():
-                shapes = [tuple(m.shape[1:]) for m in self._maps(images)]
+                shapes = [tuple(m.shape[1:]) for m in self.maps(images)]
         except (RuntimeError, AssertionError, ValueError) as error:
             reason = str(error).split("\n")[0]
             hint = "Give the network input's size as `backbone.image_size=[height,width]`, or use another network"
@@ -213,12 +201,11 @@ def create_body(architecture: str, file: str | None = None, **arguments: Any) ->
         file: Published weights that timm loads, converting their keys.
         arguments: `in_chans`, `drop_path_rate`, `output_stride`, `img_size`.
     """
-    source = {"pretrained": True, "pretrained_cfg_overlay": {"file": file}} if file else {"pretrained": False}
     # Shifted-window networks are tied to one image size unless told otherwise.
     arguments = arguments if "img_size" in arguments else {**arguments, "strict_img_size": False}
     while True:
         try:
-            return timm.create_model(architecture, features_only=True, **source, **arguments)
+            return timm.create_model(architecture, features_only=True, **_source(file), **arguments)
         except TypeError as error:
             rejected = [key for key in arguments if f"'{key}'" in str(error)]
             if not rejected:
@@ -240,6 +227,28 @@ def create_body(architecture: str, file: str | None = None, **arguments: Any) ->
             raise ConfigError(f"`backbone.architecture={architecture}` cannot be built as a pyramid: {reason}") from error
 
 
+def attach_top(body: nn.Module, architecture: str, file: str | None, in_chans: int) -> None:
+    """Add the layers behind the last map, under the names that they have in the whole network.
+
+    Args:
+        body: From `create_body`; receives `conv_head` and `bn2` (norm and activation), which its own `forward` leaves out.
+        architecture: Name in timm.
+        file: As for `create_body`.
+        in_chans: Channels of the image.
+
+    Raises:
+        ConfigError: The network ends in another way.
+    """
+    whole: Any = timm.create_model(architecture, in_chans=in_chans, **_source(file))
+    if not isinstance(whole, EfficientNet):
+        raise ConfigError(
+            f"`backbone.top_convolution=true`: `{architecture}` has no 1x1 convolution and norm behind its last map. Use an "
+            "efficientnet, mobilenetv2 or mnasnet, or set it to false."
+        )
+    body.add_module("conv_head", whole.conv_head)
+    body.add_module("bn2", whole.bn2)
+
+
 def normalization_of(body: nn.Module, in_chans: int) -> dict[str, list[float]]:
     """Return the mean and std the published weights expect, for `in_chans` channels.
 
@@ -250,6 +259,10 @@ def normalization_of(body: nn.Module, in_chans: int) -> dict[str, list[float]]:
     if in_chans == 1:
         return {"mean": [round(sum(mean) / len(mean), 6)], "std": [round(sum(std) / len(std), 6)]}
     return {name: [float(v[i % len(v)]) for i in range(in_chans)] for name, v in (("mean", mean), ("std", std))}
+
+
+def _source(file: str | None) -> dict[str, Any]:
+    return {"pretrained": True, "pretrained_cfg_overlay": {"file": file}} if file else {"pretrained": False}
 
 
 def _no_output_stride(architecture: str) -> str:

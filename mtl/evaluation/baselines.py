@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from mtl.core.task import TaskSpec
+from mtl.core.task import BINARY_METRICS, TaskSpec
 from mtl.core.types import Record
-from mtl.metrics.base import mean_of
+from mtl.metrics.base import TaskMetric, mean_of
+from mtl.metrics.breakdown import by_source
 from mtl.metrics.evaluator import Evaluator
 
 RecordChange = Callable[[dict[str, Any]], dict[str, Any]]
@@ -27,12 +28,14 @@ class TrainingStatistics:
     Attributes:
         class_counts: By task, per class the number of objects (images for image-level classes) in its labelled training images.
         images: By task, the number of labelled training images.
+        by_source: By classification task and source, per class the number of training images.
         means: By regression task or study metric, the mean training value.
     """
 
     class_counts: dict[str, list[float]] = field(default_factory=dict)
     images: dict[str, int] = field(default_factory=dict)
     means: dict[str, float] = field(default_factory=dict)
+    by_source: dict[str, dict[str, list[float]]] = field(default_factory=dict)
 
     @classmethod
     def from_records(
@@ -44,24 +47,32 @@ class TrainingStatistics:
         Args:
             specs: Active tasks by name.
             records: Training records; each counts for the tasks whose label it knows. One that does not say which it knows is
-                unlabelled where it has neither annotation file nor counts.
+                unlabelled where it has neither annotation file nor counts. Those that only serve evaluation do not count.
             means: Mean training value by regression task.
             percentages: By study metric (`parasitemia`), the names of its positive and negative object class.
         """
-        some = [record for record in records if record.labels or record.annotation is not None or record.class_counts]
+        some = [r for r in records if r.training and (r.labels or r.annotation is not None or r.class_counts)]
         statistics = cls(means=dict(means or {}))
         for task, spec in specs.items():
             labelled = [record for record in some if record.knows(spec.label)]
             members = spec.members or tuple((name,) for name in spec.classes)
-            statistics.class_counts[task] = [
-                float(sum(record.class_counts.get(name, 0) for record in labelled for name in names)) for names in members
-            ]
+            statistics.class_counts[task] = _count(labelled, members)
             statistics.images[task] = len(labelled)
+            if spec.kind == "classification":
+                statistics.by_source[task] = {
+                    source: _count([record for record in labelled if record.source == source], members)
+                    for source in sorted({record.source for record in labelled})
+                }
         for name, (positive, negative) in (percentages or {}).items():
             counts = [(r.class_counts.get(positive, 0), r.class_counts.get(negative, 0)) for r in some]
             shares = [100.0 * first / (first + second) for first, second in counts if first + second]
             statistics.means[name] = float(mean_of(np.array(shares)))
         return statistics
+
+
+def _count(records: list[Record], members: tuple[tuple[str, ...], ...]) -> list[float]:
+    """Objects (or images) of each class."""
+    return [float(sum(record.class_counts.get(name, 0) for record in records for name in names)) for names in members]
 
 
 def baseline_summary(evaluator: Evaluator, statistics: TrainingStatistics) -> dict[str, dict[str, Any]]:
@@ -72,9 +83,14 @@ def baseline_summary(evaluator: Evaluator, statistics: TrainingStatistics) -> di
     everywhere. Regression and parasitemia: the mean of training. A mean over tasks: that of their baselines.
 
     Returns:
-        By task: `name` says what the baseline does, `metrics` holds its numbers (NaN where undefined).
+        By task: `name` says what the baseline does, `metrics` holds its numbers (NaN where undefined). Classification tasks
+        with training images of several sources also have `from_source` (see `_from_source`), which tells how far the source
+        alone gives the label away.
     """
     found = {task: _task_baseline(evaluator, task, statistics) for task in evaluator.specs}
+    for task in found:
+        if len(statistics.by_source.get(task, {})) > 1:
+            found[task]["from_source"] = _from_source(evaluator, task, statistics)
     for name, study in evaluator.study.items():
         if made := study.baseline(found):
             found[name] = made
@@ -91,14 +107,73 @@ def baseline_summary(evaluator: Evaluator, statistics: TrainingStatistics) -> di
     return found
 
 
+def _from_source(evaluator: Evaluator, task: str, statistics: TrainingStatistics) -> dict[str, Any]:
+    """Predict for each image the shares of the classes in the training images of its source.
+
+    The most frequent class of the source is predicted; the shares are the scores of the AUROC. An image of a source that
+    training does not have gets the shares of all training images.
+
+    Returns:
+        `name`, `metrics`, and `per_source` with the metrics within each source.
+    """
+    spec = evaluator.specs[task]
+    counts = {source: np.array(values) for source, values in statistics.by_source[task].items()}
+    shares = {source: values / max(values.sum(), 1.0) for source, values in counts.items()}
+    overall = np.array(statistics.class_counts[task]) / max(sum(statistics.class_counts[task]), 1.0)
+
+    def change(record: dict[str, Any]) -> dict[str, Any]:
+        share = shares.get(record["source"], overall)
+        return _majority(int(np.argmax(share)))(record) | {"probabilities": share}
+
+    metric = _changed(evaluator, task, change)
+    guesses = ", ".join(f"{source} {spec.classes[int(np.argmax(share))]}" for source, share in shares.items())
+    metrics = metric.compute(metric.default_thresholds)
+    inside = {source: {name: row[name] for name in metrics} for source, row in by_source(metric, {}).items()}
+    return {"name": f"from the source alone ({guesses})", "metrics": metrics, "per_source": inside}
+
+
+def source_notes(tasks: dict[str, dict[str, Any]], baseline: dict[str, dict[str, Any]]) -> list[str]:
+    """Say which classification tasks are not solved better than by knowing the source.
+
+    Args:
+        tasks: `tasks` of `metrics.json`.
+        baseline: From `baseline_summary`.
+    """
+    notes = []
+    for task, entry in baseline.items():
+        guess = entry.get("from_source", {}).get("metrics", {})
+        # A constant has a sensitivity or a specificity of 1, so these two say nothing alone.
+        pairs = {name: (tasks[task].get(name), value) for name, value in guess.items() if name not in BINARY_METRICS}
+        listed = [
+            f"{name} {_number(ours)} against {_number(value)}"
+            for name, (ours, value) in pairs.items()
+            if ours is not None and np.isfinite(value) and not ours > value
+        ]
+        if listed:
+            notes.append(
+                f"Task `{task}` is not solved better than by the source of an image alone: {', '.join(listed)}. The network "
+                "may have learned to tell the sources apart."
+            )
+    return notes
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _changed(evaluator: Evaluator, task: str, change: RecordChange) -> TaskMetric:
+    """Return the metric of a task with the predicted part of its records replaced."""
+    metric = evaluator.empty().metrics[task]
+    metric.add([record | change(record) for record in evaluator.metrics[task].records])
+    return metric
+
+
 def _task_baseline(evaluator: Evaluator, task: str, statistics: TrainingStatistics) -> dict[str, Any]:
     spec = evaluator.specs[task]
     best: dict[str, Any] = {}
     for name, change in _changes(spec, statistics).items():
-        copy = evaluator.empty()
-        records = [record | change(record) for record in evaluator.metrics[task].records]
-        copy.metrics[task].add(records)
-        metrics = copy.metrics[task].compute(copy.metrics[task].default_thresholds)
+        metric = _changed(evaluator, task, change)
+        records, metrics = metric.records, metric.compute(metric.default_thresholds)
         if spec.kind == "detection" and statistics.images.get(task):
             expected = sum(statistics.class_counts[task]) / statistics.images[task]
             metrics["count_mae"] = float(mean_of(np.array([abs(record["truth"].sum() - expected) for record in records])))
@@ -139,19 +214,32 @@ def _zero_heatmap(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _all_background(record: dict[str, Any]) -> dict[str, Any]:
-    return {key: np.zeros_like(record[key]) for key in ("hits", "predicted", "curve_hits", "curve_predicted")}
+    silent = {key: np.zeros_like(record[key]) for key in ("hits", "predicted", "curve_hits", "curve_predicted")}
+    # An empty mask is one diagonal away from an annotated one.
+    if "hd95" in record:
+        silent["hd95"] = np.where(record["truth"] > 0, record["diagonal"], np.nan)
+    if "hd95_case" in record:
+        silent["hd95_case"] = np.where(record["annotated_case"], record["diagonal_case"], np.nan)
+    return silent
 
 
 def _all_foreground(record: dict[str, Any]) -> dict[str, Any]:
     hits = {key: np.ones_like(record[key]) * record["truth"][:, None] for key in ("hits", "curve_hits")}
-    return hits | {key: np.full_like(record[key], record["pixels"]) for key in ("predicted", "curve_predicted")}
+    full = {key: np.full_like(record[key], record["pixels"]) for key in ("predicted", "curve_predicted")}
+    return hits | full | _no_distance(record)
+
+
+def _no_distance(record: dict[str, Any]) -> dict[str, Any]:
+    """Surfaces of the annotation are not at hand any more, so what is not empty has no distance to them."""
+    return {key: np.full_like(record[key], np.nan) for key in ("hd95", "hd95_case") if key in record}
 
 
 def _one_class(index: int) -> RecordChange:
     def change(record: dict[str, Any]) -> dict[str, Any]:
         confusion = np.zeros_like(record["confusion"])
         confusion[:, index] = record["truth"]
-        return {"confusion": confusion, "hits": confusion.diagonal()[:, None].copy(), "predicted": confusion.sum(0)[:, None]}
+        counts = {"hits": confusion.diagonal()[:, None].copy(), "predicted": confusion.sum(0)[:, None]}
+        return {"confusion": confusion} | counts | _no_distance(record)
 
     return change
 

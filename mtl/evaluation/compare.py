@@ -13,15 +13,14 @@ import numpy as np
 
 from mtl.core.errors import ConfigError
 from mtl.core.task import TaskSpec, higher_is_better
+from mtl.evaluation.compare_text import Gains, comparison_text
 from mtl.metrics.evaluator import Evaluator
 from mtl.metrics.statistics import (
     GroupBootstrap,
-    group_notes,
     mean_over_runs,
     paired_intervals,
     resampled_scores,
     spread,
-    task_group_notes,
 )
 
 # What must agree between arms, with the words used in the refusal.
@@ -29,8 +28,6 @@ IDENTITY = {
     "split_hash": "split", "budget": "budget (samples allowed)", "thresholds_source": "source of thresholds",
     "image_size": "image size", "resolution": "size at which masks are compared", "augmentation": "augmentation",
 }  # fmt: skip
-# A relative gain over less than this says little: a change that nobody would notice is a large share of it.
-SMALL = 0.05
 FIELDS = ("task", "metric", "arm", "seeds", "mean", "std", "min", "max", "reference", "difference", "low", "high")
 
 
@@ -133,7 +130,8 @@ def comparison_table(
     values = {arm: _values([run for run in whole if run.arm == arm]) for arm in arms}
     differences = _differences(whole, arms, bootstrap, seed)
     rows = _rows(values, differences, arms)
-    return _markdown(runs, whole, rows, values, arms, bootstrap), rows
+    gains = _gains(runs, values, arms)
+    return comparison_text(runs, whole, rows, gains, arms, bootstrap, _references(runs, values[arms[0]], gains)), rows
 
 
 def write_comparison(
@@ -265,7 +263,7 @@ def _rows(values: dict[str, Values], differences: dict[str, Any], arms: list[str
     return rows
 
 
-def _gains(runs: list[RunSummary], values: dict[str, Values], arms: list[str]) -> dict[str, tuple[list[float], list[str]]]:
+def _gains(runs: list[RunSummary], values: dict[str, Values], arms: list[str]) -> Gains:
     """By arm: Δm per seed against the first arm, and the tasks that both have."""
     specs = {task: spec for run in runs for task, spec in run.evaluator.specs.items()}
 
@@ -281,118 +279,10 @@ def _gains(runs: list[RunSummary], values: dict[str, Values], arms: list[str]) -
     return found
 
 
-# -- text --------------------------------------------------------------------------------------------------------------
-
-
-def _markdown(
-    runs: list[RunSummary], whole: list[RunSummary], rows: list[dict[str, Any]], values: dict[str, Values], arms: list[str],
-    bootstrap: int,
-) -> str:  # fmt: skip
-    groups = sorted({group for run in runs for group in run.evaluator.groups})
-    unit, one = runs[0].evaluator.unit, runs[0]
-    labelled = {
-        task: min(run.evaluator.labelled_groups(task) for run in whole if task in run.evaluator.specs) for task in _tasks(runs)
-    }
-    lines = [
-        f"Test images of {_count(len(groups), unit)}; {_count(len({run.seed for run in runs}), 'seed')}; budget {one.budget:,} "
-        f"training samples per run{_seen(runs)}; network input {one.image_size or 'as configured'}; thresholds from "
-        f"{one.thresholds_source}.",
-        "",
-        f"Cells: mean ± standard deviation over seeds{_in_brackets(arms, bootstrap)}.",
-        *(group_notes(len(groups), unit) + task_group_notes(labelled, len(groups), unit) if len(arms) > 1 else []), "",
-    ]  # fmt: skip
-    for task in dict.fromkeys(row["task"] for row in rows):
-        lines += [*_task_table(task, [row for row in rows if row["task"] == task], arms, mean_baseline(whole, task)), ""]
-    gains = _gains(runs, values, arms)
-    if gains:
-        lines += [f"### Δm against {arms[0]}", "", "| arm | Δm (%) | tasks |", "|---|---|---|"]
-        lines += [
-            f"| {arm} | {_mean_std(per_seed, 1)} | {', '.join(tasks) or 'none'} |" for arm, (per_seed, tasks) in gains.items()
-        ]
-        lines += ["", *_gain_notes(runs, values[arms[0]], arms[0], gains)]
-    return "\n".join(lines)
-
-
-def _gain_notes(
-    runs: list[RunSummary], reference: Values, name: str, gains: dict[str, tuple[list[float], list[str]]]
-) -> list[str]:
-    """Say where Δm has no meaning, or little."""
+def _references(runs: list[RunSummary], reference: Values, gains: Gains) -> dict[str, float]:
+    """By task of a gain, the smallest primary metric of the reference over its seeds."""
     specs = {task: spec for run in runs for task, spec in run.evaluator.specs.items()}
     shared = {task for _, tasks in gains.values() for task in tasks}
-    primaries = {task: reference[task][spec.primary_metric].values() for task, spec in specs.items() if task in shared}
-    least = {task: min(map(abs, values)) for task, values in primaries.items()}
-    lines: list[str] = []
-    if any(not np.isfinite(per_seed).all() for per_seed, _ in gains.values()):
-        lines += [f"A dash: a metric of `{name}` is 0 or undefined, and a relative gain over it has no meaning.", ""]
-    if listed := ", ".join(f"{task} ({value:.3f})" for task, value in least.items() if 0 < value < SMALL):
-        lines += [
-            f"Δm divides by the primary metric of `{name}`, which is small for {listed}: there a small difference is a large "
-            "share. Read the table of the task.", "",
-        ]  # fmt: skip
-    return lines
-
-
-def _in_brackets(arms: list[str], bootstrap: int) -> str:
-    if len(arms) == 1:
-        return ""
-    interval = f"paired 95 % bootstrap interval over groups ({bootstrap} resamples)"
-    return f"; in brackets the difference to `{arms[0]}` and its {interval}"
-
-
-def _seen(runs: list[RunSummary]) -> str:
-    """Say how many samples were really seen, where that is not the budget."""
-    seen = [run.seen for run in runs if run.seen is not None]
-    return f" ({min(seen):,} to {max(seen):,} seen)" if seen and (min(seen), max(seen)) != (runs[0].budget,) * 2 else ""
-
-
-def mean_baseline(runs: list[RunSummary], task: str) -> dict[str, Any] | None:
-    """Average the baseline of a task over the runs, since folds have different test images."""
-    found = [run.baseline[task] for run in runs if task in run.baseline]
-    if not found:
-        return None
-    names = list(dict.fromkeys(entry["name"] for entry in found))
-    metrics = {}
-    for metric in found[0]["metrics"]:
-        values = [entry["metrics"].get(metric) for entry in found]
-        known = [value for value in values if value is not None and np.isfinite(value)]
-        metrics[metric] = float(np.mean(known)) if known else None
-    return {"name": names[0] if len(names) == 1 else f"{names[0]}, and others in other folds", "metrics": metrics}
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def _task_table(task: str, rows: list[dict[str, Any]], arms: list[str], baseline: dict[str, Any] | None) -> list[str]:
-    metrics = list(dict.fromkeys(row["metric"] for row in rows))
-    cells = {(row["arm"], row["metric"]): row for row in rows}
-    arrows = [f"{metric} {'↑' if higher_is_better(metric) else '↓'}" for metric in metrics]
-    lines = [f"### {task}", "", f"| arm | {' | '.join(arrows)} |", "|---" * (len(metrics) + 1) + "|"]
-    for arm in arms:
-        if any((arm, metric) in cells for metric in metrics):
-            lines.append(f"| {arm} | {' | '.join(_cell(cells.get((arm, metric))) for metric in metrics)} |")
-    if baseline:
-        numbers = [_number(baseline["metrics"].get(metric)) for metric in metrics]
-        lines.append(f"| *baseline: {baseline['name']}* | {' | '.join(numbers)} |")
-    return lines
-
-
-def _cell(row: dict[str, Any] | None) -> str:
-    if row is None:
-        return "–"
-    text = _number(row["mean"]) + (f" ± {_number(row['std'])}" if np.isfinite(row["std"]) else "")
-    if row["low"] != "" and np.isfinite(row["difference"]):
-        text += f" ({row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}])"
-    elif row["difference"] != "" and np.isfinite(row["difference"]):
-        text += f" ({row['difference']:+.3f})"
-    return text
-
-
-def _number(value: Any, digits: int = 3) -> str:
-    return "–" if value is None or value == "" or not np.isfinite(value) else f"{value:.{digits}f}"
-
-
-def _mean_std(values: list[float], digits: int) -> str:
-    found = spread(values)
-    text = "–" if not np.isfinite(found["mean"]) else f"{found['mean']:+.{digits}f}"
-    return text + (f" ± {found['std']:.{digits}f}" if np.isfinite(found["std"]) else "")
+    return {
+        task: min(map(abs, reference[task][spec.primary_metric].values())) for task, spec in specs.items() if task in shared
+    }

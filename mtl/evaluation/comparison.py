@@ -16,6 +16,7 @@ from rich.console import Console
 
 from mtl.config.load import build_family, load_run_config
 from mtl.config.schema import CompareConfig
+from mtl.config.stages import stages_of, total_epochs
 from mtl.core.errors import ConfigError, DataError, TrainingError, unknown
 from mtl.core.files import file_hash
 from mtl.training.resume import ALLOWED
@@ -25,11 +26,12 @@ if TYPE_CHECKING:
 
 # Differences between two configurations that do not make them different runs: names, and where and how fast they compute.
 VOLATILE = ("resume", "name", "paths", *(key for key in ALLOWED if key != "trainer.max_epochs"))
+EPOCHS = "trainer.max_epochs (of all stages together)"  # stands for what `total_epochs` says
 # What all runs of a seed must share, checked before the first one is trained (`check_comparable` looks at what they did).
 SHARED = (
-    "seed", "data", "callbacks.early_stopping", "trainer.max_epochs", "trainer.max_steps",
+    "seed", "data", "callbacks.early_stopping", EPOCHS, "trainer.max_steps",
     "trainer.accumulate_grad_batches", "trainer.limit_train_batches", "trainer.overfit_batches", "evaluation.hit_radius",
-    "evaluation.resolution",
+    "evaluation.resolution", "evaluation.primary",
 )  # fmt: skip
 # Settings of `data` that arms may differ in: how batches are drawn and how fast they are loaded.
 FREE = ("cache", "loader.sampler", "loader.priority_class", "loader.mixing", "loader.source_weights", "loader.temperature",
@@ -183,7 +185,9 @@ def _check_shared(configs: dict[Run, dict[str, Any]]) -> None:
 def _check_budget(configs: dict[Run, dict[str, Any]]) -> None:
     """Refuse arms that would see different numbers of images because not every image has labels for every task."""
     one = next(iter(configs.values()))
-    if one["data"]["loader"]["samples_per_epoch"] is not None or len({frozenset(c["tasks"]) for c in configs.values()}) == 1:
+    if one["data"]["loader"]["samples_per_epoch"] is not None:
+        return
+    if len({(frozenset(c["tasks"]), json.dumps(c["stages"])) for c in configs.values()}) == 1:
         return
     family = build_family(one["data"])
     try:
@@ -192,8 +196,13 @@ def _check_budget(configs: dict[Run, dict[str, Any]]) -> None:
         return
     sizes: dict[int, str] = {}
     for config in configs.values():
-        known = sum(any(record.knows(specs[task].label) for task in config["tasks"]) for record in records)
-        sizes.setdefault(known, "+".join(config["tasks"]))
+        for stage in stages_of(config):
+            known = sum(
+                any(record.knows(specs[task].label) for task in stage.tasks)
+                for record in records
+                if record.training and (stage.sources is None or record.source in stage.sources)
+            )
+            sizes.setdefault(known, f"stage {stage.name}" if stage.name else "+".join(stage.tasks))
     if len(sizes) > 1:
         listed = ", ".join(f"{size} for {tasks}" for size, tasks in sizes.items())
         raise ConfigError(
@@ -208,6 +217,8 @@ def _shared_keys(config: dict[str, Any]) -> list[str]:
 
 
 def _get(config: dict[str, Any], key: str) -> Any:
+    if key == EPOCHS:
+        return total_epochs(config)
     value: Any = config
     for step in key.split("."):
         value = value[step] if isinstance(value, dict) and step in value else None

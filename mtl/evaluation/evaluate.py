@@ -12,17 +12,19 @@ import torch
 from rich.progress import track
 
 from mtl.config.load import build_family
+from mtl.config.stages import stages_of, total_epochs
 from mtl.core.errors import TrainingError
 from mtl.core.types import ImageResult
 from mtl.data.datamodule import MultiTaskDataModule
-from mtl.evaluation.baselines import TrainingStatistics, baseline_summary
+from mtl.evaluation.baselines import TrainingStatistics, baseline_summary, source_notes
 from mtl.evaluation.cases import CaseKeeper
 from mtl.evaluation.loop import WholeImageScorer
-from mtl.evaluation.metrics_file import save_records, write_metrics
+from mtl.evaluation.metrics_file import main_metrics, save_cases, save_records, write_metrics
 from mtl.inference.loading import PRETRAINING_NOTE, LoadedModel, checkpoint_path, load_model
 from mtl.metrics.evaluator import Evaluator
 from mtl.training.build import build_evaluator
-from mtl.training.history import training_summary
+from mtl.training.history import read_history, training_summary
+from mtl.training.stages import stage_file
 
 log = logging.getLogger("mtl")
 
@@ -34,8 +36,6 @@ OWN_SPLIT_NOTES = {
     "all": "All images are scored, those of training and selection among them: these figures are not a test.",
 }
 FINER_NOTE = "No {unit} of a test image is in training or selection; those two are kept apart by {finer} only."
-# Shown in the log beside the first metrics of a task: what challenges rank by.
-ALSO_SHOWN = ("quadratic_kappa", "aupr")
 
 
 def separation(data: dict[str, Any]) -> str:
@@ -130,15 +130,48 @@ def evaluate_run(run_dir: Path, device: str) -> dict[str, Any]:
         )
     loaded = load_model(best, device)
     evaluation = score(loaded, "test")
+    stages = score_stages(loaded.config, run_dir, device, evaluation.datamodule)
+    evaluation.summary |= {"stages": stages} if stages else {}
     metrics = write_results(evaluation, run_dir, run_dir, report=True)
     log.info(result_lines(metrics))
     return metrics
 
 
+def score_stages(config: dict[str, Any], run_dir: Path, device: str, datamodule: MultiTaskDataModule) -> dict[str, Any]:
+    """Score the best checkpoint of every stage of a curriculum on the test split.
+
+    Returns:
+        By stage: `epochs` finished, `tasks` trained so far, `metrics` and `ci95` by task; empty without a curriculum.
+    """
+    found: dict[str, Any] = {}
+    trained: list[str] = []
+    rows = read_history(run_dir)
+    for stage in (stage for stage in stages_of(config) if stage.name):
+        trained += [task for task in stage.tasks if task not in trained]
+        # No report is drawn, so that no cases need be kept.
+        loaded = load_model(stage_file(run_dir, stage.name), device)
+        tasks = score(loaded, "test", cases=0, datamodule=datamodule).summary["tasks"]
+        found[stage.name] = {
+            "epochs": sum(row.get("stage") == stage.name for row in rows),
+            "tasks": list(trained),
+            "metrics": {task: {name: tasks[task][name] for name in tasks[task]["ci95"]} for task in tasks},
+            "ci95": {task: tasks[task]["ci95"] for task in tasks},
+        }
+    return found
+
+
 def score(
-    loaded: LoadedModel, split: str, root: str | None = None, batch_size: int | None = None, bootstrap: int | None = None
+    loaded: LoadedModel,
+    split: str,
+    root: str | None = None,
+    batch_size: int | None = None,
+    bootstrap: int | None = None,
+    cases: int | None = None,
+    datamodule: MultiTaskDataModule | None = None,
 ) -> Evaluation:
-    """Predict and score every image of a split.
+    """Predict and score every image of a split; arguments as in `evaluate`.
+
+    `cases` overrides `evaluation.cases`; `datamodule` is that of another evaluation with the same data and preprocessing.
 
     The thresholds are those in the checkpoint, chosen on validation; nothing here chooses one.
     """
@@ -149,24 +182,28 @@ def score(
     if batch_size is not None:
         data["loader"] = {**data["loader"], "eval_batch_size": batch_size}
     model = loaded.model
-    datamodule = MultiTaskDataModule(
+    datamodule = datamodule or MultiTaskDataModule(
         build_family(data), model.specs, model.preprocessing, data, config["tasks"], config["seed"]
     )
     split, notes = _choose_split(datamodule, loaded, split)
     if seen := loaded.pretraining:
         notes.append(PRETRAINING_NOTE.format(count=len(seen), names=", ".join(seen[:5])))
     evaluator = build_evaluator(config, model.specs)
-    cases = _run(loaded, datamodule, split, evaluator)
+    if config["evaluation"]["hd95"]:
+        evaluator.measure_surfaces(loaded.thresholds)
+    kept = _run(loaded, datamodule, split, evaluator, config["evaluation"]["cases"] if cases is None else cases)
+    evaluator.finish()
     resamples = config["evaluation"]["bootstrap"] if bootstrap is None else bootstrap
     summary = evaluator.summary(loaded.thresholds, resamples)
     notes += summary.pop("notes")
     summary["baseline"] = baseline_summary(evaluator, _training_statistics(datamodule, loaded))
-    return Evaluation(summary, evaluator, loaded, datamodule, split, notes, cases)
+    notes += source_notes(summary["tasks"], summary["baseline"])
+    return Evaluation(summary, evaluator, loaded, datamodule, split, notes, kept)
 
 
-def _run(loaded: LoadedModel, datamodule: MultiTaskDataModule, split: str, evaluator: Evaluator) -> CaseKeeper:
-    """Predict and score every image of the split; keep the worst and best ones for the report."""
-    cases = CaseKeeper(evaluator, loaded.thresholds, loaded.config["evaluation"]["cases"])
+def _run(loaded: LoadedModel, datamodule: MultiTaskDataModule, split: str, evaluator: Evaluator, count: int) -> CaseKeeper:
+    """Predict and score every image of the split; keep the `count` worst and best ones for the report."""
+    cases = CaseKeeper(evaluator, loaded.thresholds, count)
     scorer = WholeImageScorer(loaded.model, evaluator, datamodule.plain(split).truth, cases if cases.count else None)
     device = next(loaded.model.parameters()).device
     loader = datamodule.evaluation_dataloader(split)
@@ -236,10 +273,11 @@ def write_results(evaluation: Evaluation, folder: Path, run_dir: Path, report: b
         seed=config["seed"],
         budget=budget(config, evaluation.datamodule),
         thresholds_source=evaluation.loaded.thresholds_source,
-        training=training_summary(run_dir, config["trainer"]["max_epochs"]),
+        training=training_summary(run_dir, total_epochs(config)),
         notes=evaluation.notes,
     )
     save_records(folder / "predictions" / "records.json", evaluation.evaluator)
+    save_cases(folder / "predictions" / "cases.csv", metrics["cases"])
     if report:
         from mtl.evaluation.run_report import write_run_report
 
@@ -251,17 +289,21 @@ def budget(config: dict[str, Any], datamodule: MultiTaskDataModule) -> int | Non
     """Return how many training samples the run was allowed to see, or None for another data folder."""
     if not datamodule.has_split:
         return None
-    per_epoch = config["data"]["loader"]["samples_per_epoch"] or len(datamodule.plain("train"))
-    return int(per_epoch * config["trainer"]["max_epochs"])
+    total = 0
+    for stage in stages_of(config):
+        loader = stage.config["data"]["loader"]
+        drawn = loader["samples_per_epoch"] or len(
+            datamodule.for_stage(stage.tasks, stage.sources, loader, stage.seed).plain("train")
+        )
+        total += drawn * stage.epochs
+    return total
 
 
 def result_lines(metrics: dict[str, Any]) -> str:
     """Word the main figures: per task the primary metrics, their interval and the baseline."""
     lines = [f"{metrics['split']} split, {metrics['n_samples']} images, score {_number(metrics['score'])}"]
     for task, values in metrics["tasks"].items():
-        names = list(values["ci95"])
-        names = names[:4] + [name for name in names[4:] if name in ALSO_SHOWN]
-        lines.append(f"  {task}: {_figures(names, values, metrics['baseline'].get(task))}")
+        lines.append(f"  {task}: {_figures(main_metrics(values['ci95']), values, metrics['baseline'].get(task))}")
     for name, values in metrics["study"].items():
         names = [key for key, value in values.items() if isinstance(value, float | int) and key != "n"]
         lines.append(f"  {name}: {_figures(names, values, metrics['baseline'].get(name))}")
@@ -269,12 +311,15 @@ def result_lines(metrics: dict[str, Any]) -> str:
 
 
 def _figures(names: list[str], values: dict[str, Any], baseline: dict[str, Any] | None) -> str:
-    """List metrics with their interval and, where there is one, the baseline."""
+    """List metrics with their interval and, where there is one, the baseline and what the source alone gives."""
     parts = []
     for name in names:
         interval = (values.get("ci95") or {}).get(name)
         spread = f" [{_number(interval[0])}, {_number(interval[1])}]" if interval else ""
-        beside = f" (baseline {_number(baseline['metrics'].get(name))})" if baseline else ""
+        beside = f" (baseline {_number(baseline['metrics'].get(name))}" if baseline else ""
+        if baseline:
+            source = baseline.get("from_source")
+            beside += f", from source {_number(source['metrics'].get(name))})" if source else ")"
         parts.append(f"{name} {_number(values[name])}{spread}{beside}")
     return ", ".join(parts)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,14 @@ from mtl.core.files import plain, write_text
 from mtl.core.task import TaskSpec
 from mtl.metrics.evaluator import Evaluator
 
+# What was added since (attributes, voxel sizes, distances) is optional, so older files of this number are still read.
 RECORDS_FORMAT = 2
+
+# Shown beside the first metrics of a task: what challenges rank by and readers look for.
+ALSO_SHOWN = ("quadratic_kappa", "aupr", "sensitivity", "specificity", "dice_nonempty", "dice_per_case", "hd95_per_case")
+CASE_FIELDS = (
+    "task", "case", "class", "slices", "dice", "iou", "hd95", "volume_predicted_mm3", "volume_annotated_mm3"
+)  # fmt: skip
 
 
 def write_metrics(
@@ -50,12 +60,35 @@ def read_metrics(path: Path) -> dict[str, Any]:
     return content
 
 
+def main_metrics(names: Iterable[str]) -> list[str]:
+    """Return the metrics of a task that are shown first: four, and those of `ALSO_SHOWN`."""
+    names = list(names)
+    return names[:4] + [name for name in names[4:] if name in ALSO_SHOWN]
+
+
 def save_records(path: Path, evaluator: Evaluator) -> None:
     """Write what an evaluator holds as JSON, with the task specs; every number comes back exactly, in the same type."""
     records, specs = evaluator.records(), {task: spec.to_dict() for task, spec in evaluator.specs.items()}
     content = {"format": RECORDS_FORMAT, "unit": evaluator.unit, "specs": specs, "samples": records["samples"]}
     content["tasks"] = _encode(records["tasks"])
     write_text(path, json.dumps(content, separators=(",", ":"), allow_nan=False))
+
+
+def save_cases(path: Path, cases: dict[str, Any]) -> None:
+    """Write the volumes (`cases` of `metrics.json`) as CSV, one row per task, case and class; no file where there is none."""
+    rows = [
+        {"task": task, "case": case, "class": name, **row}
+        for task, table in cases.items()
+        for case, classes in table.items()
+        for name, row in classes.items()
+    ]
+    if not rows:
+        return
+    out = io.StringIO()
+    writer = csv.DictWriter(out, CASE_FIELDS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, out.getvalue())
 
 
 def load_records(path: Path) -> dict[str, Any]:

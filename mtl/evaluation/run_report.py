@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mtl.core.heatmap import render_heatmap
-from mtl.evaluation.report.page import Case, ReportContent, read_history, write_report
+from mtl.evaluation.report.page import Case, ReportContent, write_report
+from mtl.evaluation.report.training import read_history
 from mtl.inference.drawing import draw_case, fit
 from mtl.inference.grid import draw_grid, wants_grid
 
@@ -26,7 +27,7 @@ def write_run_report(evaluation: Evaluation, metrics: dict[str, Any], folder: Pa
     from mtl.evaluation.evaluate import separation
 
     config = evaluation.loaded.config
-    history = read_history(run_dir / "metrics.csv")
+    history, _ = read_history(run_dir / "metrics.csv")
     environment = _read(run_dir / "environment.json")
     content = ReportContent(
         metrics=metrics,
@@ -35,6 +36,7 @@ def write_run_report(evaluation: Evaluation, metrics: dict[str, Any], folder: Pa
         duration=float(np.nansum(history["seconds"])) if "seconds" in history else None,
         history=run_dir / "metrics.csv",
         best_epoch=float(evaluation.loaded.epoch),
+        best_stage=evaluation.loaded.stage,
         kept_apart=separation(config["data"]),
         split_sizes=_split_sizes(evaluation),
         cases=_cases(evaluation),
@@ -61,7 +63,8 @@ def _cases(evaluation: Evaluation) -> list[Case]:
         prediction, truth = evaluation.results[name]
         window = prediction.window
         # The part that the network saw: maps, boxes and points are given in its working raster.
-        image = fit(window.cut(evaluation.datamodule.family.read_image(records[name])), LONGEST)
+        stored = evaluation.datamodule.family.read_image(records[name])
+        image = fit(window.cut(model.preprocessing.picture(stored)), LONGEST)
         case = Case(name, evaluation.cases.scores[name], image, group=group)
         if wants_grid(model.specs):
             case.prediction = draw_grid(

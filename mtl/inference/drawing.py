@@ -16,7 +16,7 @@ from mtl.inference.tiling import Arrays
 if TYPE_CHECKING:
     from PIL import ImageFont
 
-    from mtl.inference.predictor import Prediction
+    from mtl.inference.prediction import Prediction
 
 Colour = tuple[int, int, int]
 CLASS_COLOURS: dict[str, Colour] = {
@@ -235,11 +235,29 @@ def _mark(canvas: np.ndarray, points: np.ndarray, thin: int) -> None:
         cv2.circle(canvas, (x, y), radius, PEAK_COLOUR, thin, cv2.LINE_AA)
 
 
+def to_rgb(image: np.ndarray) -> np.ndarray:
+    """Make a picture of an image: RGB as it is, of anything else the first channel that shows something, in grey.
+
+    Args:
+        image: [H, W, C]; uint8, or grey values of any unit, of which all but the brightest 0.5 % span the range of greys.
+
+    Returns:
+        [H, W, 3] uint8.
+    """
+    if image.dtype == np.uint8 and image.shape[2] == 3:
+        return image
+    grey = next((channel for channel in np.moveaxis(image, 2, 0) if channel.any()), image[..., 0])
+    if grey.dtype != np.uint8:
+        low, high = float(grey.min()), float(np.percentile(grey[grey > grey.min()], 99.5)) if np.ptp(grey) else 1.0
+        grey = np.clip((grey.astype(np.float32) - low) * (255.0 / max(high - low, 1e-12)), 0, 255).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
 def fit(image: np.ndarray, longest: int) -> np.ndarray:
-    """Shrink an image so that its longer side is at most `longest`; [H, W, 3] uint8."""
+    """Make a picture (`to_rgb`) and shrink it so that its longer side is at most `longest`; [H, W, 3] uint8."""
     import cv2
 
-    pixels = np.repeat(image, 3, axis=2) if image.ndim == 3 and image.shape[2] == 1 else image
+    pixels = to_rgb(image)
     factor = longest / max(pixels.shape[:2])
     if factor >= 1:
         return pixels
@@ -251,7 +269,7 @@ def overlay(image: np.ndarray, prediction: Prediction, longest: int = 1600) -> n
     """Draw one prediction: the image with boxes, contours and peaks, the heatmap beside it, a legend below.
 
     Args:
-        image: [H, W, 3] uint8, the original.
+        image: [H, W, C], the original, as `to_rgb` takes it.
         prediction: What was predicted for it.
         longest: Longer side of one panel in pixels.
     """
@@ -274,7 +292,7 @@ def draw_case(
     """Draw the annotation or the prediction of one image: boxes, contours and peaks, the heatmap beside it, a legend below.
 
     Args:
-        image: [H, W, 3] uint8: what the working raster shows, at any size.
+        image: [H, W, C], as `to_rgb` takes it: what the working raster shows, at any size.
         tasks: `ImageResult.tasks`; masks at any size.
         specs: The tasks.
         size: (height, width) of the raster in which boxes and points are given (`window.working_size`).

@@ -1,20 +1,29 @@
-"""Finding image files for prediction. Imports no torch, so that a wrong `source` is answered at once."""
+"""Finding images and volumes for prediction. Imports no torch, so that a wrong `source` is answered at once."""
 
 from __future__ import annotations
 
 import glob
+import re
+from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 from mtl.core.errors import ConfigError, DataError
 from mtl.data.base import IMAGE_SUFFIXES
+from mtl.data.brain_files import MODALITIES
+from mtl.data.volumes import SUFFIXES, is_volume
 
 RESULTS = "predictions.csv"  # tells a folder of results from a folder of images
+ENDINGS = {"seg": "seg"} | {ending: name for name, endings in MODALITIES.items() for ending in endings}
+EXPECTED = f"files with one of these suffixes: {', '.join(sorted([*IMAGE_SUFFIXES, *SUFFIXES]))}"
 
 
 def find_images(source: str | Path, leave_out: Path | None = None) -> list[Path]:
-    """List the images that `source` names: a file, a folder (searched recursively) or a glob; sorted, each once.
+    """List the images and volumes that `source` names: a file, a folder (searched recursively) or a glob; sorted, each once.
 
-    Hidden files and folders below a folder are skipped.
+    Hidden files and folders below a folder are skipped. The volumes `<case>_<modality>.nii[.gz]` of one case are one entry:
+    their folder, or `<folder>/<case>` where a folder holds several cases (`case_files` knows the files). Other volumes beside
+    them, such as the mask `<case>_seg.nii.gz`, are left out.
 
     Args:
         source: What to look for.
@@ -28,12 +37,12 @@ def find_images(source: str | Path, leave_out: Path | None = None) -> list[Path]
     if leave_out is None or Path(source).is_file():
         return found
     results = leave_out.resolve()
-    if any(path.resolve().parent == results for path in found) and not (results / RESULTS).exists():
+    if any(_folder(path) == results for path in found) and not (results / RESULTS).exists():
         raise ConfigError(
             f"`output={leave_out}` is where the images of `source={source}` lie; results there would be taken for images the "
             "next time. Choose another output."
         )
-    kept = [path for path in found if results not in path.resolve().parents]
+    kept = [path for path in found if results not in (_folder(path), *_folder(path).parents)]
     if not kept:
         raise DataError(
             f"`source={source}` names only pictures in the folder of the results, `{leave_out}`. Choose another one."
@@ -41,21 +50,82 @@ def find_images(source: str | Path, leave_out: Path | None = None) -> list[Path]
     return kept
 
 
+def is_case(path: Path) -> bool:
+    """Say whether an entry of `find_images` is made of volumes."""
+    return is_volume(path) or path.is_dir() or (path.suffix.lower() not in IMAGE_SUFFIXES and not path.is_file())
+
+
+def case_files(path: Path) -> dict[str, Path]:
+    """Return the files of an entry that is made of volumes, by modality; "" where the name of a single file tells none."""
+    if path.is_file():
+        return {split_name(path)[1]: path}
+    folder, case = (path, None) if path.is_dir() else (path.parent, path.name)
+    found: dict[str, Path] = {}
+    for file in sorted(folder.iterdir()):
+        name, modality = split_name(file)
+        if is_volume(file) and modality in MODALITIES and case in (None, name):
+            found.setdefault(modality, file)
+    return found
+
+
+def split_name(path: Path) -> tuple[str, str]:
+    """Split `<case>_<modality>.nii[.gz]` into case and modality (or `seg`); of other names the second is empty."""
+    name = stem(path)
+    found = re.fullmatch(r"(.+)[_\-.\s](\w+?)", name)
+    ending = ENDINGS.get(found[2].lower()) if found else None
+    return (found[1], ending) if found and ending else (name, "")
+
+
+def stem(path: Path) -> str:
+    """Return the name without the suffix of an image or a volume; other names, as of folders, stay whole."""
+    suffixes = sorted((*IMAGE_SUFFIXES, *SUFFIXES), key=len, reverse=True)
+    ending = next((suffix for suffix in suffixes if path.name.lower().endswith(suffix)), "")
+    return path.name[: len(path.name) - len(ending)] or path.name
+
+
+def _folder(path: Path) -> Path:
+    return (path if path.is_dir() else path.parent).resolve()
+
+
 def _find(source: str | Path) -> list[Path]:
     text, path = str(source), Path(source)
-    suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
     if path.is_file():
         return [path]
     if path.is_dir():
         inside = (found for found in path.rglob("*") if not any(part.startswith(".") for part in found.relative_to(path).parts))
-        images = sorted(found for found in inside if found.suffix.lower() in IMAGE_SUFFIXES and found.is_file())
+        images = _entries(inside)
         if not images:
-            raise DataError(f"`source={text}` holds no image. Expected files with one of these suffixes: {suffixes}.")
+            raise DataError(f"`source={text}` holds no image. Expected {EXPECTED}.")
         return images
     if glob.has_magic(text):
-        matches = (Path(name) for name in glob.glob(text, recursive=True))  # noqa: PTH207 (may be absolute)
-        images = sorted({found for found in matches if found.suffix.lower() in IMAGE_SUFFIXES and found.is_file()})
+        matches = [Path(name) for name in glob.glob(text, recursive=True)]  # noqa: PTH207 (may be absolute)
+        folders = (entry for match in matches if match.is_dir() for entry in match.iterdir() if is_volume(entry))
+        images = _entries({*matches, *folders})
         if not images:
-            raise DataError(f"`source={text}` matches no image. Expected files with one of these suffixes: {suffixes}.")
+            raise DataError(f"`source={text}` matches no image. Expected {EXPECTED}.")
         return images
-    raise DataError(f"`source={text}` does not exist. Expected an image, a folder or a quoted glob such as 'slides/*.jpg'.")
+    raise DataError(
+        f"`source={text}` does not exist. Expected an image, a volume, a folder or a quoted glob such as 'slides/*.jpg'."
+    )
+
+
+def _entries(paths: Iterable[Path]) -> list[Path]:
+    """Keep images and volumes, and join the volumes of a case."""
+    found: list[Path] = []
+    cases: dict[Path, set[str]] = defaultdict(set)
+    others: list[Path] = []
+    for path in paths:
+        if not path.is_file():
+            continue
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            found.append(path)
+        elif is_volume(path):
+            case, ending = split_name(path)
+            if ending in MODALITIES:
+                cases[path.parent].add(case)
+            elif not ending:
+                others.append(path)
+    for folder, names in cases.items():
+        found += [folder] if len(names) == 1 else [folder / name for name in names]
+    found += [path for path in others if path.parent not in cases]
+    return sorted(set(found))

@@ -32,9 +32,10 @@ class LoadedModel:
         thresholds: By task; chosen on validation.
         split: Rows of the training run's split: sample id, group, source, split, content hash.
         path: The checkpoint file.
-        epoch: The training epoch it was saved after, from 0.
+        epoch: The training epoch it was saved after, from 0; of its stage in a curriculum.
         thresholds_source: The split on which the thresholds were chosen.
         pretraining: Groups of this run's test images that the network it started from had seen.
+        stage: Name of its stage; empty without a curriculum.
     """
 
     model: MultiTaskModel
@@ -45,6 +46,7 @@ class LoadedModel:
     epoch: int
     thresholds_source: str
     pretraining: list[str]
+    stage: str = ""
 
 
 def load_model(checkpoint: str | Path, device: str = "auto") -> LoadedModel:
@@ -67,21 +69,45 @@ def load_model(checkpoint: str | Path, device: str = "auto") -> LoadedModel:
     ]:
         raise CheckpointError(f"`{path}` lacks {', '.join(missing)}. Expected a checkpoint as training wrote it.")
     model = MultiTaskModel.from_config(about["model"], load_weights=False)
-    state = {
-        name.removeprefix(MODEL_PREFIX): value for name, value in content["state_dict"].items() if name.startswith(MODEL_PREFIX)
-    }
-    try:
-        model.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"`{path}` does not fit the model it describes: {str(error).splitlines()[1].strip()} The file was edited or "
-            "belongs to another release; train again or use the release that wrote it."
-        ) from error
+    hint = "The file was edited or belongs to another release; train again or use the release that wrote it."
+    load_state(model, content["state_dict"], f"`{path}` does not fit the model it describes", hint)
     model = model.to(pick_device(device)).eval()
     return LoadedModel(
         model, about["config"], about["thresholds"], about["split"], path, about["epoch"], about["thresholds_source"],
-        about["pretraining"],
+        about["pretraining"], about.get("stage", ""),
     )  # fmt: skip
+
+
+def load_state(model: MultiTaskModel, state: dict[str, Any], problem: str, hint: str) -> int:
+    """Load the network's part of a checkpoint's `state_dict`: all keys or none.
+
+    Args:
+        model: The network.
+        state: Names as in a `MultiTaskModule`.
+        problem: How the error begins.
+        hint: How it ends.
+
+    Returns:
+        The number of tensors loaded.
+
+    Raises:
+        CheckpointError: Keys are missing, unexpected or of another shape.
+    """
+    own = {name.removeprefix(MODEL_PREFIX): value for name, value in state.items() if name.startswith(MODEL_PREFIX)}
+    wanted = model.state_dict()
+    wrong = [f"it lacks {_some(wanted.keys() - own.keys())}"] if wanted.keys() - own.keys() else []
+    wrong += [f"it has {_some(own.keys() - wanted.keys())} besides"] if own.keys() - wanted.keys() else []
+    shapes = {name for name in wanted.keys() & own.keys() if wanted[name].shape != own[name].shape}
+    wrong += [f"other shapes in {_some(shapes)}"] if shapes else []
+    if wrong:
+        raise CheckpointError(f"{problem}: {'; '.join(wrong)}. {hint}")
+    model.load_state_dict(own, strict=True)
+    return len(own)
+
+
+def _some(names: set[str]) -> str:
+    first = sorted(names)[0]
+    return f"`{first}`" if len(names) == 1 else f"{len(names)} keys (first: `{first}`)"
 
 
 def load_predictor(checkpoint: str | Path, device: str = "auto") -> Predictor:
@@ -91,7 +117,8 @@ def load_predictor(checkpoint: str | Path, device: str = "auto") -> Predictor:
     loaded = load_model(checkpoint, device)
     return Predictor(
         loaded.model, device=next(loaded.model.parameters()).device, thresholds=loaded.thresholds,
-        pixel_scale=pixel_scale_rule(loaded.config),
+        pixel_scale=pixel_scale_rule(loaded.config), modalities=loaded.config["data"].get("modalities", ()),
+        picture_modality=loaded.config["data"].get("unknown_modality", "repeat"),
     )  # fmt: skip
 
 

@@ -1,11 +1,11 @@
-"""What prediction leaves on disk: one JSON, masks, heatmaps and an overlay per image, one CSV for all."""
+"""What prediction leaves on disk: one JSON, masks, maps and an overlay per image or volume, one CSV for all."""
 
 from __future__ import annotations
 
 import csv
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -15,10 +15,15 @@ import numpy as np
 from mtl.core.files import write_bytes, write_json
 from mtl.core.raster import to_original
 from mtl.core.task import TaskSpec
+from mtl.data.volumes import write_mask
 from mtl.inference.drawing import overlay
-from mtl.inference.predictor import Outcome, Prediction
+from mtl.inference.images import is_case, stem
+from mtl.inference.prediction import Prediction
+from mtl.inference.predictor import Outcome
+from mtl.inference.volumes import CaseOutcome, VolumePrediction
 
 OBJECT_COLUMNS = ["object", "task", "class", "score", "x_min", "y_min", "x_max", "y_max", "x", "y"]
+SUFFIX_OF: dict[str, tuple[str, ...]] = {"mask": (), "confidence_map": ("confidence",), "heatmap": ()}
 SPREADSHEET_FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -28,11 +33,11 @@ def output_names(paths: Iterable[Path]) -> dict[Path, str]:
     Names that differ in case only count as equal, since some file systems do not tell them apart.
     """
     files = list(paths)
-    candidates = {path: [path.stem, f"{path.stem}_{path.suffix[1:]}"] for path in files}
+    candidates = {path: [stem(path), f"{stem(path)}_{_ending(path)}"] for path in files}
     for path in files:
         parents = [part for part in path.parts[:-1] if part not in (path.anchor, ".", "..")]
-        longer = ["__".join([*parents[-depth:], path.stem]) for depth in range(1, len(parents) + 1)]
-        candidates[path] += [*longer, *(f"{name}_{path.suffix[1:]}" for name in longer)]
+        longer = ["__".join([*parents[-depth:], stem(path)]) for depth in range(1, len(parents) + 1)]
+        candidates[path] += [*longer, *(f"{name}_{_ending(path)}" for name in longer)]
     names: dict[Path, str] = {}
     open_paths, taken = files, set()
     for level in range(max((len(entry) for entry in candidates.values()), default=0)):
@@ -45,9 +50,9 @@ def output_names(paths: Iterable[Path]) -> dict[Path, str]:
         open_paths = [path for path in open_paths if path not in names]
     for path in open_paths:
         number = 2
-        while f"{path.stem}_{number}".lower() in taken:
+        while f"{stem(path)}_{number}".lower() in taken:
             number += 1
-        names[path] = f"{path.stem}_{number}"
+        names[path] = f"{stem(path)}_{number}"
         taken.add(names[path].lower())
     return names
 
@@ -55,16 +60,19 @@ def output_names(paths: Iterable[Path]) -> dict[Path, str]:
 class PredictionWriter:
     """Writes predictions into a folder; every file appears whole or not at all.
 
-    Per image: `<name>.json`; `<name>_<task>.png` for masks (class values, or 0 / 255 with the class in the name) and heatmaps
-    (16 bit, 65535 = 1); `<name>_overlay.png`. For all: `predictions.csv` with one row per object, image-level
-    values repeated, and one row without object for an image in which nothing was found. The CSV is complete on `close`.
+    Per image: `<name>.json`; `<name>_<task>.png` for masks (class values, or 0 / 255) and heatmaps (16 bit, 65535 = 1),
+    `<name>_<task>_confidence.png` beside a mask (16 bit), all with the class in the name where a task has several channels;
+    `<name>_overlay.png`. Per volume: `<name>.json`, masks as `<name>_<task>.nii.gz` on the voxels of the volume
+    (`mtl.inference.volumes.labels_of`), an overlay of the slice with the largest predicted area. For all: `predictions.csv`
+    with one row per object, image-level values repeated, and one row without object for an image in which nothing was found
+    and for a volume. The CSV is complete on `close`.
 
     Args:
         folder: Created if needed.
         paths: All inputs, so that equal stems do not overwrite each other.
         specs: The tasks; they decide the columns.
         overlays: Write overlays.
-        masks: Write mask and heatmap PNGs.
+        masks: Write masks, confidence maps and heatmaps.
     """
 
     def __init__(
@@ -79,23 +87,45 @@ class PredictionWriter:
         self.table = self.folder / "predictions.csv"
         self._partial = self.folder / f".predictions.csv.{os.getpid()}.partial"
         self._file: IO[str] | None = self._partial.open("w", newline="", encoding="utf-8")
-        self._rows = csv.DictWriter(self._file, csv_columns(specs), restval="", extrasaction="raise")
+        columns = csv_columns(specs, any(map(is_case, self.names)))
+        self._rows = csv.DictWriter(self._file, columns, restval="", extrasaction="raise")
         self._rows.writeheader()
 
-    def write(self, outcome: Outcome) -> Path:
-        """Write one image; returns its JSON file."""
-        if outcome.image is None or outcome.prediction is None or self._file is None:
+    def write(self, outcome: Outcome | CaseOutcome) -> Path:
+        """Write one image or volume; returns its JSON file."""
+        if outcome.prediction is None or self._file is None:
             raise ValueError("only successful outcomes can be written, and only before close()")
-        prediction, name = outcome.prediction, self.names[outcome.path]
-        if self.masks:
-            for suffix, pixels in map_images(prediction):
-                write_png(self.folder / f"{name}_{suffix}.png", pixels)
-        if self.overlays:
-            write_png(self.folder / f"{name}_overlay.png", overlay(outcome.image, prediction))
-        self._rows.writerows(csv_rows(outcome.path, prediction))
+        name, prediction = self.names[outcome.path], outcome.prediction
+        if isinstance(prediction, VolumePrediction):
+            content = {"volume": str(outcome.path), **self._write_volume(name, prediction)}
+            self._rows.writerow(volume_row(outcome.path, prediction))
+        else:
+            assert isinstance(outcome, Outcome) and outcome.image is not None
+            content = {"image": str(outcome.path), **prediction.to_json()}
+            self._rows.writerows(csv_rows(outcome.path, content))
+            if self.masks:
+                for task, key, kind, pixels in map_images(prediction):
+                    file = f"{name}_{'_'.join(_slug(word) for word in (task, kind, *SUFFIX_OF[key]) if word)}.png"
+                    write_png(self.folder / file, pixels)
+                    _note(content["tasks"][task], key, kind, file)
+            if self.overlays:
+                write_png(self.folder / f"{name}_overlay.png", overlay(outcome.image, prediction))
         target = self.folder / f"{name}.json"
-        write_json(target, {"image": str(outcome.path), **prediction.to_json()})
+        write_json(target, content)
         return target
+
+    def _write_volume(self, name: str, prediction: VolumePrediction) -> dict[str, Any]:
+        content = prediction.to_json()
+        if self.masks:
+            for task, masks in prediction.masks.items():
+                for kind, labels in masks.items():
+                    file = f"{name}_{'_'.join(_slug(word) for word in (task, kind) if word)}.nii.gz"
+                    write_mask(self.folder / file, labels, prediction.case.grid)
+                    _note(content["tasks"][task], "mask", kind, file)
+        if self.overlays and prediction.shown is not None:
+            _, image, slice_prediction = prediction.shown
+            write_png(self.folder / f"{name}_overlay.png", overlay(image, slice_prediction))
+        return content
 
     def close(self) -> None:
         """Put `predictions.csv` in its place."""
@@ -114,8 +144,8 @@ class PredictionWriter:
         self.close()
 
 
-def csv_columns(specs: dict[str, TaskSpec]) -> list[str]:
-    """Return the columns of `predictions.csv` for a set of tasks."""
+def csv_columns(specs: dict[str, TaskSpec], volumes: bool = False) -> list[str]:
+    """Return the columns of `predictions.csv` for a set of tasks; `volumes`: there are some among the inputs."""
     finds_objects = any(spec.kind in ("detection", "heatmap") for spec in specs.values())
     columns = ["image", "width", "height", *(OBJECT_COLUMNS if finds_objects else [])]
     detections = [spec for spec in specs.values() if spec.kind == "detection"]
@@ -124,29 +154,30 @@ def csv_columns(specs: dict[str, TaskSpec]) -> list[str]:
         if {"Infected", "Healthy"} <= set(detections[0].classes):
             columns.append("parasitemia")
     for task, spec in specs.items():
-        if spec.kind == "roi_classification":
-            columns += [f"{task}_class", *(f"{task}_p_{name}" for name in spec.classes)]
+        if spec.kind in ("classification", "roi_classification"):
+            columns += [f"{task}_class_name", f"{task}_confidence", *(f"{task}_p_{name}" for name in spec.classes)]
         elif spec.kind == "segmentation":
-            columns += [f"{task}_area_{name}" for name in spec.classes]
-        elif spec.kind == "classification":
-            columns += [f"{task}_class", *(f"{task}_p_{name}" for name in spec.classes)]
+            columns += [f"{task}_{name}_area_ratio" for name in spec.classes]
         elif spec.kind == "regression":
             columns.append(task)
-    return columns
+        if volumes and spec.kind == "segmentation":
+            columns += [f"{task}_{name}_volume_mm3" for name in spec.classes]
+        if volumes and spec.kind in ("classification", "segmentation"):
+            columns += [f"{task}_{name}_slices" for name in spec.classes]
+    return [*columns, "slices"] if volumes else columns
 
 
-def csv_rows(path: Path, prediction: Prediction) -> list[dict[str, Any]]:
-    """Return the rows of one image: one per object, or a single one if there is none."""
-    content = prediction.to_json()
+def csv_rows(path: Path, content: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of one image, of which `content` is the JSON: one per object, or a single one if there is none."""
     image: dict[str, Any] = {"image": _cell(str(path)), "width": content["width"], "height": content["height"]}
     image |= {f"n_{name}": count for name, count in content.get("counts", {}).items()}
     if content.get("parasitemia") is not None:
         image["parasitemia"] = round(content["parasitemia"], 4)
     rows: list[dict[str, Any]] = []
     for task, entry in content["tasks"].items():
-        image |= {f"{task}_area_{name}": area for name, area in entry.get("area_fraction", {}).items()}
+        image |= {f"{task}_{key}": share for key, share in entry.items() if key.endswith("_area_ratio")}
         if entry["kind"] == "classification":
-            image |= {f"{task}_class": entry["class"]} | {f"{task}_p_{n}": p for n, p in entry["probabilities"].items()}
+            image |= _class_cells(task, entry)
         if entry["kind"] == "regression":
             image[task] = entry["value"]
         for number, found in enumerate(entry.get("objects", entry.get("points", [])), start=1):
@@ -157,29 +188,61 @@ def csv_rows(path: Path, prediction: Prediction) -> list[dict[str, Any]]:
             )
             row |= dict(zip(keys, place, strict=True))
             for roi in (name for name in found if name in content["tasks"]):
-                row |= {f"{roi}_class": found[roi]["class"]}
-                row |= {f"{roi}_p_{name}": value for name, value in found[roi]["probabilities"].items()}
+                row |= _class_cells(roi, found[roi])
             rows.append(row)
     return [{**image, **row} for row in rows] or [image]
 
 
-def map_images(prediction: Prediction) -> list[tuple[str, np.ndarray]]:
-    """Return (file suffix, pixels) of every mask and heatmap, at the size of the original image."""
-    found: list[tuple[str, np.ndarray]] = []
+def volume_row(path: Path, prediction: VolumePrediction) -> dict[str, Any]:
+    """Return the row of one volume."""
+    slices, height, width = prediction.case.grid.size
+    row: dict[str, Any] = {"image": _cell(str(path)), "width": width, "height": height, "slices": slices}
+    for task in prediction.masks:
+        row |= {f"{task}_{name}_volume_mm3": round(volume, 3) for name, volume in prediction.volumes_mm3(task).items()}
+        row |= {f"{task}_{name}_slices": len(found) for name, found in prediction.slices_with(task).items()}
+    for task, rows in prediction.probabilities.items():
+        best = [int(np.argmax(probabilities)) for probabilities in rows.values()]
+        row |= {f"{task}_{name}_slices": best.count(index) for index, name in enumerate(prediction.specs[task].classes)}
+    return row
+
+
+def _class_cells(task: str, entry: dict[str, Any]) -> dict[str, Any]:
+    cells = {f"{task}_class_name": entry["class_name"], f"{task}_confidence": entry["confidence"]}
+    return cells | {f"{task}_p_{name}": value for name, value in entry["probabilities"].items()}
+
+
+def map_images(prediction: Prediction) -> Iterator[tuple[str, str, str, np.ndarray]]:
+    """Yield (task, `mask`, `confidence_map` or `heatmap`, class, pixels) of every map, at the size of the original image.
+
+    The class is empty where a task has one channel.
+    """
     for task, arrays in prediction.tasks.items():
         spec = prediction.specs[task]
-        several = len(spec.classes) > 1
+        names = spec.classes if len(spec.classes) > 1 else ("",)
         if spec.kind == "segmentation" and not spec.multilabel:
-            found.append((task, prediction.mask(task)))
+            yield task, "mask", "", prediction.mask(task)
+            yield task, "confidence_map", "", _deep(prediction.confidence_map(task))
         elif spec.kind == "segmentation":
-            pairs = zip(spec.classes, prediction.mask(task), strict=True)
-            found += [(f"{task}_{_slug(name)}" if several else task, mask * np.uint8(255)) for name, mask in pairs]
+            for name, mask in zip(names, prediction.mask(task), strict=True):
+                yield task, "mask", name, mask * np.uint8(255)
+            for name, channel in zip(names, prediction.confidence_map(task), strict=True):
+                yield task, "confidence_map", name, _deep(channel)
         elif spec.kind == "heatmap":
-            for name, channel in zip(spec.classes, arrays["heatmap"], strict=True):
+            for name, channel in zip(names, arrays["heatmap"], strict=True):
                 full = to_original(channel, prediction.window, stride=float(arrays["stride"]))
-                full = np.rint(np.clip(full, 0, 1) * 65535)
-                found.append((f"{task}_{_slug(name)}" if several else task, full.astype(np.uint16)))
-    return found
+                yield task, "heatmap", name, _deep(np.clip(full, 0, 1))
+
+
+def _deep(values: np.ndarray) -> np.ndarray:
+    return np.rint(values * 65535).astype(np.uint16)
+
+
+def _note(entry: dict[str, Any], key: str, kind: str, file: str) -> None:
+    """Name a file in the JSON entry of its task: as a value, or by class where there are several."""
+    if kind:
+        entry.setdefault(key, {})[kind] = file
+    else:
+        entry[key] = file
 
 
 def write_png(path: Path, pixels: np.ndarray) -> None:
@@ -191,6 +254,10 @@ def write_png(path: Path, pixels: np.ndarray) -> None:
     if not ok:
         raise ValueError(f"cannot encode an array of shape {pixels.shape} and type {pixels.dtype} as PNG")
     write_bytes(path, data.tobytes())
+
+
+def _ending(path: Path) -> str:
+    return path.name[len(stem(path)) :].lstrip(".")
 
 
 def _slug(name: str) -> str:

@@ -45,6 +45,10 @@ class TaskMetric(ABC):
         self.records = []
         self._cache.clear()
 
+    def finish(self) -> None:
+        """Complete the records once all images are there."""
+        self._cache.clear()
+
     def find(self, sample_id: str) -> dict[str, Any] | None:
         """Return the record of one image, or None."""
         place = bisect_left(self.records, sample_id, key=lambda record: record["sample_id"])
@@ -60,6 +64,15 @@ class TaskMetric(ABC):
     def stacked(self, key: str) -> np.ndarray:
         """[records, ...] the arrays of one record key."""
         return self.cached(("stacked", key), lambda: np.stack([np.asarray(record[key]) for record in self.records]))
+
+    def group_index(self) -> tuple[list[str], np.ndarray]:
+        """Return the sorted names of the groups, and [records] the position of each record's group among them."""
+
+        def make() -> tuple[list[str], np.ndarray]:
+            names, index = np.unique([record["group"] for record in self.records], return_inverse=True)
+            return names.tolist(), index.astype(np.int64)
+
+        return self.cached("groups", make)
 
     def image_weights(self, weights: np.ndarray | None) -> np.ndarray:
         """[records] float64; ones where no weights are given."""
@@ -153,6 +166,12 @@ def mean_of(values: np.ndarray, axis: int | None = None) -> Any:
     values = np.asarray(values, np.float64)
     known = ~np.isnan(values)
     return ratio(np.where(known, values, 0).sum(axis), known.sum(axis))[()]
+
+
+def weighted_mean(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """[K] mean of [n, K] over the entries that are not NaN, each counted `weight` times; NaN where none counts."""
+    known = ~np.isnan(values)
+    return ratio(weight @ np.where(known, values, 0.0), weight @ known)
 
 
 def precision_recall_f1(true_positive: Any, predicted: Any, truth: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -29,8 +29,12 @@ class ConfusionMetric(TaskMetric):
 
     def compute(self, thresholds: dict[str, float], weights: np.ndarray | None = None) -> dict[str, float]:
         """Return the scalars named in the class docstring."""
-        weight = self.image_weights(weights)
-        return self._from_matrix(np.tensordot(weight, self._matrices(), 1))
+        return self._from_matrix(self.confusion_matrix(self.image_weights(weights)))
+
+    def confusion_matrix(self, weight: np.ndarray) -> np.ndarray:
+        """[C, C + 1] counts of the images, each weighted; the last column holds cases without a prediction."""
+        matrix: np.ndarray = np.tensordot(weight, self._matrices(), 1)
+        return matrix
 
     def details(self, thresholds: dict[str, float]) -> dict[str, Any]:
         """Return the per-class table and the confusion matrix."""
@@ -84,8 +88,9 @@ class RoiClassificationMetric(ConfusionMetric):
 class ClassificationMetric(ConfusionMetric):
     """One class per image.
 
-    Adds `auroc`, the mean over classes of one-against-rest (NaN while only one class occurs), and where the classes are ordered
-    `quadratic_kappa` (see `quadratic_kappa`).
+    Adds `auroc`, the mean over classes of one-against-rest (NaN while only one class occurs); where the classes are ordered
+    `quadratic_kappa` (see `quadratic_kappa`); where there are two, `sensitivity` (recall of the second class, the positive one)
+    and `specificity` (recall of the first), NaN where the class does not occur.
     """
 
     def reduce(self, prediction: Arrays, truth: Arrays, scale: tuple[float, float]) -> dict[str, Any]:
@@ -96,7 +101,7 @@ class ClassificationMetric(ConfusionMetric):
         return {"confusion": confusion, "probabilities": probabilities, "label": np.int64(label)}
 
     def compute(self, thresholds: dict[str, float], weights: np.ndarray | None = None) -> dict[str, float]:
-        """Return the scalars of the base class, `auroc` and, for ordered classes, `quadratic_kappa`."""
+        """Return the scalars of the base class and those that the class docstring adds."""
         values = super().compute(thresholds, weights)
         areas = self._areas(self.image_weights(weights)) if self.records else np.array([np.nan])
         values["auroc"] = float(mean_of(areas))
@@ -111,6 +116,9 @@ class ClassificationMetric(ConfusionMetric):
 
     def _from_matrix(self, matrix: np.ndarray) -> dict[str, float]:
         values = super()._from_matrix(matrix)
+        if len(matrix) == 2:
+            specificity, sensitivity = ratio(matrix.diagonal(), matrix.sum(1))
+            values |= {"sensitivity": float(sensitivity), "specificity": float(specificity)}
         # Every image of such a task has a prediction, so the last column is empty.
         return values | ({"quadratic_kappa": quadratic_kappa(matrix[:, : len(matrix)])} if self.spec.ordinal else {})
 

@@ -12,10 +12,12 @@ from mtl.core.raster import to_original
 from mtl.core.task import TaskSpec
 from mtl.core.types import ImageResult
 from mtl.metrics.base import StudyMetric, TaskMetric, mean_of
+from mtl.metrics.breakdown import by_source, by_subgroup, case_tables, confusion_counts, surface_notes
 from mtl.metrics.classification import ClassificationMetric, RegressionMetric, RoiClassificationMetric
 from mtl.metrics.detection import DetectionMetric
 from mtl.metrics.heatmap import HeatmapMetric
 from mtl.metrics.segmentation import SegmentationMetric
+from mtl.metrics.statistics import GroupBootstrap, bootstrap_intervals, group_notes, task_group_notes
 
 Thresholds = dict[str, dict[str, float]]
 Scores = dict[str, dict[str, float]]
@@ -106,7 +108,9 @@ class Evaluator:
         """
         if truth.sample_id in self._seen:
             return
-        identity = {"sample_id": truth.sample_id, "group": truth.group, "source": truth.source}
+        identity: dict[str, Any] = {"sample_id": truth.sample_id, "group": truth.group, "source": truth.source}
+        if truth.attributes:
+            identity["attributes"] = dict(truth.attributes)
         scale = truth.window.working_pixels_per_reference
         made = {}
         for task, metric in self.metrics.items():
@@ -114,14 +118,33 @@ class Evaluator:
                 continue
             if task not in prediction.tasks:
                 raise ValueError(f"Sample `{truth.sample_id}` has labels for task `{task}` but no prediction.")
-            found = prediction.tasks[task]
-            if self.native and metric.spec.kind == "segmentation":
-                maps = [to_original(channel, prediction.window) for channel in found["probabilities"]]
-                found = found | {"probabilities": np.stack(maps)}
-            made[task] = identity | metric.reduce(found, truth.tasks[task], scale)
+            found, known = prediction.tasks[task], truth.tasks[task]
+            if metric.spec.kind == "segmentation":
+                if self.native:
+                    maps = [to_original(channel, prediction.window) for channel in found["probabilities"]]
+                    found = found | {"probabilities": np.stack(maps)}
+                if truth.spacing is not None:
+                    known = known | {"spacing": self._spacing(truth)}
+            made[task] = identity | metric.reduce(found, known, scale)
         self._seen[truth.sample_id] = (truth.group, truth.source)
         for task, record in made.items():
             self.metrics[task].add([record])
+
+    def _spacing(self, truth: ImageResult) -> np.ndarray:
+        """[3] millimetres between (slices, rows, columns) of the raster in which masks are compared."""
+        x, y = (1.0, 1.0) if self.native else truth.window.scale
+        return np.asarray(truth.spacing, np.float64) / (1.0, y, x)
+
+    def measure_surfaces(self, thresholds: Thresholds) -> None:
+        """Also measure HD95 in the images to come, in masks cut at these thresholds."""
+        for task, metric in self.metrics.items():
+            if isinstance(metric, SegmentationMetric):
+                metric.measure_surfaces(thresholds[task])
+
+    def finish(self) -> None:
+        """Complete the records after the last image: distances in whole volumes."""
+        for metric in self.metrics.values():
+            metric.finish()
 
     def records(self) -> dict[str, Any]:
         """Return everything that was collected: plain dicts, lists and numpy arrays, picklable."""
@@ -214,17 +237,15 @@ class Evaluator:
 
         Returns:
             `score`, `n_samples`, `n_groups`, `group_by`, `resolution` of masks, `thresholds`, `tasks` (per task `n` labelled
-            images, metrics with the primary one first, `ci95`, `per_class`, `per_source`), `study` (same form) and `notes`. An
-            interval needs two groups with labels of the task.
+            images, metrics with the primary one first, `ci95`, `per_class`, `per_source`, `confusion` of classes,
+            `per_subgroup` and `subgroup_gaps`), `study` (same form), `cases` (volumes by task, case and class), `hd95_units`
+            by task and `notes`. An interval needs two groups with labels of the task.
         """
-        from mtl.metrics.statistics import GroupBootstrap, bootstrap_intervals, group_notes, task_group_notes
-
         values = self.compute(thresholds)
         resampling = GroupBootstrap(self.groups, bootstrap, seed)
         intervals = bootstrap_intervals(self.compute_by_group(thresholds, resampling.names), resampling) or {}
         groups = {name: self.labelled_groups(name) for name in values}
         intervals = {name: found for name, found in intervals.items() if groups[name] > 1}
-        by_source = self._by_source(thresholds)
         tasks: dict[str, Any] = {}
         for task, metric in self.metrics.items():
             primary = metric.spec.primary_metric
@@ -232,12 +253,15 @@ class Evaluator:
             tasks[task] = {"n": len(metric.records), **ordered} | {
                 "ci95": {name: intervals.get(task, {}).get(name) for name in ordered},
                 "per_class": metric.details(thresholds[task])["per_class"],
-                "per_source": {source: scores[task] for source, scores in by_source.items() if task in scores},
+                "per_source": by_source(metric, thresholds[task]),
+                **confusion_counts(metric, metric.image_weights(None)),
+                **by_subgroup(metric, thresholds[task], resampling),
             }
         study = {
             name: {**values[name], "ci95": {m: intervals.get(name, {}).get(m) for m in values[name]}} for name in self.study
         }
-        notes = self._notes(values, thresholds)
+        units, about_surfaces = surface_notes(self.metrics, "native" if self.native else "working")
+        notes = self._notes(values, thresholds) + about_surfaces
         if bootstrap:
             notes += group_notes(len(self.groups), self.unit)
             notes += task_group_notes({task: groups[task] for task in tasks}, len(self.groups), self.unit)
@@ -245,7 +269,8 @@ class Evaluator:
             {
                 "score": self.score(values), "n_samples": len(self._seen), "n_groups": len(self.groups), "group_by": self.unit,
                 "resolution": "native" if self.native else "working", "thresholds": thresholds, "bootstrap": bootstrap,
-                "tasks": tasks, "study": study, "notes": notes,
+                "tasks": tasks, "study": study, "cases": case_tables(self.metrics, thresholds), "hd95_units": units,
+                "notes": notes,
             }
         )  # fmt: skip
 
@@ -282,15 +307,6 @@ class Evaluator:
                 better = value if spec.higher_is_better(name) else 1 / (1 + max(value, 0.0))
                 found.setdefault(record["sample_id"], []).append(better)
         return {sample_id: float(mean_of(np.array(values))) for sample_id, values in sorted(found.items())}
-
-    def _by_source(self, thresholds: Thresholds) -> dict[str, dict[str, dict[str, float]]]:
-        found: dict[str, dict[str, dict[str, float]]] = {}
-        for source in sorted({source for _, source in self._seen.values()}):
-            for task, metric in self.metrics.items():
-                mine = np.array([record["source"] == source for record in metric.records], np.float64)
-                if mine.any():
-                    found.setdefault(source, {})[task] = {"n": int(mine.sum())} | metric.compute(thresholds[task], mine)
-        return found
 
     def _notes(self, values: Scores, thresholds: Thresholds) -> list[str]:
         notes = [f"Task `{task}` is not part of the score: its {self.specs[task].primary_metric} is undefined here."

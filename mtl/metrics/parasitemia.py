@@ -80,7 +80,7 @@ class Parasitemia(StudyMetric):
         """Return what a scatter and a Bland-Altman figure need, per image and per group, and what was left out."""
         metric = metrics[self.task]
         predicted, true = self._counts(metric, thresholds)
-        groups, _ = _groups(metric)
+        groups, _ = metric.group_index()
         names = {"image": [record["sample_id"] for record in metric.records], self.unit: groups}
         tables = {"image": (predicted, true), self.unit: self._grouped(metric, predicted, true, metric.image_weights(None))[:2]}
         agreement, left_out = {}, {}
@@ -110,23 +110,13 @@ class Parasitemia(StudyMetric):
         self, metric: TaskMetric, predicted: np.ndarray, true: np.ndarray, weight: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Add the counts of the images of each group; a group weighs what its images weigh (bootstraps draw whole groups)."""
-        names, index = _groups(metric)
+        names, index = metric.group_index()
         share = np.zeros(len(names))
         sums = np.zeros((2, len(names), 2))
         np.maximum.at(share, index, weight)
         np.add.at(sums[0], index, predicted)
         np.add.at(sums[1], index, true)
         return sums[0], sums[1], share
-
-
-def _groups(metric: TaskMetric) -> tuple[list[str], np.ndarray]:
-    def make() -> tuple[list[str], np.ndarray]:
-        groups = [record["group"] for record in metric.records]
-        names = sorted(set(groups))
-        position = {name: index for index, name in enumerate(names)}
-        return names, np.array([position[group] for group in groups], np.int64)
-
-    return metric.cached("groups", make)
 
 
 def _percent(counts: np.ndarray) -> np.ndarray:

@@ -6,13 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from mtl.core.task import KIND_METRICS
-from mtl.metrics.base import Arrays, TaskMetric, mean_of, nearest_best, precision_recall_f1, ratio
+from mtl.core.task import KIND_METRICS, TaskSpec
+from mtl.metrics.base import Arrays, TaskMetric, mean_of, nearest_best, precision_recall_f1, ratio, weighted_mean
+from mtl.metrics.volumes import Cases, finish_surfaces, measure_surfaces, sum_cases
 
 MASK_GRID = tuple(round(step / 20, 2) for step in range(1, 20))
 # Thresholds of the precision-recall curve, falling; at 0 everything is predicted, so it needs no count of its own.
 STEPS = 32
 CURVE_GRID = tuple(step / STEPS for step in range(STEPS, 0, -1))
+
+# Names in the table of classes, where nothing is averaged over classes.
+_COLUMNS = {"precision_pooled": "precision", "recall_pooled": "recall"}
 
 
 class SegmentationMetric(TaskMetric):
@@ -28,9 +32,36 @@ class SegmentationMetric(TaskMetric):
       (R_n - R_{n-1}) P_n over falling thresholds, without interpolation between them, which would be too kind. At threshold 0
       everything is predicted, so the area of a constant map is the share of annotated pixels.
 
-    Because the rule rewards correct silence, the per-class table also holds `dice_nonempty`, the mean over images whose
-    annotated mask is not empty. Thresholds are named like the classes; a multiclass task has none.
+    - `dice_nonempty`, `iou_nonempty`: as per image, over the images whose annotated mask is not empty, because the rule above
+      rewards correct silence; NaN where there is none.
+
+    Where the images of a group are slices of one volume (a case), also:
+
+    - `dice_per_case`, `iou_per_case`: pixels are summed over the slices of a case before the division; mean over cases, then
+      over classes. The empty-mask rule holds for whole cases.
+    - `mae_volume_mm3`: mean over cases and classes of |predicted - annotated volume|; NaN where no voxel size is known.
+
+    After `measure_surfaces`, at the thresholds given there (see `mtl.metrics.surface.hd95`):
+
+    - `hd95_per_image`, volumes also `hd95_per_case` (in three dimensions): mean over images (cases), then over classes. Both
+      masks empty: not counted; one empty: the diagonal of the image (volume). In millimetres over the images whose spacing is
+      known; in pixels of the compared raster where none is.
+
+    Thresholds are named like the classes; a multiclass task has none.
     """
+
+    def __init__(self, spec: TaskSpec) -> None:
+        super().__init__(spec)
+        self._surface_thresholds: dict[str, float] | None = None
+
+    def measure_surfaces(self, thresholds: dict[str, float]) -> None:
+        """Also measure distances of surfaces in the images to come, in masks cut at these thresholds; `finish` ends it."""
+        self._surface_thresholds = dict(thresholds)
+
+    def finish(self) -> None:
+        """Measure whole volumes, whose slices have all arrived, and drop their masks."""
+        finish_surfaces(self.records)
+        super().finish()
 
     @property
     def default_thresholds(self) -> dict[str, float]:
@@ -42,7 +73,8 @@ class SegmentationMetric(TaskMetric):
 
         Returns:
             `hits`, `predicted` [K, thresholds], `truth` [K], `pixels`; multilabel also `curve_hits` and `curve_predicted`
-            [K, 32] at `CURVE_GRID`, multiclass also `confusion` [K, K].
+            [K, 32] at `CURVE_GRID`, multiclass also `confusion` [K, K]. Slices of volumes: `voxel`, mm3 per pixel from the
+            `spacing` [3] that the truth may hold, else NaN. What `measure_surfaces` (`mtl.metrics.volumes`) gives, where asked.
         """
         probabilities, mask = np.asarray(prediction["probabilities"]), np.asarray(truth["mask"])
         classes = len(self.spec.classes)
@@ -52,7 +84,25 @@ class SegmentationMetric(TaskMetric):
                 f"Task `{self.spec.name}`: predicted masks have shape {probabilities.shape}, annotated {mask.shape}, "
                 f"expected {expected}."
             )
-        return self._reduce_channels(probabilities, mask) if self.spec.multilabel else self._reduce_index(probabilities, mask)
+        reduce = self._reduce_channels if self.spec.multilabel else self._reduce_index
+        record, spacing = reduce(probabilities, mask), truth.get("spacing")
+        if self.spec.volumetric:
+            record["voxel"] = np.float64(np.nan if spacing is None else np.prod(spacing))
+        if self._surface_thresholds is not None:
+            hard = self._hard_masks(probabilities, mask, self._surface_thresholds)
+            record |= measure_surfaces(*hard, spacing, self.spec.volumetric)
+        return record
+
+    def _hard_masks(
+        self, probabilities: np.ndarray, mask: np.ndarray, thresholds: dict[str, float]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Predicted and annotated masks, each [K, H, W] bool."""
+        if self.spec.multilabel:
+            levels = np.array([thresholds[name] for name in self.spec.classes], probabilities.dtype)
+            return probabilities >= levels[:, None, None], mask > 0
+        classes = np.arange(len(self.spec.classes))[:, None, None]
+        known = mask != self.spec.ignore_index
+        return (probabilities.argmax(0) == classes) & known, mask == classes
 
     def _reduce_channels(self, probabilities: np.ndarray, mask: np.ndarray) -> dict[str, Any]:
         counts: dict[str, list[Any]] = {"hits": [], "predicted": [], "curve_hits": [], "curve_predicted": []}
@@ -95,38 +145,29 @@ class SegmentationMetric(TaskMetric):
 
     def compute(self, thresholds: dict[str, float], weights: np.ndarray | None = None) -> dict[str, float]:
         """Return the scalars named in the class docstring."""
-        names = KIND_METRICS["segmentation"]
         if not self.records:
-            return dict.fromkeys(names, float("nan"))
-        weight = self.image_weights(weights)
-        per_image = [ratio(weight @ values, weight.sum()) for values in self._per_image(thresholds)]
-        values = [*per_image, *self._pooled(thresholds, weight), area_under_steps(*self._curve(weight))]
-        return dict(zip(names, (float(mean_of(value)) for value in values), strict=True))
+            return dict.fromkeys(self.spec.metrics, float("nan"))
+        return {
+            name: float(mean_of(values)) for name, values in self._by_class(thresholds, self.image_weights(weights)).items()
+        }
 
     def details(self, thresholds: dict[str, float]) -> dict[str, Any]:
         """Return the per-class table; multilabel: Dice over thresholds and precision over recall; multiclass: the confusion."""
         if not self.records:
             return {"per_class": {}, "curves": {}}
-        weight = self.image_weights(None)
-        dice, iou = self._per_image(thresholds)
-        pooled_dice, pooled_iou, precision, recall = self._pooled(thresholds, weight)
-        curve = self._curve(weight)
-        area, truth = area_under_steps(*curve), self.stacked("truth")
-        nonempty = mean_of(np.where(truth > 0, dice, np.nan), axis=0)
+        weight, truth = self.image_weights(None), self.stacked("truth")
+        columns = self._by_class(thresholds, weight)
         per_class = {
-            name: {
-                "dice_per_image": float(dice[:, index].mean()), "iou_per_image": float(iou[:, index].mean()),
-                "dice_nonempty": float(nonempty[index]), "dice_pooled": float(pooled_dice[index]),
-                "iou_pooled": float(pooled_iou[index]), "precision": float(precision[index]), "recall": float(recall[index]),
-                "aupr": float(area[index]), "n": int((truth[:, index] > 0).sum()),
-            }
+            name: {_COLUMNS.get(key, key): float(values[index]) for key, values in columns.items()}
+            | {"n": int((truth[:, index] > 0).sum())}
             for index, name in enumerate(self.spec.classes)
-        }  # fmt: skip
+        }
         if not self.spec.multilabel:
             counts = self.stacked("confusion").sum(0).tolist()
             return {"per_class": per_class, "curves": {"confusion": {"classes": list(self.spec.classes), "counts": counts}}}
         by_threshold = overlap(self.stacked("hits"), self.stacked("predicted"), truth[:, :, None])[0].mean(0)
         by_class = {name: by_threshold[index].tolist() for index, name in enumerate(self.spec.classes)}
+        curve = self._curve(weight)
         sweep = {
             name: {"threshold": [*CURVE_GRID, 0.0], "recall": curve[0][index].tolist(), "precision": curve[1][index].tolist()}
             for index, name in enumerate(self.spec.classes)
@@ -136,6 +177,63 @@ class SegmentationMetric(TaskMetric):
             "per_class": per_class,
             "curves": {"dice": {"threshold": list(MASK_GRID), **by_class}, "precision_recall": sweep},
         }
+
+    @property
+    def distances_in_mm(self) -> bool | None:
+        """Say whether distances of surfaces are in millimetres; None where none was measured."""
+        return bool(self.stacked("hd95_mm").any()) if self._measured("hd95") else None
+
+    def _measured(self, key: str) -> bool:
+        return bool(self.records) and key in self.records[0]
+
+    def cases(self, thresholds: dict[str, float]) -> dict[str, dict[str, dict[str, Any]]]:
+        """Return the table of the volumes: by case and class the overlap, volumes in mm3 and, where measured, `hd95`."""
+        if not self.spec.volumetric or not self.records:
+            return {}
+        found = self._case_counts(thresholds, self.image_weights(None))
+        dice, iou = overlap(found.hits, found.predicted, found.truth)
+        columns = {"dice": dice, "iou": iou, **({"hd95": self._case_distances()} if self._measured("hd95_case") else {})}
+        columns |= {"volume_predicted_mm3": found.predicted_mm3, "volume_annotated_mm3": found.truth_mm3}
+        return {
+            case: {
+                name: {"slices": int(found.slices[row])} | {key: float(values[row, k]) for key, values in columns.items()}
+                for k, name in enumerate(self.spec.classes)
+            }
+            for row, case in enumerate(found.names)
+        }
+
+    def _by_class(self, thresholds: dict[str, float], weight: np.ndarray) -> dict[str, np.ndarray]:
+        """All metrics by name, each [K]."""
+        dice, iou = self._per_image(thresholds)
+        annotated = self.cached("annotated", lambda: np.where(self.stacked("truth") > 0, 0.0, np.nan))
+        per_image = [ratio(weight @ values, weight.sum()) for values in (dice, iou)]
+        nonempty = [weighted_mean(values + annotated, weight) for values in (dice, iou)]
+        values = [*per_image, *self._pooled(thresholds, weight), area_under_steps(*self._curve(weight)), *nonempty]
+        found = dict(zip(KIND_METRICS["segmentation"], values, strict=True))
+        if self.spec.volumetric:
+            cases = self._case_counts(thresholds, weight)
+            for name, per_case in zip(("dice", "iou"), overlap(cases.hits, cases.predicted, cases.truth), strict=True):
+                found[f"{name}_per_case"] = weighted_mean(per_case, cases.share)
+            found["mae_volume_mm3"] = weighted_mean(np.abs(cases.predicted_mm3 - cases.truth_mm3), cases.share)
+        if self._measured("hd95"):
+            found["hd95_per_image"] = weighted_mean(self._distances("hd95"), weight)
+        if self._measured("hd95_case"):
+            found["hd95_per_case"] = weighted_mean(self._case_distances(), cases.share)
+        return found
+
+    def _case_counts(self, thresholds: dict[str, float], weight: np.ndarray) -> Cases:
+        key = ("counts", tuple(sorted(thresholds.items())))
+        return sum_cases(self, *self.cached(key, lambda: self._counts(thresholds)), weight)
+
+    def _case_distances(self) -> np.ndarray:
+        """[cases, K]; every slice of a case holds the distance of the case."""
+        first = np.unique(self.group_index()[1], return_index=True)[1]
+        return self.cached("case distances", lambda: self._distances("hd95_case")[first])
+
+    def _distances(self, key: str) -> np.ndarray:
+        """[records, K]; NaN for pixels where others are in millimetres."""
+        other = self.stacked("hd95_mm") != self.distances_in_mm
+        return np.where(other[:, None], np.nan, self.stacked(key))
 
     def _counts(self, thresholds: dict[str, float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Hits, predicted and annotated pixels at the thresholds, each [records, K]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from mtl.balancing.base import Scalarizer
@@ -31,9 +32,9 @@ def build_model(config: dict[str, Any], load_weights: bool = True) -> MultiTaskM
     return MultiTaskModel.from_config(model_config(config), load_weights)
 
 
-def build_balancer(config: dict[str, Any]) -> Scalarizer:
-    """Build the balancer of a run configuration."""
-    balancer = BALANCERS.build(config["balancer"], list(config["tasks"]), where="balancer")
+def build_balancer(config: dict[str, Any], tasks: Sequence[str] | None = None) -> Scalarizer:
+    """Build the balancer of a run configuration, for all of its tasks or for those of a stage."""
+    balancer = BALANCERS.build(config["balancer"], list(config["tasks"] if tasks is None else tasks), where="balancer")
     assert isinstance(balancer, Scalarizer)
     return balancer
 

@@ -16,6 +16,25 @@ def read_history(run_dir: Path) -> list[dict[str, str]]:
         return []
 
 
+def rows_before(run_dir: Path, stage: str) -> list[dict[str, Any]]:
+    """Return the rows of the stages before one, as the recorder wrote them.
+
+    Args:
+        run_dir: The run directory.
+        stage: Name of the stage; its own rows, of an epoch that is trained again, are left out.
+    """
+    rows = []
+    for row in read_history(run_dir):
+        if row.get("stage", "") == stage:
+            break
+        rows.append({key: value if key == "stage" else _number(value) for key, value in row.items() if value})
+    return rows
+
+
+def _number(text: str) -> int | float:
+    return int(text) if text.isdigit() else float(text)
+
+
 def training_summary(run_dir: Path, max_epochs: int) -> dict[str, Any] | None:
     """Say what a run really saw, in contrast to the budget it was allowed.
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mtl.balancing.base import Scalarizer
+from mtl.config.stages import Stage, stages_of
 from mtl.core.errors import TrainingError
 from mtl.core.types import TaskBatch
 from mtl.evaluation.loop import WholeImageScorer
@@ -18,7 +19,7 @@ from mtl.inference.checkpoint import FORMAT
 from mtl.metrics.evaluator import Evaluator
 from mtl.model import MultiTaskModel
 from mtl.training.distributed import gather_objects, global_counts, sum_over_ranks
-from mtl.training.optim import build_optimizer, build_scheduler, split_parts
+from mtl.training.optim import build_optimizer, build_scheduler, inactive_parts, split_parts
 
 
 class MultiTaskModule(pl.LightningModule):
@@ -29,14 +30,25 @@ class MultiTaskModule(pl.LightningModule):
         balancer: Combines the tasks' losses.
         evaluator: Scores whole validation images.
         config: The checked, plain run configuration.
+        stage: What of it to carry out; None is all, for a run without a curriculum.
     """
 
-    def __init__(self, model: MultiTaskModel, balancer: Scalarizer, evaluator: Evaluator, config: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        model: MultiTaskModel,
+        balancer: Scalarizer,
+        evaluator: Evaluator,
+        config: dict[str, Any],
+        stage: Stage | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.balancer = balancer
         self.evaluator = evaluator
-        self.config = config
+        self.run_config = config
+        self.stage = stages_of(config)[0] if stage is None else stage
+        self.config = self.stage.config
+        model.rest(self.stage.tasks, self.stage.freeze)
         self.thresholds: dict[str, dict[str, float]] = {}
         self.validation: dict[str, float] = {}
         self.split_rows: list[dict[str, str]] = []
@@ -51,16 +63,17 @@ class MultiTaskModule(pl.LightningModule):
         if config["runtime"]["channels_last"]:
             self.model.to(memory_format=torch.channels_last)
 
-    def forward(self, images: Tensor) -> dict[str, Output]:
-        """Compute every head's raw output."""
+    def forward(self, images: Tensor, tasks: tuple[str, ...] | None = None) -> dict[str, Output]:
+        """Compute the raw outputs of the heads, of all or of some tasks."""
         if self.config["runtime"]["channels_last"]:
             images = images.contiguous(memory_format=torch.channels_last)
-        outputs: dict[str, Output] = self._forward[0](images)
+        outputs: dict[str, Output] = self._forward[0](images, tasks)
         return outputs
 
     @property
     def _heads(self) -> list[Any]:
-        return list(self.model.heads.values())
+        """Heads that train in this stage."""
+        return [self.model.heads[task] for task in self.stage.tasks]
 
     # -- training ------------------------------------------------------------------------------------------------------
 
@@ -71,14 +84,14 @@ class MultiTaskModule(pl.LightningModule):
         """
         if batch_index == 0:
             self._validated = False
-            torch.manual_seed(hash((self.config["seed"], self.current_epoch, self.global_rank)) % 2**31)
+            torch.manual_seed(hash((self.stage.seed, self.current_epoch, self.global_rank)) % 2**31)
             self._sums = {}
             for head in self._heads:
                 head.set_progress(self.current_epoch / self.config["trainer"]["max_epochs"])
 
     def training_step(self, batch: TaskBatch, batch_index: int) -> Tensor:
         """Compute the balanced loss of one batch."""
-        outputs = self(batch.images)
+        outputs = self(batch.images, self.stage.tasks)
         losses, counts = self.task_losses(outputs, batch)
         loss = self.balancer(losses, {task: bool(count > 0) for task, count in counts.items()})
         if not bool(torch.isfinite(loss.detach())):
@@ -100,10 +113,10 @@ class MultiTaskModule(pl.LightningModule):
         Returns:
             Loss per task, and how many labelled samples all ranks together have for it.
         """
-        local = {task: batch.present[task].sum() for task in self.model.heads}
+        local = {task: batch.present[task].sum() for task in self.stage.tasks}
         total = global_counts(local, self)
         losses = {}
-        for task in self.model.heads:
+        for task in self.stage.tasks:
             loss = self._loss(task, outputs, batch)
             losses[task] = (
                 loss if self.trainer.world_size == 1 else loss * _share(local[task], total[task], self.trainer.world_size)
@@ -135,7 +148,7 @@ class MultiTaskModule(pl.LightningModule):
             del self._sums[key]
 
     def validation_step(self, batch: TaskBatch, batch_index: int) -> None:
-        """Decode one batch of windows; finished images are scored."""
+        """Decode one batch of windows; finished images are scored, for tasks that rest as well."""
         outputs = self(batch.images)
         losses, counts = {}, {}
         for task in self.model.heads:
@@ -156,7 +169,7 @@ class MultiTaskModule(pl.LightningModule):
         self.thresholds = self.evaluator.thresholds()
         values = self.evaluator.compute(self.thresholds)
         self.validation = {f"val/{task}/{name}": value for task, metrics in values.items() for name, value in metrics.items()}
-        self.validation["val/score"] = self.evaluator.score(values)
+        self.validation["val/score"] = self.evaluator.score({task: values[task] for task in self.stage.tasks})
         self.log_dict(self.validation)
         self._log_sums("val")
 
@@ -165,9 +178,7 @@ class MultiTaskModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """Build the optimizer (one group per part) and its schedule."""
         parts = split_parts(self.model, self.balancer)
-        # Settings of parts that this run leaves out (a single-task twin of a suite) are accepted and have no effect.
-        inactive = [f"head.{task}" for task in self.config["heads"]] + [f"neck.{name}" for name in self.config["necks"]]
-        optimizer = build_optimizer(parts, self.config["optimizer"], inactive)
+        optimizer = build_optimizer(parts, self.config["optimizer"], inactive_parts(self.config))
         total, limit = int(self.trainer.estimated_stepping_batches), self.config["trainer"]["max_steps"]
         total = min(total, limit) if limit > 0 else total
         per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
@@ -187,7 +198,8 @@ class MultiTaskModule(pl.LightningModule):
         """Add what is needed to use the checkpoint without any YAML."""
         checkpoint["mtl"] = {
             "format": FORMAT,
-            "config": self.config,
+            "config": self.run_config,
+            "stage": self.stage.name,
             "model": self.model.to_config(),
             "thresholds": self.thresholds,
             "thresholds_source": "val",
@@ -228,7 +240,8 @@ class MultiTaskModule(pl.LightningModule):
 
     def _log_sums(self, stage: str) -> None:
         # The same keys on every rank, whatever a rank has seen: the sums are exchanged by position.
-        keys = [f"{stage}/{task}/loss" for task in self.model.heads] + ([f"{stage}/loss"] if stage == "train" else [])
+        mine = [f"{stage}/{task}/loss" for task in self.stage.tasks]
+        keys = [*mine, "train/loss"] if stage == "train" else [f"val/{task}/loss" for task in self.model.heads]
         watched = [f"{stage}/{head.spec.name}/{name}" for head in self._heads for name in head.monitored]
         keys += watched
         nothing = torch.zeros(2, dtype=torch.float64, device=self.device)
@@ -237,7 +250,7 @@ class MultiTaskModule(pl.LightningModule):
             key: float(total / weight) if weight > 0 else float("nan") for key, (total, weight) in zip(keys, sums, strict=True)
         }
         if stage == "val":
-            means["val/loss"] = sum(value for key, value in means.items() if value == value and key not in watched)
+            means["val/loss"] = sum(means[key] for key in mine if means[key] == means[key])
         self.log_dict(means)
 
 

@@ -12,10 +12,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from mtl.core.errors import ConfigError, nearest, unknown
+from mtl.core.parts import covers, part_of
 from mtl.encoders.base import adapter_parameters
 from mtl.training.schedules import build_scheduler
 
-__all__ = ["build_optimizer", "build_scheduler", "check_groups", "split_parts"]
+__all__ = ["build_optimizer", "build_scheduler", "check_groups", "inactive_parts", "split_parts"]
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {
     "adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "nadam": torch.optim.NAdam, "radam": torch.optim.RAdam,
@@ -37,18 +38,16 @@ def split_parts(model: nn.Module, balancer: nn.Module | None = None) -> Parts:
     parts: Parts = {}
     adapters = {id(parameter) for parameter in adapter_parameters(model)}
     for name, parameter in model.named_parameters():
-        part = "adapters" if id(parameter) in adapters else _part_of(name)
+        part = "adapters" if id(parameter) in adapters else part_of(name)
         parts.setdefault(part, []).append((name, parameter))
     for name, parameter in balancer.named_parameters() if balancer is not None else ():
         parts.setdefault("balancer", []).append((f"balancer.{name}", parameter))
     return parts
 
 
-def _part_of(name: str) -> str:
-    steps = name.split(".")
-    if steps[0] in ("necks", "heads") and len(steps) > 1:
-        return f"{steps[0][:-1]}.{steps[1]}"
-    return "backbone" if steps[0] == "encoder" else steps[0]
+def inactive_parts(config: Mapping[str, Any]) -> list[str]:
+    """Name the parts of a suite; settings for those a run leaves out (a single-task twin) are accepted and have no effect."""
+    return [f"head.{task}" for task in config["heads"]] + [f"neck.{name}" for name in config["necks"]]
 
 
 def build_optimizer(parts: Parts, config: Mapping[str, Any], inactive: Iterable[str] = ()) -> Optimizer:
@@ -100,7 +99,7 @@ def _group_settings(part: str, config: Mapping[str, Any], settings: Mapping[str,
     values = {key: float(config[key]) for key in PART_KEYS}
     own_floor = False
     for name in sorted(settings, key=len):
-        if _covers(name, part):
+        if covers(name, part):
             given = {key: float(value) for key, value in (settings[name] or {}).items() if value is not None}
             own_floor = own_floor or "floor" in given
             values |= given
@@ -114,10 +113,6 @@ def _group_settings(part: str, config: Mapping[str, Any], settings: Mapping[str,
     return values
 
 
-def _covers(name: str, part: str) -> bool:
-    return part == name or part.startswith(f"{name}.")
-
-
 def _problems(config: Mapping[str, Any], settings: Mapping[str, Any], known: list[str]) -> list[str]:
     if config["name"] not in OPTIMIZERS:
         return [unknown("optimizer", config["name"], OPTIMIZERS, "optimizer.name")]
@@ -125,7 +120,7 @@ def _problems(config: Mapping[str, Any], settings: Mapping[str, Any], known: lis
     valid = [key for key in inspect.signature(OPTIMIZERS[config["name"]].__init__).parameters if key not in taken]
     problems = [unknown("option", key, valid, "optimizer.options") for key in config.get("options") or {} if key not in valid]
     for name, values in settings.items():
-        if name not in PART_FAMILIES and not any(_covers(name, part) for part in known):
+        if name not in PART_FAMILIES and not any(covers(name, part) for part in known):
             names = sorted({*PART_FAMILIES, *known})
             problems.append(f"`optimizer.parts.{name}` matches no part. Parts: {', '.join(names)}.{nearest(name, names)}")
         problems += [unknown("key", key, PART_KEYS, f"optimizer.parts.{name}") for key in values or {} if key not in PART_KEYS]

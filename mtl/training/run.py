@@ -20,6 +20,7 @@ from pytorch_lightning.profilers import AdvancedProfiler, Profiler, SimpleProfil
 from torch.multiprocessing import ProcessRaisedException
 
 from mtl.config.load import build_family
+from mtl.config.stages import INITIAL, Stage, stages_of
 from mtl.core import errors
 from mtl.core.errors import CheckpointError, ConfigError, DataError, MtlError, TrainingError
 from mtl.core.files import write_json
@@ -30,16 +31,19 @@ from mtl.inference.loading import PRETRAINING_NOTE
 from mtl.model import MultiTaskModel
 from mtl.training.build import build_balancer, build_evaluator, build_model, dropped_study_metrics
 from mtl.training.callbacks.ema import ExponentialAverage
+from mtl.training.callbacks.handover import HandOverCheck
 from mtl.training.callbacks.limit import StepLimit
 from mtl.training.callbacks.progress import progress_callbacks
 from mtl.training.callbacks.recorder import RunRecorder
 from mtl.training.checkpoint_io import AtomicCheckpointIO
 from mtl.training.environment import environment
-from mtl.training.history import read_history
+from mtl.training.history import read_history, rows_before
 from mtl.training.loggers import build_loggers, close_loggers
 from mtl.training.module import MultiTaskModule
+from mtl.training.optim import build_optimizer, inactive_parts, split_parts
 from mtl.training.quiet import ignore_noise
 from mtl.training.run_dir import is_main_process, new_run_dir, start_log
+from mtl.training.stages import hand_over, keep_stage, stage_of, start_file
 
 log = logging.getLogger("mtl")
 HANDLED_HERE = ("fast_dev_run", "max_steps")
@@ -86,7 +90,7 @@ def _train(config: dict[str, Any], run_dir: Path) -> tuple[dict[str, Any], dict[
         write_json(run_dir / "config.json", config | {"resume": None})
         if not config["resume"]:
             write_json(run_dir / "environment.json", environment())
-    objects = _fit(config, run_dir, resume_from)
+    objects = fit(config, run_dir, resume_from)
     metrics: dict[str, Any] = {}
     trainer: pl.Trainer = objects["trainer"]
     if trainer.is_global_zero:
@@ -98,30 +102,70 @@ def _train(config: dict[str, Any], run_dir: Path) -> tuple[dict[str, Any], dict[
     return metrics, {**objects, "run_dir": run_dir}
 
 
-def _fit(config: dict[str, Any], run_dir: Path, resume_from: Path | None) -> dict[str, Any]:
-    pl.seed_everything(config["seed"], verbose=False)
-    recorder = RunRecorder(run_dir, config["monitor"], higher_is_better(config["monitor"]))
-    trainer = build_trainer(config, run_dir, [recorder, *_callbacks(config)])
-    model = build_model(config, load_weights=resume_from is None)
-    report_weights(model)
-    for line in dropped_study_metrics(config, model.specs):
-        log.info(line)
-    evaluator = build_evaluator(config, model.specs)
-    datamodule = MultiTaskDataModule(
+def fit(config: dict[str, Any], run_dir: Path, resume_from: Path | None) -> dict[str, Any]:
+    """Train all stages of a run, or those that are left of it; return the objects of the last one."""
+    stages = stages_of(config)
+    first = stage_of(resume_from, stages) if resume_from else 0
+    data = prepare_data(config, stages, run_dir)
+    for stage in stages[first:]:
+        objects = _fit_stage(config, stage, run_dir, data, resume_from if stage.index == first else None)
+    return objects
+
+
+def prepare_data(config: dict[str, Any], stages: list[Stage], run_dir: Path) -> MultiTaskDataModule:
+    """Index, split and cache the data, and try every stage, so that none fails after hours for what is known now."""
+    model = build_model(config, load_weights=False)
+    data = MultiTaskDataModule(
         build_family(config["data"]), model.specs, model.preprocessing, config["data"], config["tasks"], config["seed"]
     )
     split_file = run_dir / "split.csv"
-    datamodule.setup("fit", split_file=split_file if config["resume"] and split_file.is_file() else None)
+    data.setup("fit", split_file=split_file if config["resume"] and split_file.is_file() else None)
     if is_main_process():
-        datamodule.save_split(split_file)
-    log.info(datamodule.describe_split())
-    if unseen := datamodule.unlabelled_tasks("val"):
+        data.save_split(split_file)
+    log.info(data.describe_split())
+    if unseen := data.unlabelled_tasks("val"):
         log.warning(f"No validation image is labelled for {', '.join(unseen)}: nothing can choose thresholds for it.")
-    module = MultiTaskModule(model, build_balancer(config), evaluator, config)
-    module.split_rows = datamodule.split_rows()
-    module.pretraining = seen_before(config["backbone"]["weights"], datamodule)
-    if module.pretraining:
+    for stage in stages if stages[0].name else ():
+        try:
+            MultiTaskModule(
+                model, build_balancer(stage.config, stage.tasks), build_evaluator(config, model.specs), config, stage
+            )
+            build_optimizer(split_parts(model), stage.config["optimizer"], inactive_parts(config))
+            data.for_stage(stage.tasks, stage.sources, stage.config["data"]["loader"], stage.seed).setup("fit")
+        except (ConfigError, DataError) as error:
+            raise type(error)(f"Stage `{stage.name}` cannot be carried out. {error}") from error
+    return data
+
+
+def _fit_stage(
+    config: dict[str, Any], stage: Stage, run_dir: Path, data: MultiTaskDataModule, resume_from: Path | None
+) -> dict[str, Any]:
+    """Train one stage and publish its best checkpoint."""
+    pl.seed_everything(stage.seed, verbose=False)
+    begins_from = None if resume_from or stage.start == INITIAL else start_file(run_dir, stage)
+    model = build_model(config, load_weights=resume_from is None and begins_from is None)
+    callbacks = []
+    if stage.name:
+        log.info(stage.describe())
+    if begins_from is not None:
+        about = hand_over(model, begins_from)
+        if about["split"] == data.split_rows():  # other images would give other figures
+            callbacks.append(HandOverCheck(about["validation"], f"`{stage.start}`"))
+    else:
+        report_weights(model)
+    evaluator = build_evaluator(config, model.specs)
+    for line in dropped_study_metrics(config, model.specs) if stage.index == 0 else ():
+        log.info(line)
+    module = MultiTaskModule(model, build_balancer(stage.config, stage.tasks), evaluator, config, stage)
+    module.split_rows = data.split_rows()
+    module.pretraining = seen_before(config["backbone"]["weights"], data)
+    if module.pretraining and stage.index == 0:
         log.warning(PRETRAINING_NOTE.format(count=len(module.pretraining), names=", ".join(module.pretraining[:5])))
+    monitor = stage.config["monitor"]
+    earlier = rows_before(run_dir, stage.name) if stage.index else []
+    recorder = RunRecorder(run_dir, monitor, higher_is_better(monitor), stage.name, earlier)
+    trainer = build_trainer(stage.config, run_dir, [recorder, *callbacks, *_callbacks(stage.config)], bool(callbacks))
+    datamodule = data.for_stage(stage.tasks, stage.sources, stage.config["data"]["loader"], stage.seed)
     started = time.monotonic()
     try:
         trainer.fit(module, datamodule=datamodule, ckpt_path=resume_from, weights_only=True)
@@ -131,6 +175,10 @@ def _fit(config: dict[str, Any], run_dir: Path, resume_from: Path | None) -> dic
             child.join()
         raise interrupted(run_dir) from stop
     log.info("trained for %.0f s", time.monotonic() - started)
+    if stage.name:
+        if trainer.is_global_zero:
+            keep_stage(run_dir, stage)
+        trainer.strategy.barrier()
     if config["trainer"]["profiler"] and trainer.is_global_zero:
         log.info("profile: %s", run_dir / "fit-profile.txt")
     return {"module": module, "datamodule": datamodule, "trainer": trainer, "recorder": recorder}
@@ -163,7 +211,8 @@ def report_weights(model: MultiTaskModel) -> None:
             log.info(line)
     elif not any(parameter.requires_grad for parameter in encoder.body.parameters()):
         log.warning(
-            "The backbone is frozen and its weights are random. Set backbone.weights=<file> or backbone.pretrained=true."
+            "The backbone is frozen and its weights are random. Set backbone.weights=<file>, or backbone.pretrained=true where "
+            "weights are published."
         )
 
 
@@ -213,8 +262,14 @@ def check_validation(config: dict[str, Any]) -> None:
         )
 
 
-def build_trainer(config: dict[str, Any], run_dir: Path, callbacks: list[Callback]) -> pl.Trainer:
+def build_trainer(config: dict[str, Any], run_dir: Path, callbacks: list[Callback], validate_first: bool = False) -> pl.Trainer:
     """Build Lightning's Trainer; a key the user left alone keeps Lightning's default.
+
+    Args:
+        config: Of the run, or of one of its stages.
+        run_dir: The run directory.
+        callbacks: Besides the progress display.
+        validate_first: Run all of validation before the first step. The recorder ignores it: `best` comes from finished epochs.
 
     Raises:
         ConfigError: Values that Lightning refuses on this machine (no GPU, too few devices, unknown precision).
@@ -233,7 +288,7 @@ def build_trainer(config: dict[str, Any], run_dir: Path, callbacks: list[Callbac
             default_root_dir=run_dir,
             enable_checkpointing=True,
             plugins=[AtomicCheckpointIO()],
-            num_sanity_val_steps=0,  # `best` must never come from a sanity check
+            num_sanity_val_steps=-1 if validate_first else 0,
             use_distributed_sampler=False,  # our samplers shard without padding
         )
     except (MisconfigurationException, ModuleNotFoundError, ValueError, TypeError) as error:

@@ -14,7 +14,7 @@ from flip_tools import Flip, dead_keys, flips_for, leaf_keys, part_flips, put, t
 from pydantic import BaseModel
 
 from mtl.config import schema
-from mtl.config.compose import choices
+from mtl.config.compose import choices, compose
 from mtl.config.load import DATA_KEYS, build_family, check_data, load_run_config
 from mtl.core.registry import SOURCES
 from mtl.data.datamodule import MultiTaskDataModule
@@ -119,6 +119,48 @@ def test_idrid(retinas: Path, tmp_path: Path) -> None:
     assert dead_keys(observe_family, config, part_flips(SOURCES, config, table)) == []
 
 
+def test_skin(lesions: Path, tmp_path: Path) -> None:
+    config = load_run_config(["task=skin_mtl", f"data.root={lesions}"])["data"]
+    other = copy_of(lesions, tmp_path / "other")
+    (other / "masks" / "SKIN_001_00.png").unlink()
+    table = {
+        "root": Flip(str(other)),
+        "layout": Flip("isic", refuses=True),  # no image has such a name
+        "attributes": Flip({**config["attributes"], "skin_type": ["normal", "dry", "oily"]}),
+        "group_by": Flip("image"),
+        "age_bands": Flip([50]),
+    }
+    assert dead_keys(observe_family, config, part_flips(SOURCES, config, table)) == []
+
+
+def test_brain(brains: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    config, problems = check_data(put(compose("data_tool", ["data=brain"])[0]["data"], {"root": str(brains)}))
+    assert not problems
+    other = copy_of(brains, tmp_path / "other", lambda path: "BraTS20_Training_002" not in path.parts)
+
+    def observe(config: dict[str, Any]) -> Any:
+        family = SOURCES.build({key: value for key, value in config.items() if key not in DATA_KEYS})
+        records = family.records()
+        return [observe_family(config), family.channels, [family.read_image(records[index]) for index in (3, -1)]]
+
+    table = {
+        "root": Flip(str(other)),
+        "folders.brats": Flip(str(other / "brats")),
+        "folders.kaggle": Flip(str(copy_of(brains / "kaggle", tmp_path / "few", lambda path: "Y1" not in path.name))),
+        "sets": Flip(["kaggle"]),
+        "modalities": Flip(["t1", "t2"]),
+        "unknown_modality": Flip("t2", {"modalities": ["flair", "t2"]}),
+        "min_tumor_pixels": Flip(20),
+        "min_brain_share": Flip(0.3),
+    }
+    own = {key: value for key, value in config.items() if key not in DATA_KEYS}
+    keys = leaf_keys(own)
+    assert {key.partition(".")[0] for key in keys} == set(SOURCES.entry("brain").parameters)
+    annotations = {key: entry.annotation for key, entry in SOURCES.entry("brain").parameters.items()}
+    assert dead_keys(observe, config, flips_for(keys, config, table, annotations)) == []
+
+
 def test_every_family_is_flipped() -> None:
     assert set(choices("data")) - {"default"} == {
         name.removeprefix("test_") for name in globals() if name.removeprefix("test_") in choices("data")
@@ -148,6 +190,7 @@ def test_geometry(data: dict[str, Any]) -> None:
 
 def test_preprocessing(data: dict[str, Any]) -> None:
     table = {
+        "preprocessing.foreground": Flip({"method": "zscore", "limit": 4.0}),
         "preprocessing.crop": Flip({"threshold": 0.9, "margin": 0.0}),
         "preprocessing.clahe": Flip({"clip_limit": 2.5, "tiles": 4}),
         "preprocessing.mean": Flip([0.1, 0.2, 0.3]),
@@ -162,6 +205,10 @@ def test_preprocessing(data: dict[str, Any]) -> None:
     flips = {"preprocessing.crop.threshold": Flip(0.8), "preprocessing.crop.margin": Flip(0.1)}
     assert {key.rpartition(".")[2] for key in flips} == set(schema.CropConfig.model_fields)
     assert dead_keys(observe_windows, cropped, flips) == []
+    grey = put(data, {"preprocessing.foreground": {"method": "zscore", "limit": 4.0}})
+    flips = {"preprocessing.foreground.method": Flip("percentile"), "preprocessing.foreground.limit": Flip(1.0)}
+    assert {key.rpartition(".")[2] for key in flips} == set(schema.ForegroundConfig.model_fields)
+    assert dead_keys(observe_windows, grey, flips) == []
 
 
 def test_augmentation(data: dict[str, Any]) -> None:
@@ -181,7 +228,7 @@ def test_augmentation(data: dict[str, Any]) -> None:
         **{f"augmentation.{name}": Flip(0.0) for name in ("horizontal_flip", "vertical_flip", "rotate90")},
         **{
             f"augmentation.{name}.probability": Flip(0.7)
-            for name in ("affine", "color_jitter", "stain_jitter", "blur", "noise")
+            for name in ("affine", "color_jitter", "stain_jitter", "intensity_jitter", "blur", "noise")
         },
         "augmentation.affine.scale": Flip([0.5, 0.6], on("affine")),
         **{f"augmentation.affine.{key}": Flip(given=on("affine")) for key in ("translate", "rotate", "shear")},
@@ -191,6 +238,8 @@ def test_augmentation(data: dict[str, Any]) -> None:
             for key in ("brightness", "contrast", "saturation")
         },
         "augmentation.color_jitter.hue": Flip(0.2, on("color_jitter")),
+        **{f"augmentation.intensity_jitter.{key}": Flip(given=on("intensity_jitter")) for key in ("contrast", "brightness")},
+        "augmentation.channel_dropout": Flip(0.5),
         "augmentation.blur.kernel": Flip([7, 7], on("blur")),
         "augmentation.noise.std": Flip([0.1, 0.2], on("noise")),
     }

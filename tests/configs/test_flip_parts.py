@@ -82,6 +82,7 @@ HEAD_TABLES: dict[str, dict[str, Flip]] = {
         "balanced": Flip(given={"boxes_per_image": 2}),
     },
     "unet": {"decoder_channels": Flip([64, 32, 16]), "attention": Flip("scse")},
+    "unet_classic": {},
     "heatmap": {
         "stride": Flip(8),
         "peak_window": Flip(3, PEAKS),
@@ -90,6 +91,7 @@ HEAD_TABLES: dict[str, dict[str, Flip]] = {
         "refine": Flip(given=PEAKS),
     },
     "heatmap_published": {"peak_window": Flip(5), "score_threshold": Flip(0.6), "max_peaks": Flip(2)},
+    "upsampling": {"decoder_channels": Flip([256, 128, 64]), "last_channels": Flip(16)},
     "classifier": {"hidden": Flip([8])},
     "classifier_published": {"pool": Flip([5, 4])},
     "deeplabv3plus": {"low_level": Flip(3)},
@@ -245,7 +247,7 @@ def test_encoder(weight_file: str) -> None:
         torch.manual_seed(0)
         return run_encoder(ENCODERS.build(config), config["in_chans"])
 
-    config = read("backbone", "test_resnet")
+    config = {**read("backbone", "test_resnet"), "in_chans": 3}
     table = {
         "architecture": Flip("resnet10t"),
         "weights": Flip(weight_file),
@@ -253,8 +255,30 @@ def test_encoder(weight_file: str) -> None:
         "image_size": Flip([64, 64], refuses=True),  # takes any size; the next test has a network that does not
         "unfreeze": Flip(["layer4"], given={"freeze": "all"}),
         "drop_path": Flip(0.9),
+        "top_convolution": Flip(refuses=True),  # an efficientnet is flipped below
     }
     assert dead_keys(observe, config, part_flips(ENCODERS, config, table)) == []
+
+
+def test_unet_encoder(tmp_path: Path) -> None:
+    def observe(config: dict[str, Any]) -> Any:
+        torch.manual_seed(0)
+        return run_encoder(ENCODERS.build(config), config["in_chans"])
+
+    config = {**read("backbone", "unet"), "base_filters": 4, "in_chans": 1}
+    torch.manual_seed(99)
+    torch.save(ENCODERS.build(config).body.state_dict(), tmp_path / "weights.pth")
+    table = {"weights": Flip(str(tmp_path / "weights.pth")), "unfreeze": Flip(["stages.2"], given={"freeze": "all"})}
+    assert dead_keys(observe, config, part_flips(ENCODERS, config, table)) == []
+
+
+def test_top_convolution_of_networks_that_have_one() -> None:
+    def observe(config: dict[str, Any]) -> Any:
+        torch.manual_seed(0)
+        return run_encoder(ENCODERS.build(config))
+
+    config = {**read("backbone", "test_resnet"), "architecture": "test_efficientnet"}
+    assert dead_keys(observe, config, {"top_convolution": Flip(True)}) == []
 
 
 def test_image_size_of_networks_built_for_one() -> None:

@@ -17,7 +17,9 @@ import torch
 from flip_tools import Flip, dead_keys, flips_for, put, tree
 
 from mtl.config import schema
-from mtl.config.load import check_run_config, load_run_config
+from mtl.config.load import active_specs, check_run_config, load_run_config
+from mtl.config.stages import stages_of
+from mtl.core.errors import ConfigError
 from mtl.core.task import TaskSpec
 from mtl.core.types import ImageResult, Window
 from mtl.training import run as training
@@ -235,7 +237,7 @@ def test_resume(base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.Monkey
     def fit(config: dict[str, Any], run_dir: Path, resume_from: Path | None) -> None:
         raise Done(run_dir.name, resume_from is not None)
 
-    monkeypatch.setattr(training, "_fit", fit)
+    monkeypatch.setattr(training, "fit", fit)
 
     def observe(config: dict[str, Any]) -> Any:
         shutil.rmtree(tmp_path / "new", ignore_errors=True)
@@ -253,7 +255,7 @@ def test_fit(base: dict[str, Any], tmp_path: Path) -> None:
 
     def observe(config: dict[str, Any]) -> Any:
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
-        objects = training._fit(config, tmp_path / "run", None)
+        objects = training.fit(config, tmp_path / "run", None)
         module, recorder = objects["module"], objects["recorder"]
         formats = [p.is_contiguous(memory_format=torch.channels_last) for p in module.model.parameters() if p.ndim == 4]
         return [
@@ -308,9 +310,9 @@ class Counter:
         self.rows: list[int] = []
         forward = MultiTaskModel.forward
 
-        def counted(model: Any, images: torch.Tensor) -> Any:
+        def counted(model: Any, images: torch.Tensor, tasks: Any = None) -> Any:
             self.rows.append(len(images))
-            return forward(model, images)
+            return forward(model, images, tasks)
 
         monkeypatch.setattr(MultiTaskModel, "forward", counted)
 
@@ -327,7 +329,8 @@ def test_evaluation_of_a_run(trained: Path) -> None:
 
     config = json.loads((trained / "config.json").read_text())["evaluation"]
     flips = {"bootstrap": Flip(5), "cases": Flip(0), "resolution": Flip("native")}
-    elsewhere = {"hit_radius", "score_weights"}  # test_evaluation_and_study_metrics
+    # test_evaluation_and_study_metrics; test_the_metric_that_judges_a_task; tests/integration/test_brain.py
+    elsewhere = {"hit_radius", "score_weights", "primary", "hd95"}
     assert set(flips) | elsewhere == set(schema.EvaluationConfig.model_fields)
     assert dead_keys(observe, config, flips) == []
 
@@ -437,9 +440,30 @@ def test_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 # -- nothing is forgotten ----------------------------------------------------------------------------------------------
 
 
+def test_the_metric_that_judges_a_task(base: dict[str, Any]) -> None:
+    changed = check_run_config(put(base, {"evaluation.primary": {"heatmap": "pearson"}}))
+    assert [active_specs(config)["heatmap"].primary_metric for config in (base, changed)] == ["peak_f1", "pearson"]
+    with pytest.raises(ConfigError, match=r"`mse` in `evaluation.primary.heatmap`"):
+        check_run_config(put(base, {"evaluation.primary": {"heatmap": "mse"}}))  # lower is better: it cannot enter a mean
+
+
+def test_stages(base: dict[str, Any]) -> None:
+    def observe(config: dict[str, Any]) -> Any:
+        stages = {"first": schema.StageConfig(epochs=5).model_dump(), "second": config}
+        run = check_run_config(put(base, {"stages": stages, "trainer.max_epochs": 30}))
+        return [[stage.tasks, stage.sources, stage.freeze, stage.start, stage.config] for stage in stages_of(run)]
+
+    flips = {
+        "tasks": Flip(["heatmap"]), "sources": Flip(["malaria"]), "start": Flip("initial"), "freeze": Flip(["backbone"]),
+        "optimizer": Flip({"lr": 0.5}), "scheduler": Flip({"name": "constant"}), "weights": Flip({"heatmap": 2.0}),
+        "loader": Flip({"batch_size": 3}), "monitor": Flip("val/heatmap/pearson"),
+    }  # fmt: skip
+    assert dead_keys(observe, schema.StageConfig(epochs=5).model_dump(), flips) == []
+
+
 def test_every_key_of_train_yaml_has_its_flip() -> None:
     """The keys of `train.yaml`, and where they are flipped."""
-    here = {"suite", "name", "seed", "tasks", "monitor", "resume", "evaluation", "study_metrics", "runtime"}
+    here = {"suite", "name", "seed", "tasks", "monitor", "resume", "evaluation", "study_metrics", "runtime", "stages"}
     sections = {"trainer", "callbacks", "logger", "paths"}
     parts = {"backbone", "peft", "balancer", "scheduler", "optimizer", "necks", "heads"}  # test_flip_parts.py
     assert here | sections | parts | {"data"} == set(schema.RunConfig.model_fields)

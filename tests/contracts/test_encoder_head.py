@@ -24,6 +24,8 @@ ENCODERS = {
     "resnet10t": {},
     "regnetx_002": {},
     "resnet10t, no /32": {"output_stride": 16},
+    "unet": {"base_filters": 4, "depth": 5},  # maps start at stride 1
+    "unet, no /32": {"base_filters": 4, "depth": 4},
 }
 SIZE = (64, 96)
 TASKS = {
@@ -49,9 +51,15 @@ def _config(head: str) -> dict[str, Any]:
     return model_config(load_run_config(words))
 
 
+def backbone(encoder: str) -> dict[str, Any]:
+    name = encoder.partition(",")[0]
+    part = {"name": "unet"} if name == "unet" else {"name": "timm", "architecture": name}
+    return {**part, "in_chans": 3, **ENCODERS.get(encoder, {})}
+
+
 def build(head: str, encoder: str) -> MultiTaskModel:
     config = copy.deepcopy(_config(head))
-    config["backbone"] |= {"architecture": encoder.partition(",")[0], **ENCODERS.get(encoder, {})}
+    config["backbone"] = backbone(encoder)
     torch.manual_seed(0)
     return MultiTaskModel.from_config(config)
 
@@ -148,7 +156,7 @@ def test_decoder_without_a_neck(encoder: str) -> None:
     """DeepLabv3+ takes a fine map and the last one from whatever there is."""
     config = copy.deepcopy(_config("deeplabv3plus"))
     config["heads"]["segmentation"] |= {"features": "encoder", "width": 16}
-    config["backbone"] |= {"architecture": encoder.partition(",")[0], **ENCODERS[encoder]}
+    config["backbone"] = backbone(encoder)
     torch.manual_seed(0)
     model = MultiTaskModel.from_config(config)
     train_and_decode(model, torch.randn(3, 3, *SIZE))

@@ -22,11 +22,16 @@ FAMILIES = (
     "test_nfnet",
     "test_mambaout",
 )
+UNETS = ("unet 1", "unet 3", "unet 5")  # with their depth
 KEEP_THEIR_STRIDES = {"swin_tiny"}
 CONFIGS = Path(__file__).parents[2] / "configs" / "backbone"
+TIMM = sorted(path for path in CONFIGS.glob("*.yaml") if path.stem not in ("timm", "unet"))
 
 
 def build(architecture: str, **settings):
+    if architecture.startswith("unet"):
+        depth = int(architecture.rpartition(" ")[2])
+        return ENCODERS.build({"name": "unet", "base_filters": 4, "depth": depth, **settings})
     return ENCODERS.build({"name": "timm", "architecture": architecture, **settings})
 
 
@@ -44,7 +49,7 @@ def assert_contract(encoder, size: tuple[int, int], in_chans: int) -> None:
 
 
 @pytest.mark.parametrize("in_chans", [1, 3, 4])
-@pytest.mark.parametrize("architecture", FAMILIES)
+@pytest.mark.parametrize("architecture", [*FAMILIES, *UNETS])
 def test_announced_maps_are_the_real_ones(architecture: str, in_chans: int) -> None:
     encoder = build(architecture, in_chans=in_chans)
     assert_contract(encoder, (64, 64), in_chans)
@@ -52,7 +57,7 @@ def test_announced_maps_are_the_real_ones(architecture: str, in_chans: int) -> N
     assert len(encoder.normalization["mean"]) == len(encoder.normalization["std"]) == in_chans
 
 
-@pytest.mark.parametrize("architecture", FAMILIES)
+@pytest.mark.parametrize("architecture", [*FAMILIES, *UNETS])
 def test_every_parameter_reaches_some_map(architecture: str) -> None:
     encoder = build(architecture)
     sum(m.square().mean() for m in encoder(torch.randn(2, 3, 64, 64))).backward()
@@ -75,20 +80,20 @@ def test_shipped_configs_name_every_key_with_its_default(path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("path", sorted(p for p in CONFIGS.glob("*.yaml") if p.stem != "timm"), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", TIMM, ids=lambda path: path.stem)
 def test_shipped_configs_name_existing_networks(path: Path) -> None:
     from mtl.encoders.timm_encoder import check_architecture
 
     check_architecture(yaml.safe_load(path.read_text())["architecture"])
 
 
-@pytest.mark.parametrize("path", sorted(p for p in CONFIGS.glob("*.yaml") if p.stem != "timm"), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*TIMM, CONFIGS / "unet.yaml"], ids=lambda path: path.stem)
 def test_shipped_configs_build(path: Path) -> None:
     assert_contract(ENCODERS.build(yaml.safe_load(path.read_text())), (64, 96), 3)
 
 
 @pytest.mark.parametrize("output_stride", [8, 16])
-@pytest.mark.parametrize("path", sorted(p for p in CONFIGS.glob("*.yaml") if p.stem != "timm"), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", TIMM, ids=lambda path: path.stem)
 def test_output_stride_works_or_is_refused(path: Path, output_stride: int) -> None:
     config = yaml.safe_load(path.read_text()) | {"output_stride": output_stride}
     try:

@@ -351,7 +351,7 @@ def test_damaged_cache_is_built_again(smears: Path, tmp_path: Path) -> None:
         ("evaluate", [], 2, "`checkpoint` is required"),
         ("data", ["chek", "malaria"], 2, "Did you mean `check`?"),
         ("data", ["check", "malria"], 2, "Did you mean `malaria`?"),
-        ("data", ["check"], 2, "Expected one of: idrid, malaria, malaria_cells"),
+        ("data", ["check"], 2, "Expected one of: brain, idrid, malaria, malaria_cells, skin"),
         ("describe", ["task=malaria_mtl"], 2, "Did you mean `malaria_mttl`?"),
         ("compare", [], 2, "`suite` is required"),
     ],

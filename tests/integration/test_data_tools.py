@@ -43,6 +43,19 @@ def test_drawn_retinas_pass_the_check(tmp_path: Path, capsys: pytest.CaptureFixt
     assert f"Did you mean data.root={out}?" in capsys.readouterr().out
 
 
+def test_drawn_skin_passes_the_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "drawn"
+    assert data("synth", "skin", f"output={out}", "patients=4", "fields=2", "width=64", "kind=ids") == 0
+    assert capsys.readouterr().out.strip() == str(out)
+    assert data("check", "skin", f"data.root={out}") == 0
+    report = capsys.readouterr().out
+    assert "images: 8" in report and "groups: 4" in report and "0 errors" in report and "lesion: known for" in report
+    assert data("check", "skin", f"data.root={tmp_path}") == 3
+    assert f"Did you mean data.root={out}?" in capsys.readouterr().out
+    (out / "classes.json").write_text('{"0": "acne"}')
+    assert data("check", "skin", f"data.root={out}") == 3 and "Set data.attributes.diagnosis=[acne]" in capsys.readouterr().out
+
+
 def test_seed_and_kind_reach_the_drawing(tmp_path: Path) -> None:
     for name, more in (("a", ()), ("b", ()), ("c", ("seed=1",)), ("d", ("kind=polygons",))):
         words = [f"output={tmp_path / name}", "patients=2", "fields=1", "width=160", *more]
@@ -53,9 +66,9 @@ def test_seed_and_kind_reach_the_drawing(tmp_path: Path) -> None:
 
 
 def test_tools_write_what_they_print(
-    smears: Path, cells: Path, retinas: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    smears: Path, cells: Path, retinas: Path, lesions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for family, root in (("malaria", smears), ("malaria_cells", cells), ("idrid", retinas)):
+    for family, root in (("malaria", smears), ("malaria_cells", cells), ("idrid", retinas), ("skin", lesions)):
         for tool in ("stats", "show"):
             out = tmp_path / family / tool
             assert data(tool, family, f"data.root={root}", f"output={out}", "count=2") == 0

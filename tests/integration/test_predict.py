@@ -65,6 +65,13 @@ def test_checkpoint_alone_predicts_what_the_command_line_writes(
         cwd=tmp_path, env=environment | {"PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    files = {
+        task: entry.pop(key)
+        for task, entry in written["tasks"].items()
+        for key in list(entry)
+        if str(entry[key])[-4:] == ".png"
+    }
+    assert set(files) == {"segmentation", "heatmap"}
     assert {"image": str(tmp_path / "smear.png"), **json.loads(done.stdout)} == written
 
 
@@ -164,12 +171,12 @@ def test_json_says_everything_about_each_object(predicted: tuple[Path, int, str]
             assert entry["class"] in ("Infected", "Healthy", "WBC")
             classes = entry["roi"]["probabilities"]
             assert set(classes) == {"Infected", "Healthy", "WBC"} and sum(classes.values()) == pytest.approx(1, abs=2e-3)
-            assert entry["roi"]["class"] == max(classes, key=lambda key: classes[key])
+            assert entry["roi"]["class_name"] == max(classes, key=lambda key: classes[key])
         counts = {key: sum(entry["class"] == key for entry in objects) for key in ("Infected", "Healthy", "WBC")}
         assert found["counts"] == counts
         cells = counts["Infected"] + counts["Healthy"]
         assert found["parasitemia"] == (pytest.approx(100 * counts["Infected"] / cells) if cells else None)
-        assert 0 <= found["tasks"]["segmentation"]["area_fraction"]["cell"] <= 1
+        assert 0 <= found["tasks"]["segmentation"]["cell_area_ratio"] <= 1
 
 
 def test_table_agrees_with_json(predicted: tuple[Path, int, str]) -> None:
@@ -183,7 +190,7 @@ def test_table_agrees_with_json(predicted: tuple[Path, int, str]) -> None:
         for row, entry in zip(mine, found["tasks"]["detection"]["objects"], strict=True):
             assert [float(row[key]) for key in ("x_min", "y_min", "x_max", "y_max")] == entry["box"]
             assert row["class"] == entry["class"] and float(row["score"]) == entry["score"]
-            assert row["roi_class"] == entry["roi"]["class"]
+            assert row["roi_class_name"] == entry["roi"]["class_name"]
             for key, value in entry["roi"]["probabilities"].items():
                 assert float(row[f"roi_p_{key}"]) == value
             assert int(row["n_Infected"]) == found["counts"]["Infected"]
@@ -197,8 +204,8 @@ def test_maps_have_the_size_of_the_image(predicted: tuple[Path, int, str]) -> No
     heat = cv2.imread(str(folder / "out" / "a__field_heatmap.png"), cv2.IMREAD_UNCHANGED)
     assert mask.shape == (360, 640) and mask.dtype == np.uint8 and set(np.unique(mask)) <= {0, 255}
     assert heat.shape == (360, 640) and heat.dtype == np.uint16
-    area = content(folder / "out" / "a__field.json")["tasks"]["segmentation"]["area_fraction"]["cell"]
-    assert (mask > 0).mean() == pytest.approx(area, abs=0.02)
+    area = content(folder / "out" / "a__field.json")["tasks"]["segmentation"]["cell_area_ratio"]
+    assert (mask > 0).mean() == pytest.approx(area, abs=1e-6)
     assert (folder / "out" / "a__field_overlay.png").stat().st_size > 10_000
 
 

@@ -205,7 +205,7 @@ ALLOWED: dict[str, set[str]] = {
     "losses": FOUNDATION,
     "balancing": FOUNDATION,
     "necks": FOUNDATION | {"layers"},
-    "encoders": FOUNDATION,
+    "encoders": FOUNDATION | {"layers"},
     "metrics": FOUNDATION,
     "data": FOUNDATION,
     "heads": FOUNDATION | {"losses", "layers"},

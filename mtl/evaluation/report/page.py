@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import base64
-import csv
 import json
-import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,23 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mtl.core.files import plain, write_text
-from mtl.core.task import higher_is_better
-from mtl.evaluation.report import figures
+from mtl.evaluation.report import figures, tables, training
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LABELS = {
-    "map": "mAP (IoU .50:.95)", "map50": "mAP50", "map75": "mAP75", "f1_macro": "F1, macro over classes",
-    "f1_pooled": "F1, all classes pooled", "precision_pooled": "precision, pooled", "recall_pooled": "recall, pooled",
-    "count_mae": "count error per image (MAE)", "dice_per_image": "Dice, mean over images",
-    "iou_per_image": "IoU, mean over images", "dice_pooled": "Dice, pixels pooled", "iou_pooled": "IoU, pixels pooled",
-    "dice_nonempty": "Dice where annotated", "peak_f1": "peak F1", "peak_precision": "peak precision",
-    "peak_recall": "peak recall", "mse": "map MSE", "mae": "MAE", "rmse": "RMSE", "pearson": "Pearson r",
-    "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "auroc": "AUROC", "ap": "AP (IoU .50:.95)",
-    "quadratic_kappa": "quadratic weighted kappa", "aupr": "AUPR, pixels pooled",
-    "ap50": "AP50", "ap75": "AP75", "n": "n", "f1": "F1", "precision": "precision", "recall": "recall",
-}  # fmt: skip
 RESOLUTIONS = {"native": "at the size of the original images", "working": "at the size at which the network works"}
 
 
@@ -65,7 +50,8 @@ class ReportContent:
         commit: Commit of the program.
         duration: Training time in seconds.
         history: Path of `metrics.csv`; None looks in the folder of the report.
-        best_epoch: Epoch of the scored checkpoint, marked in the curves.
+        best_epoch: Epoch of the scored checkpoint, marked in the curves; counted within its stage.
+        best_stage: Name of that stage; empty without a curriculum.
         kept_apart: What the split keeps apart, in a sentence; empty says that of the unit of the groups.
         split_sizes: (images, groups) by split, for the header.
         cases: Gallery.
@@ -80,6 +66,7 @@ class ReportContent:
     duration: float | None = None
     history: Path | None = None
     best_epoch: float | None = None
+    best_stage: str = ""
     kept_apart: str = ""
     split_sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
     cases: list[Case] = field(default_factory=list)
@@ -94,24 +81,24 @@ def write_report(folder: Path, content: ReportContent) -> Path:
 
     drawings = _Drawings(folder / "figures")
     metrics = plain(content.metrics)
-    history = read_history(content.history or folder / "metrics.csv")
     sections = [_section(name, metrics, content.curves.get(name, {}), drawings) for name in metrics["tasks"]]
     sections += [_section(name, metrics, content.curves.get(name, {}), drawings, "study") for name in metrics.get("study", {})]
-    training = [
-        drawings.add("training", "Training curves", figures.training_curves(history, content.best_epoch)),
-        drawings.add("experts", "Use of experts over training", figures.expert_use(history, content.best_epoch)),
-    ]
     environment = Environment(
         loader=PackageLoader("mtl.evaluation", "report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"number": number, "label": label, "arrow": arrow, "code": code}
+    environment.filters |= {
+        "number": tables.number, "label": tables.label, "arrow": tables.arrow, "code": tables.code,
+        "interval": tables.interval_text,
+    }  # fmt: skip
     page = environment.get_template("report.html.j2").render(
         header=_header(content, metrics),
         metrics=metrics,
         overview=_overview(sections),
+        any_source=any(section["from_source"] for section in sections),
         sections=sections,
-        training=[drawing for drawing in training if drawing],
+        stages=tables.stage_table(metrics),
+        training=_training(content, folder, metrics, drawings),
         # What is kept apart stands in the header.
         notes=[n for n in dict.fromkeys([*content.notes, *metrics.get("notes", [])]) if n != content.kept_apart],
         cases=_gallery(content.cases),
@@ -120,46 +107,6 @@ def write_report(folder: Path, content: ReportContent) -> Path:
     )
     write_text(folder / "report.html", page)
     return folder / "report.html"
-
-
-def read_history(path: Path) -> dict[str, np.ndarray]:
-    """Return the columns of `metrics.csv` as float arrays, NaN for empty cells; empty where there is no file."""
-    if not path.is_file():
-        return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    return {name: np.array([_float(row.get(name)) for row in rows]) for name in (rows[0] if rows else ()) if name}
-
-
-def number(value: Any, digits: int = 3) -> str:
-    """Write a number with a fixed count of digits, whole numbers as they are, a dash where there is none."""
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        return "–"
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
-    if value and abs(value) < 10**-digits:
-        return f"{value:.1e}"
-    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
-
-
-def label(name: str) -> str:
-    """Return the words for a metric; study metrics carry their unit behind an underscore."""
-    if name in LABELS:
-        return LABELS[name]
-    first, _, unit = name.partition("_")
-    return f"{LABELS[first]} per {unit}" if first in LABELS and unit else name.replace("_", " ")
-
-
-def arrow(name: str) -> str:
-    """Return the direction of a metric as an arrow."""
-    return "↑" if higher_is_better(name) else "↓"
-
-
-def code(text: str) -> str:
-    """Set what stands between backticks as code."""
-    from markupsafe import Markup, escape
-
-    return Markup(re.sub("`([^`]*)`", r"<code>\1</code>", str(escape(text))))
 
 
 class _Drawings:
@@ -210,6 +157,22 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
+def _training(
+    content: ReportContent, folder: Path, metrics: dict[str, Any], drawings: _Drawings
+) -> list[dict[str, str]]:  # fmt: skip
+    """Draw the history of the run."""
+    history, stages = training.read_history(content.history or folder / "metrics.csv")
+    best = content.best_epoch
+    if best is not None:
+        best += sum(stage.first for stage in stages if stage.name == content.best_stage)
+    primaries = {task: next(iter(entry["ci95"])) for task, entry in metrics["tasks"].items() if entry["ci95"]}
+    found = [
+        drawings.add("training", "Training curves", training.training_curves(history, best, stages, primaries)),
+        drawings.add("experts", "Use of experts over training", training.expert_use(history, best, stages)),
+    ]
+    return [drawing for drawing in found if drawing]
+
+
 def _section(
     name: str, metrics: dict[str, Any], curves: dict[str, Any], drawings: _Drawings, part: str = "tasks"
 ) -> dict[str, Any]:
@@ -219,7 +182,8 @@ def _section(
     thresholds = metrics.get("thresholds", {}).get(name, {})
     per_class = entry.get("per_class") or {}
     found = [draw(name, curves, thresholds, per_class, drawings) for draw in _DRAWERS]
-    sources = entry.get("per_source") or {}
+    guess = (baseline or {}).get("from_source") or {}
+    unit, cases = (metrics.get("hd95_units") or {}).get(name), (metrics.get("cases") or {}).get(name)
     return {
         "name": name,
         "n": entry.get("n"),
@@ -227,14 +191,18 @@ def _section(
             {
                 "metric": metric, "value": entry.get(metric), "ci": interval,
                 "baseline": baseline["metrics"].get(metric) if baseline else None,
+                "from_source": guess.get("metrics", {}).get(metric),
             }
             for metric, interval in entry["ci95"].items()
         ],
         "baseline": baseline["name"] if baseline else "",
+        "from_source": guess.get("name", ""),
         "thresholds": thresholds,
-        "per_class": per_class,
-        "per_source": sources if len(sources) > 1 else {},
-        "per_task": curves.get("per_task") or {},
+        "hd95_unit": unit,
+        "tables": [
+            *tables.task_tables(entry, baseline, curves.get("per_task") or {}),
+            *([tables.case_table(cases, unit)] if cases else []),
+        ],
         "figures": [figure for some in found for figure in some if figure],
         "left_out": curves.get("without_truth"),
     }  # fmt: skip
@@ -315,10 +283,3 @@ def image_uri(image: np.ndarray | Path | bytes) -> str:
         content = image.read_bytes() if isinstance(image, Path) else image
     kind = "png" if content.startswith(b"\x89PNG") else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def _float(text: str | None) -> float:
-    try:
-        return float(text) if text else float("nan")
-    except ValueError:
-        return float("nan")

@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from mtl.core.files import write_text
 
 log = logging.getLogger("mtl")
+Row = dict[str, Any]  # numbers by column, and the name of the stage
 
 
 class RunRecorder(Checkpoint):
@@ -31,20 +33,36 @@ class RunRecorder(Checkpoint):
         run_dir: The run directory.
         monitor: Name of the metric that selects `best.ckpt`.
         higher_is_better: Its direction.
+        stage: Stage of a curriculum; epochs, steps and samples are counted on from those of the stages before.
+        earlier: Rows of these stages.
     """
 
-    def __init__(self, run_dir: Path, monitor: str, higher_is_better: bool) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        monitor: str,
+        higher_is_better: bool,
+        stage: str = "",
+        earlier: Sequence[Row] = (),
+    ) -> None:
         self.run_dir = run_dir
         self.monitor = monitor
         self.higher_is_better = higher_is_better
+        self.stage = stage
         self.best_value: float | None = None
         self.best_epoch: int | None = None
         self.last_epoch = -1
-        self.rows: list[dict[str, float]] = []
-        self.samples = 0
+        self.rows: list[Row] = list(earlier)
+        self.samples = int(earlier[-1]["samples"]) if earlier else 0
         self.stopped = False
         self._validated = False
         self._started = time.monotonic()
+
+    @property
+    def before(self) -> tuple[int, int]:
+        """Epochs and optimizer steps of the stages before."""
+        earlier = [row for row in self.rows if row.get("stage", "") != self.stage]
+        return (int(earlier[-1]["epoch"]) + 1, int(earlier[-1]["step"])) if earlier else (0, 0)
 
     @property
     def last(self) -> Path:
@@ -76,10 +94,12 @@ class RunRecorder(Checkpoint):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Complete what a run that was killed between two files of an epoch had not written any more."""
-        if self.rows and trainer.is_global_zero:
+        if self.last_epoch >= 0 and trainer.is_global_zero:
             write_text(self.run_dir / "metrics.csv", table(self.rows))
             if self.best_epoch == self.last_epoch:
                 self._copy_to_best()
+        elif self.rows:  # so that loggers count on; a resumed trainer restores this by itself
+            trainer.fit_loop.epoch_loop._batches_that_stepped = self.before[1]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave at once when the resumed run had been stopped early: the Trainer does not remember that."""
@@ -98,7 +118,8 @@ class RunRecorder(Checkpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Record the epoch."""
-        epoch = trainer.current_epoch
+        epochs, steps = self.before
+        epoch = epochs + trainer.current_epoch
         if epoch <= self.last_epoch:  # Lightning repeats the hook when it resumes at an epoch's end
             return
         self.last_epoch, self.stopped = epoch, trainer.should_stop
@@ -107,8 +128,9 @@ class RunRecorder(Checkpoint):
             for key, value in trainer.callback_metrics.items()
             if "/" in key and (self._validated or not key.startswith("val/"))
         }
-        row = {
-            "epoch": epoch, "step": trainer.global_step, "samples": self.samples, **values, **_learning_rates(trainer),
+        row: Row = {
+            **({"stage": self.stage} if self.stage else {}), "epoch": epoch, "step": steps + trainer.global_step,
+            "samples": self.samples, **values, **_learning_rates(trainer),
             "seconds": round(time.monotonic() - self._started, 3),
         }  # fmt: skip
         self.rows.append(row)
@@ -120,9 +142,10 @@ class RunRecorder(Checkpoint):
             if improved:
                 self._copy_to_best()
             write_text(self.run_dir / "metrics.csv", table(self.rows))
-            log.info(self._line(row, improved, trainer.max_epochs))
+            log.info(self._line(row, trainer.current_epoch, improved, trainer.max_epochs))
             if self.stopped:
-                log.info(f"stopped after epoch {epoch + 1}, before trainer.max_epochs={trainer.max_epochs} was reached")
+                done = trainer.current_epoch + 1
+                log.info(f"stopped after epoch {done}, before trainer.max_epochs={trainer.max_epochs} was reached")
 
     def _improves(self, value: float | None, trainer: pl.Trainer) -> bool:
         if value is None or math.isnan(value) or trainer.sanity_checking:
@@ -145,8 +168,9 @@ class RunRecorder(Checkpoint):
                 raise
         partial.replace(self.best)
 
-    def _line(self, row: dict[str, float], improved: bool, epochs: int | None) -> str:
-        parts = [f"epoch {int(row['epoch']) + 1}/{epochs}", f"train/loss {row.get('train/loss', math.nan):.4f}"]
+    def _line(self, row: Row, epoch: int, improved: bool, epochs: int | None) -> str:
+        stage = f"{self.stage} " if self.stage else ""
+        parts = [f"{stage}epoch {epoch + 1}/{epochs}", f"train/loss {row.get('train/loss', math.nan):.4f}"]
         parts += [f"{key} {row[key]:.4f}" for key in ("val/loss", "val/score") if key in row]
         if self.monitor not in ("val/loss", "val/score") and self.monitor in row:
             parts.append(f"{self.monitor} {row[self.monitor]:.4f}")
@@ -157,7 +181,7 @@ def _learning_rates(trainer: pl.Trainer) -> dict[str, float]:
     return {f"lr/{group['name']}": float(group["lr"]) for optimizer in trainer.optimizers for group in optimizer.param_groups}
 
 
-def table(rows: list[dict[str, float]]) -> str:
+def table(rows: list[Row]) -> str:
     """Format rows as CSV; a column appears as soon as one row has it."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()

@@ -41,6 +41,22 @@ def test_copies_of_other_size_and_compression(tmp_path: Path) -> None:
     assert near_duplicates(paths) == [0, 1, 1, 0, 2, 3]
     assert near_duplicates(paths, threshold=0.99999) == [0, 1, 2, 3, 4, 5]
     assert near_duplicates([]) == []
+    assert near_duplicates(paths, mirrored=True) == [0, 1, 1, 0, 2, 1]
+    assert near_duplicates(paths, mirrored=True, disc=False) == [0, 1, 1, 0, 2, 1]
+
+
+def bright_box(grey: np.ndarray) -> tuple[int, int, int, int]:
+    rows, columns = np.flatnonzero((grey > 20).mean(1) > 0.1), np.flatnonzero((grey > 20).mean(0) > 0.1)
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def test_a_box_finds_copies_with_other_margins(tmp_path: Path) -> None:
+    one = np.maximum(picture(1, (240, 240)), 40)
+    wide = np.zeros((300, 420, 3), np.uint8)
+    wide[20:260, 150:390] = one
+    paths = [save(tmp_path / "one.png", one), save(tmp_path / "wide.png", wide), save(tmp_path / "other.png", picture(2))]
+    assert near_duplicates(paths) == [0, 1, 2]
+    assert near_duplicates(paths, box=bright_box) == [0, 0, 1]
 
 
 def test_equal_bytes_are_one_photograph_even_without_structure(tmp_path: Path) -> None:

@@ -8,10 +8,14 @@ import pytest
 from PIL import Image
 
 from mtl.core.types import Objects, Sample
+from mtl.data.geometry import Geometry
 from mtl.data.idrid import Idrid
 from mtl.data.inspect import parasitemia, plot, show_samples, write_stats
 from mtl.data.malaria import Malaria
 from mtl.data.malaria_cells import MalariaCells
+from mtl.data.preprocessing import Preprocessing
+
+AS_STORED = Preprocessing(Geometry())
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -48,11 +52,13 @@ def test_stats_of_images_without_objects(cells: Path, tmp_path: Path) -> None:
 def test_samples_are_drawn_by_seed(smears: Path, tmp_path: Path) -> None:
     family = Malaria(root=str(smears))
     records = family.records()
-    first = show_samples(family, records, tmp_path / "a", 3, seed=1)
-    again = show_samples(family, records, tmp_path / "b", 3, seed=1)
+    first = show_samples(family, records, tmp_path / "a", 3, seed=1, preprocessing=AS_STORED)
+    again = show_samples(family, records, tmp_path / "b", 3, seed=1, preprocessing=AS_STORED)
     assert len(first) == 3 and [path.name for path in first] == [path.name for path in again]
-    assert [path.name for path in first] != [path.name for path in show_samples(family, records, tmp_path / "c", 3, seed=2)]
-    assert len(show_samples(family, records[:2], tmp_path / "d", 9, seed=0)) == 2
+    assert [path.name for path in first] != [
+        path.name for path in show_samples(family, records, tmp_path / "c", 3, seed=2, preprocessing=AS_STORED)
+    ]
+    assert len(show_samples(family, records[:2], tmp_path / "d", 9, seed=0, preprocessing=AS_STORED)) == 2
 
 
 def test_outlines_are_drawn_where_the_objects_are() -> None:
@@ -77,7 +83,7 @@ def test_outlines_are_drawn_where_the_objects_are() -> None:
 
 def test_class_is_in_the_picture_of_a_crop(cells: Path, tmp_path: Path) -> None:
     family = MalariaCells(root=str(cells))
-    (path,) = show_samples(family, family.records(), tmp_path, 1, seed=0)
+    (path,) = show_samples(family, family.records(), tmp_path, 1, seed=0, preprocessing=AS_STORED)
     with Image.open(path) as image:
         assert image.size[0] >= 400
 
@@ -85,7 +91,7 @@ def test_class_is_in_the_picture_of_a_crop(cells: Path, tmp_path: Path) -> None:
 def test_masks_are_drawn_where_they_lie(retinas: Path, tmp_path: Path) -> None:
     family = Idrid(root=str(retinas), sets=["segmentation"])
     record = next(record for record in family.records() if record.class_counts["soft_exudates"])
-    (path,) = show_samples(family, [record], tmp_path, 1, seed=0)
+    (path,) = show_samples(family, [record], tmp_path, 1, seed=0, preprocessing=AS_STORED)
     with Image.open(path) as image:
         assert image.size[0] >= 400
     sample = family.read_labels(record)

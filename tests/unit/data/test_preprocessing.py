@@ -70,3 +70,67 @@ def test_wrong_values():
         Preprocessing(Geometry()).normalize(np.zeros((4, 4, 1), np.uint8))
     with pytest.raises(ConfigError, match="clahe=null"):
         equalise(np.zeros((8, 8, 3), np.float32), 2.0, 2)
+
+
+GREY = {"method": "zscore", "limit": 4.0}
+
+
+def slice_of(channels: int) -> np.ndarray:
+    """Grey values in a unit of their own inside a disc: [80, 80, channels] float32."""
+    rows, columns = np.indices((80, 80))
+    inside = (rows - 40) ** 2 + (columns - 40) ** 2 < 30**2
+    image = np.random.default_rng(0).normal(900, 100, (80, 80, channels)) * inside[..., None]
+    return image.astype(np.float32)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_the_network_gets_z_back(channels):
+    encoder = {"mean": [0.4] * channels, "std": [0.2] * channels}
+    preprocessing = Preprocessing.from_config(GEOMETRY, {"foreground": GREY}, encoder)
+    image = slice_of(channels)
+    working = preprocessing.working(image)
+    assert working.shape == (64, 64, channels) and working.dtype == np.float16
+    network = preprocessing.normalize(preprocessing.crop(working, preprocessing.windows((80, 80))[0]))
+    assert network.shape == (channels, 64, 64) and network.dtype == np.float32
+    same_size = Preprocessing.from_config({"mode": "stretch", "size": [96, 96]}, {"foreground": GREY}, encoder)
+    z = same_size.normalize(np.asarray(same_size.standardised(image)))
+    for channel in range(channels):
+        values = image[..., channel][image[..., channel] > 0]
+        np.testing.assert_allclose(
+            z[channel][image[..., channel] > 0], np.clip((values - values.mean()) / values.std(), -4, 4), atol=0.01
+        )
+    assert (z[:, 0, 0] == -4).all() and preprocessing.mean == (0.5,) * channels
+    by_percentile = Preprocessing.from_config(GEOMETRY, {"foreground": {"method": "percentile", "limit": 4.0}}, encoder)
+    assert by_percentile.std == (0.25,) * channels
+    assert Preprocessing.from_config(GEOMETRY, {"foreground": GREY, "mean": [0.1], "std": [1.0]}, encoder).mean == (0.1,)
+
+
+def test_foreground_is_stored_and_keys_the_cache():
+    preprocessing = Preprocessing.from_config(GEOMETRY, {"foreground": GREY}, ENCODER)
+    assert Preprocessing.from_dict(json.loads(json.dumps(preprocessing.to_dict()))) == preprocessing
+    other = Preprocessing.from_config(GEOMETRY, {"foreground": {"method": "zscore", "limit": 3.0}}, ENCODER)
+    plain = Preprocessing.from_config(GEOMETRY, {}, ENCODER)
+    assert len({str(some.raster_key()) for some in (preprocessing, other, plain)}) == 3
+    for wrong in ({"method": "minmax"}, {"method": "zscore", "limit": 0}):
+        with pytest.raises(ConfigError, match="foreground"):
+            Preprocessing.from_config(GEOMETRY, {"foreground": wrong}, ENCODER)
+    with pytest.raises(ConfigError, match="clahe=null"):
+        Preprocessing.from_config(GEOMETRY, {"foreground": GREY, "clahe": {"clip_limit": 2.0, "tiles": 4}}, ENCODER)
+
+
+def test_pictures_for_figures_are_rgb_whatever_the_channels():
+    plain = Preprocessing.from_config(GEOMETRY, {}, ENCODER)
+    colours = noisy()
+    assert plain.picture(colours) is colours and plain.display(colours) is colours
+    for channels in (1, 2, 3, 4):
+        grey = Preprocessing.from_config(GEOMETRY, {"foreground": GREY}, {"mean": [0] * channels, "std": [1] * channels})
+        image = slice_of(channels)
+        image[..., : channels - 1] = 0  # only the last modality exists
+        picture = grey.picture(image)
+        assert picture.shape == (80, 80, 3) and picture.dtype == np.uint8
+        np.testing.assert_array_equal(picture[..., 0], picture[..., 2])
+        assert picture.max() > 150 and not picture[0, 0].any()
+        raster = grey.working(image)
+        shown = grey.denormalize(grey.normalize(grey.crop(raster, grey.windows((80, 80))[0])))
+        np.testing.assert_array_equal(shown, grey.display(raster))
+    assert plain.picture(slice_of(1)).max() == 255  # float in a unit of its own, nothing known about it

@@ -52,6 +52,23 @@ def test_strata_are_spread_over_the_splits():
         assert all(abs(per_stratum[k] - expected) <= 1 for k in range(3)), (name, per_stratum)
 
 
+@pytest.mark.parametrize("scheme", ["holdout", "kfold"])
+@pytest.mark.parametrize("seed", range(6))
+def test_large_groups_of_one_source_do_not_outweigh_another_source(seed, scheme):
+    """Volumes of 155 slices beside single pictures: each source is spread by its own shares."""
+    volumes = [
+        replace(r, sample_id=f"v{r.sample_id}", group=f"v{r.group}", source="volumes", stratum=2, content_hash="")
+        for r in make(11, 155)
+    ]
+    pictures = [replace(r, stratum=int(r.group < "p60")) for r in make(100, 1)]
+    split = make_split(volumes + pictures, {"scheme": scheme, "seed": seed})
+    shares = {"train": 0.7, "val": 0.15, "test": 0.15} if scheme == "holdout" else {"train": 0.6, "val": 0.2, "test": 0.2}
+    for name, share in shares.items():
+        assert abs(len(groups_of(pictures, split, name)) - 100 * share) <= 1
+        assert abs(len({g for g in groups_of(pictures, split, name) if g < "p60"}) - 60 * share) <= 1
+        assert abs(len(groups_of(volumes, split, name)) - 11 * share) <= 1
+
+
 def test_stratify_off_is_another_split():
     records = make(60, 2, strata=3)
     config = {"scheme": "holdout", "seed": 3}

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from data_fakes import make_objects
 
+from mtl.core.errors import ConfigError
 from mtl.data.targets import fill_outlines
 from mtl.data.transforms import Transform
 
@@ -196,3 +197,102 @@ def test_masks_with_and_without_channels_move_alike():
         np.testing.assert_array_equal(moved["all"][..., 1], moved["second"])
         np.testing.assert_array_equal(moved["all"][..., 5:], moved["last"])
         assert (moved["all"] != stack).any()
+
+
+# -- grey values -------------------------------------------------------------------------------------------------------
+
+GREY = {
+    "horizontal_flip": 0.5, "vertical_flip": 0.5, "rotate90": 0.5,
+    "affine": {"probability": 0.8, "scale": [0.9, 1.1], "rotate": 20, "translate": 0.05},
+    "intensity_jitter": {"probability": 0.8, "contrast": 0.2, "brightness": 0.1},
+    "blur": {"probability": 0.5, "kernel": [3, 5]}, "noise": {"probability": 0.5, "std": [0.01, 0.03]},
+}  # fmt: skip
+
+
+def brain(channels: int, seed: int = 0) -> np.ndarray:
+    """Grey values in [0, 1] inside a disc, 0 outside; [96, 96, channels] float32."""
+    rows, columns = np.indices(SQUARE)
+    inside = (rows - 50) ** 2 + (columns - 44) ** 2 < 30**2
+    values = np.random.default_rng(seed).uniform(0.2, 0.8, (*SQUARE, channels))
+    return (values * inside[..., None]).astype(np.float32)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_grey_values_of_any_number_of_channels(channels):
+    transform = Transform(GREY, SQUARE, rgb=False)
+    image = brain(channels)
+    for seed in range(10):
+        moved, _, masks = transform(image, None, {"m": (image[..., 0] > 0).astype(np.uint8)}, seed)
+        assert moved.shape == image.shape and moved.dtype == np.float32
+        assert moved.min() >= 0 and moved.max() <= 1
+        # Every channel moves as the mask does.
+        for channel in range(channels):
+            assert np.mean((moved[..., channel] > 0.12) != (masks["m"] > 0)) < 0.05
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("name", GEOMETRIC)
+def test_points_follow_their_pixels_in_float_images(name, channels):
+    transform = Transform(GEOMETRIC[name], SQUARE, rgb=False)
+    for seed in range(6):
+        picture = np.repeat(spot(POINTS[0], SQUARE)[..., :1], channels, axis=2).astype(np.float32) / 255
+        image, objects, _ = transform(picture, make_objects([POINTS[0]]), {}, seed)
+        if (np.abs(objects.points[0] - 48) < 38).all():
+            for channel in range(channels):
+                np.testing.assert_allclose(centroid(image[..., channel]), objects.points[0], atol=0.25)
+
+
+def test_intensity_jitter_leaves_the_background_and_changes_each_channel_by_itself():
+    transform = Transform({"intensity_jitter": {"probability": 1.0, "contrast": 0.2, "brightness": 0.1}}, SQUARE, rgb=False)
+    image = brain(3)
+    factors = set()
+    for seed in range(8):
+        moved = transform(image, None, {}, seed)[0]
+        assert not moved[image == 0].any()
+        for channel in range(3):
+            before, after = image[..., channel][image[..., channel] > 0], moved[..., channel][image[..., channel] > 0]
+            assert abs(after.mean() - before.mean()) <= 0.1 + 1e-3  # contrast turns around the mean
+            factor = after.std() / before.std()
+            assert 0.79 < factor < 1.21
+            factors.add(round(float(factor), 3))
+    assert len(factors) > 20
+    assert np.array_equal(transform(image, None, {}, 3)[0], transform(image, None, {}, 3)[0])
+    grey = (image * 255).astype(np.uint8)
+    assert (
+        Transform({"intensity_jitter": {"probability": 1.0, "contrast": 0.2}}, SQUARE)(grey, None, {}, 0)[0].dtype == np.uint8
+    )
+
+
+def test_channel_dropout_never_takes_the_last_channel_that_holds_something():
+    image = brain(4)
+    image[..., [0, 2]] = 0
+    kept = []
+    for seed in range(60):
+        dropped = Transform({"channel_dropout": 0.7}, SQUARE, rgb=False)(image, None, {}, seed)[0]
+        kept.append(tuple(channel for channel in range(4) if dropped[..., channel].any()))
+        np.testing.assert_array_equal(dropped[..., list(kept[-1])], image[..., list(kept[-1])])
+    assert set(kept) == {(1,), (3,), (1, 3)}
+    always = Transform({"channel_dropout": 1.0}, SQUARE, rgb=False)
+    assert all(always(brain(1), None, {}, seed)[0].any() for seed in range(5))
+    assert not always(np.zeros((*SQUARE, 2), np.float32), None, {}, 0)[0].any()
+
+
+def test_missing_modalities_stay_blank():
+    image = brain(3)
+    image[..., 1] = 0
+    transform = Transform({**GREY, "noise": {"probability": 1.0, "std": [0.1, 0.2]}}, SQUARE, fill=0.5, rgb=False)
+    for seed in range(4):
+        moved = transform(image, None, {}, seed)[0]
+        assert not moved[..., 1].any() and moved[..., 0].any()
+
+
+@pytest.mark.parametrize("step", ["color_jitter", "stain_jitter"])
+def test_colour_steps_are_refused_where_there_is_no_colour(step):
+    with pytest.raises(ConfigError, match=rf"data\.augmentation\.{step}\.probability=0"):
+        Transform({step: {"probability": 0.1}}, SQUARE, rgb=False)
+    Transform({step: {"probability": 0.0}}, SQUARE, rgb=False)
+
+
+def test_values_in_another_unit_are_refused():
+    with pytest.raises(ConfigError, match=r"values up to 800; augmentation expects \[0, 1\]"):
+        Transform(GREY, SQUARE, rgb=False)(brain(1) * 0 + 800, None, {}, 0)

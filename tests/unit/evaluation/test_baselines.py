@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from mtl.core.registry import STUDY_METRICS
 from mtl.core.task import TaskSpec
 from mtl.core.types import ImageResult, Record, Window
-from mtl.evaluation.baselines import TrainingStatistics, baseline_summary
+from mtl.evaluation.baselines import TrainingStatistics, baseline_summary, source_notes
 from mtl.metrics.evaluator import Evaluator
 
 SPECS = {
@@ -197,3 +198,86 @@ def test_scoring_a_baseline_leaves_the_model_alone(evaluator: Evaluator) -> None
     baseline_summary(evaluator, TrainingStatistics())
     assert str(evaluator.compute(evaluator.default_thresholds())) == str(before)
     assert before["detection"]["map50"] == 1.0
+
+
+# -- what the source gives away ----------------------------------------------------------------------------------------
+
+PRESENCE = TaskSpec("presence", "classification", ("no", "yes"), label="class:presence")
+
+
+def pictures(*counts: tuple[str, int, int]) -> list[Record]:
+    """Training images by (source, without, with)."""
+    return [
+        Record(f"{source}{label}{index}", "p", source, "x", class_counts={label: 1}, labels=("class:presence",))
+        for source, without, positive in counts
+        for label, number in (("no", without), ("yes", positive))
+        for index in range(number)
+    ]
+
+
+def scored(*images: tuple[str, int, float]) -> Evaluator:
+    """Test images by (source, label, predicted probability of the second class)."""
+    evaluator, window = Evaluator({"presence": PRESENCE}), image(0, 1, 1)[0].window
+    for index, (source, label, score) in enumerate(images):
+        pair = ({"probabilities": np.array([1 - score, score])}, {"label": np.array(label)})
+        evaluator.update(*(ImageResult(f"i{index}", f"p{index}", source, window, {"presence": part}) for part in pair))  # type: ignore
+    return evaluator
+
+
+def from_source(evaluator: Evaluator, records: list[Record]) -> dict[str, dict[str, Any]]:
+    return baseline_summary(evaluator, TrainingStatistics.from_records(evaluator.specs, records))
+
+
+def test_source_that_gives_the_label_away() -> None:
+    evaluator = scored(("scans", 1, 0.9), ("scans", 1, 0.3), ("web", 0, 0.1), ("web", 0, 0.2))
+    found = from_source(evaluator, pictures(("scans", 0, 9), ("web", 7, 0)))
+    entry = found["presence"]["from_source"]
+    assert entry["metrics"] == dict.fromkeys(PRESENCE.metrics, 1.0) and "scans yes, web no" in entry["name"]
+    (note,) = source_notes(evaluator.summary(evaluator.default_thresholds(), 0)["tasks"], found)
+    assert "accuracy 0.750 against 1.000" in note and "sensitivity" not in note
+    # The AUROC of the model is 1 as well: no better than the source.
+    assert "auroc 1.000 against 1.000" in note
+
+
+def test_source_by_hand_where_it_says_little() -> None:
+    """Shares 0.6 and 0.3 of `yes`: the first source is guessed yes, the second no; a source unknown to training gets all."""
+    images = [("scans", 1, 0.9), ("scans", 0, 0.1), ("scans", 0, 0.2), ("web", 1, 0.8), ("web", 0, 0.3), ("new", 0, 0.1)]
+    evaluator = scored(*images)
+    found = from_source(evaluator, pictures(("scans", 4, 6), ("web", 7, 3)))
+    metrics = found["presence"]["from_source"]["metrics"]
+    assert metrics["accuracy"] == pytest.approx(3 / 6)  # scans 1 of 3, web 1 of 2, new (45 % yes): 1 of 1
+    assert metrics["sensitivity"] == 0.5 and metrics["specificity"] == 0.5
+    shares, labels = np.array([0.6, 0.6, 0.6, 0.3, 0.3, 0.45]), np.array([label for _, label, _ in images])
+    wins = [(p > n) + (p == n) / 2 for p in shares[labels == 1] for n in shares[labels == 0]]
+    assert metrics["auroc"] == pytest.approx(np.mean(wins))
+    assert found["presence"]["from_source"]["per_source"]["scans"]["accuracy"] == pytest.approx(1 / 3)
+    assert source_notes(evaluator.summary(evaluator.default_thresholds(), 0)["tasks"], found) == []
+
+
+def test_one_source_gives_nothing_away() -> None:
+    evaluator = scored(("scans", 1, 0.9), ("scans", 0, 0.3))
+    found = from_source(evaluator, pictures(("scans", 4, 6)))
+    assert "from_source" not in found["presence"] and source_notes({}, found) == []
+
+
+def test_images_for_evaluation_only_are_no_training() -> None:
+    records = pictures(("scans", 1, 1))
+    records += [replace(record, training=False) for record in pictures(("web", 5, 5))]
+    statistics = TrainingStatistics.from_records({"presence": PRESENCE}, records)
+    assert statistics.class_counts["presence"] == [1, 1] and statistics.images["presence"] == 2
+    assert list(statistics.by_source["presence"]) == ["scans"]
+
+
+def test_volumes_without_a_prediction(case_study: Any) -> None:
+    """All background has no volume, and lies one diagonal away from what is annotated."""
+    study = case_study()
+    found = baseline_summary(study, TrainingStatistics())["tumor"]
+    metrics, metric = found["metrics"], study.metrics["tumor"]
+    assert found["name"] == "all background" and metrics.keys() == metric.compute(study.default_thresholds()["tumor"]).keys()
+    assert metrics["dice_per_case"] == metrics["dice_nonempty"] == 0.0
+    volumes = [
+        row["volume_annotated_mm3"] for case in metric.cases({"core": 0.5, "edema": 0.5}).values() for row in case.values()
+    ]
+    assert metrics["mae_volume_mm3"] == pytest.approx(np.mean(volumes))
+    assert metrics["hd95_per_image"] == pytest.approx(np.hypot(48, 48))
+    assert metrics["hd95_per_case"] == pytest.approx(np.sqrt(48**2 + 48**2 + 15**2))

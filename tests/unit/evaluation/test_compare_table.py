@@ -21,11 +21,11 @@ from mtl.evaluation.compare import (
     check_comparable,
     comparison_table,
     delta_m,
-    mean_baseline,
     rows_to_csv,
     signed_gain,
     write_comparison,
 )
+from mtl.evaluation.compare_text import mean_baseline
 from mtl.metrics.evaluator import Evaluator
 
 SPECS = {
@@ -139,6 +139,15 @@ def test_the_baseline_is_the_mean_over_folds():
     ]
     assert mean_baseline(runs, "roi") == {"name": "always Healthy", "metrics": {"f1_macro": pytest.approx(0.3), "auroc": None}}
     assert mean_baseline(runs, "detection") is None
+
+
+def test_source_alone_stands_in_the_table() -> None:
+    guess = {"name": "from the source alone (scans y)", "metrics": {"accuracy": 0.625}, "per_source": {}}
+    with_guess = {"b": {**BASELINE["b"], "from_source": guess}}
+    markdown, _ = comparison_table([replace(entry, baseline=with_guess) for entry in arms()], "stl", bootstrap=5)
+    table = markdown.split("### b")[1]
+    assert "| *baseline: from the source alone (scans y)* |" in table and "0.625" in table and "always x" in table
+    assert "source alone" not in comparison_table(arms(), "stl", bootstrap=5)[0]
 
 
 # -- tasks whose labels come from different images -----------------------------------------------------------------------

@@ -21,13 +21,17 @@ GRADED = [Record(f"g{n}", "p", "graded", "x", labels=("class:grade",)) for n in 
 SEGMENTED = [Record(f"m{n}", "p", "masks", "x", labels=("mask:specks",)) for n in range(3)]
 
 
-def configs(samples: int | None, resolution: str = "native") -> dict[Run, dict[str, Any]]:
+def configs(samples: int | None, resolution: str = "native", primary: str = "") -> dict[Run, dict[str, Any]]:
     found = {}
     for arm, tasks in (("mtl", ["grade", "mask"]), ("stl", ["grade"]), ("stl", ["mask"])):
         run = Run(arm, tasks[0] if arm == "stl" else None, 0, Path(arm), tuple(tasks))
         found[run] = {
             "seed": 0, "tasks": tasks, "data": {"loader": {"samples_per_epoch": samples}},
-            "evaluation": {"hit_radius": 1.0, "resolution": resolution if arm == "mtl" else "native"},
+            "stages": {}, "trainer": {"max_epochs": 2},
+            "evaluation": {
+                "hit_radius": 1.0, "resolution": resolution if arm == "mtl" else "native",
+                "primary": {"grade": primary} if primary and arm == "mtl" else {},
+            },
         }  # fmt: skip
     return found
 
@@ -61,6 +65,8 @@ def test_finished_runs_need_no_data(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_masks_must_be_compared_at_one_size() -> None:
     with pytest.raises(ConfigError, match=r"evaluation\.resolution"):
         _check_shared(configs(40, "working"))
+    with pytest.raises(ConfigError, match=r"evaluation\.primary"):
+        _check_shared(configs(40, primary="auroc"))
     _check_shared(configs(40))
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ import pytest
 from mtl.core.errors import DataError
 from mtl.core.task import TaskSpec
 from mtl.core.types import ImageResult, Window
-from mtl.evaluation.metrics_file import load_records, read_metrics, save_records, write_metrics
+from mtl.evaluation.metrics_file import load_records, main_metrics, read_metrics, save_cases, save_records, write_metrics
 from mtl.metrics.evaluator import Evaluator
 
 SPECS = {
@@ -84,3 +86,41 @@ def test_other_record_format_is_refused(tmp_path: Path) -> None:
     path.write_text('{"format": 99}')
     with pytest.raises(DataError, match="format 99"):
         load_records(path)
+
+
+def test_volumes_come_back_and_have_a_table(tmp_path: Path, case_study: Any) -> None:
+    before, path = case_study(), tmp_path / "records.json"
+    save_records(path, before)
+    loaded = load_records(path)
+    after = Evaluator(loaded["specs"])
+    after.extend(loaded)
+    thresholds = before.default_thresholds()
+    summary = before.summary(thresholds, 20)
+    assert after.summary(thresholds, 20) == summary and summary["tasks"]["presence"]["per_subgroup"]["sex"]
+    save_cases(tmp_path / "cases.csv", summary["cases"])
+    rows = list(csv.DictReader((tmp_path / "cases.csv").open()))
+    assert len(rows) == 6 * 2 and {row["class"] for row in rows} == {"core", "edema"}
+    assert float(rows[0]["dice"]) == summary["cases"]["tumor"]["case00"]["core"]["dice"]
+    save_cases(tmp_path / "none.csv", {})
+    assert not (tmp_path / "none.csv").exists()
+
+
+def test_records_from_before_subgroups_are_still_read(tmp_path: Path, case_study: Any) -> None:
+    study, path = case_study(hd95=False), tmp_path / "records.json"
+    save_records(path, study)
+    content = json.loads(path.read_text())
+    for record in content["tasks"].pop("tumor") + content["tasks"]["presence"]:
+        record.pop("attributes", None)
+    del content["specs"]["tumor"], content["specs"]["presence"]["volumetric"]
+    path.write_text(json.dumps(content))
+    loaded = load_records(path)
+    old = Evaluator(loaded["specs"])
+    old.extend(loaded)
+    ours = study.compute(study.default_thresholds())["presence"]
+    assert old.compute(old.default_thresholds())["presence"] == ours
+    assert old.summary(old.default_thresholds(), 0)["tasks"]["presence"]["per_subgroup"] == {}
+
+
+def test_main_metrics_keep_what_readers_look_for() -> None:
+    names = ["auroc", "f1_macro", "accuracy", "balanced_accuracy", "sensitivity", "loss", "hd95_per_case"]
+    assert main_metrics(names) == [*names[:5], "hd95_per_case"]

@@ -16,8 +16,9 @@ from mtl.core.registry import STUDY_METRICS
 from mtl.core.task import TaskSpec
 from mtl.core.types import ImageResult, Window
 from mtl.evaluation.baselines import TrainingStatistics, baseline_summary
-from mtl.evaluation.report import figures
-from mtl.evaluation.report.page import Case, ReportContent, image_uri, number, read_history, write_report
+from mtl.evaluation.report import figures, training
+from mtl.evaluation.report.page import Case, ReportContent, image_uri, write_report
+from mtl.evaluation.report.tables import number
 from mtl.metrics.evaluator import Evaluator
 
 SPECS = {
@@ -204,9 +205,9 @@ def test_run_without_history_cases_or_baseline(tmp_path: Path) -> None:
 def test_history_columns_become_panels(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     write_history(path)
-    history = read_history(path)
+    history, stages = training.read_history(path)
     assert np.isnan(history["val/score"][0]) and np.isfinite(history["val/score"][1])
-    figure = figures.training_curves(history, best_epoch=3)
+    figure = training.training_curves(history, best_epoch=3)
     assert figure is not None
     titles = [axes.get_title() for axes in figure.axes if axes.get_visible()]
     assert titles == [
@@ -220,7 +221,8 @@ def test_history_columns_become_panels(tmp_path: Path) -> None:
     ]
     lines = {line.get_label() for line in figure.axes[3].get_lines()}
     assert {"map50", "f1_macro"} <= lines and "count_mae" not in lines
-    assert figures.training_curves({}) is None and read_history(tmp_path / "missing.csv") == {}
+    assert stages == [] and training.training_curves({}) is None
+    assert training.read_history(tmp_path / "missing.csv") == ({}, [])
 
 
 def expert_history(epochs: int = 6) -> dict[str, np.ndarray]:
@@ -238,7 +240,7 @@ def expert_history(epochs: int = 6) -> dict[str, np.ndarray]:
 
 def test_use_of_experts_has_a_figure_of_its_own() -> None:
     history = expert_history()
-    figure = figures.expert_use(history, best_epoch=2)
+    figure = training.expert_use(history, best_epoch=2)
     assert figure is not None
     assert [axes.get_title() for axes in figure.axes if axes.get_visible()] == ["grade", "lesions_ma", "experts used per image"]
     areas = figure.axes[0].collections
@@ -250,14 +252,14 @@ def test_use_of_experts_has_a_figure_of_its_own() -> None:
     # Areas are stacked to one; the first expert ends at its own share.
     assert [area.get_paths()[0].vertices[:, 1].max() for area in areas] == pytest.approx([0.8, 0.9, 1.0])
     assert {line.get_label() for line in figure.axes[2].get_lines()} >= {"grade", "lesions_ma"}
-    assert figures.expert_use({name: values for name, values in history.items() if "expert" not in name}) is None
-    assert figures.expert_use({}) is None
-    once = figures.expert_use({name: values[:1] for name, values in history.items()})
+    assert training.expert_use({name: values for name, values in history.items() if "expert" not in name}) is None
+    assert training.expert_use({}) is None
+    once = training.expert_use({name: values[:1] for name, values in history.items()})
     assert once is not None and np.ptp(once.axes[0].collections[0].get_paths()[0].vertices[:, 0]) == pytest.approx(0.8)
 
 
 def test_experts_are_no_metrics_of_the_training_figure() -> None:
-    figure = figures.training_curves(expert_history())
+    figure = training.training_curves(expert_history())
     assert figure is not None
     lines = {axes.get_title(): [line.get_label() for line in axes.get_lines()] for axes in figure.axes if axes.get_visible()}
     assert lines["training loss per task"] == ["grade", "plain"] and "lesions_ma" not in lines
@@ -336,3 +338,86 @@ def test_numbers_and_pictures() -> None:
     encoded = np.frombuffer(base64.b64decode(image_uri(red).split(",")[1]), np.uint8)
     blue, _, reddest = cv2.imdecode(encoded, cv2.IMREAD_COLOR)[0, 0]
     assert reddest > 240 and blue < 15
+
+
+# -- volumes, sources, subgroups, stages -------------------------------------------------------------------------------
+
+
+def curriculum(path: Path) -> None:
+    """Three stages; the second one trains no masks."""
+    rows = []
+    for index, (stage, epochs) in enumerate((("warmup", 4), ("classify", 1), ("joint", 5))):
+        for _ in range(epochs):
+            epoch = len(rows)
+            row: dict[str, Any] = {"epoch": epoch, "stage": stage, "seconds": 1.0, "val/score": epoch / 10}
+            row |= {"val/tumor/dice_per_image": epoch / 10, "val/tumor/dice_per_case": epoch / 12}
+            row["train/tumor/loss"] = "" if index == 1 else 1.0
+            rows.append(row)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def test_stages_share_one_axis(tmp_path: Path) -> None:
+    curriculum(tmp_path / "metrics.csv")
+    history, stages = training.read_history(tmp_path / "metrics.csv")
+    assert "stage" not in history and history["epoch"].tolist() == list(range(10))
+    assert [(stage.name, stage.first, stage.last) for stage in stages] == [
+        ("warmup", 0, 3), ("classify", 4, 4), ("joint", 5, 9)
+    ]  # fmt: skip
+    figure = training.training_curves(history, 7, stages, {"tumor": "dice_per_case"})
+    assert figure is not None
+    panels = {axes.get_title(): axes for axes in figure.axes if axes.get_visible()}
+    for axes in panels.values():
+        assert [text.get_text() for text in axes.texts] == ["warmup", "classify", "joint"]
+        assert {3.5, 4.5, 7.0} <= {float(np.ravel(line.get_xdata())[0]) for line in axes.get_lines()}
+    assert panels["tumor"].get_lines()[0].get_label() == "dice_per_case"
+    # The line of a task that a stage leaves out is broken there; a stage of one epoch still shows.
+    (loss,) = (line for line in panels["training loss per task"].get_lines() if line.get_label() == "tumor")
+    x, y = np.asarray(loss.get_xdata(), float), np.asarray(loss.get_ydata(), float)
+    assert np.isnan(y[(x > 3) & (x < 5)]).all() and ((x > 3) & (x < 5)).any()
+    assert panels["score"].get_lines()[0].get_marker() == "o"
+
+
+def test_report_of_volumes_sources_subgroups_and_stages(
+    tmp_path: Path, case_study: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = case_study()
+    thresholds = study.default_thresholds()
+    summary = study.summary(thresholds, 30)
+    statistics = TrainingStatistics({"presence": [6, 4]}, by_source={"presence": {"scans": [1, 4], "web": [5, 0]}})
+    summary["baseline"] = baseline_summary(study, statistics)
+    last = {task: {name: entry[name] for name in entry["ci95"]} for task, entry in summary["tasks"].items()}
+    first = {task: dict.fromkeys(values, 0.5) for task, values in last.items()}
+    summary["stages"] = {
+        "warmup": {"epochs": 4, "tasks": ["tumor"], "metrics": first, "ci95": {}},
+        "joint": {"epochs": 6, "tasks": ["tumor", "presence"], "metrics": last},
+    }
+    curriculum(tmp_path / "metrics.csv")
+    metrics = {"suite": "s", "split": "test", "checkpoint": "c", "seed": 0, **summary}
+    drawn: list[Any] = []
+    monkeypatch.setattr(training, "training_curves", lambda *arguments: drawn.append(arguments[1]))
+    content = ReportContent(metrics, study.curves(thresholds), best_epoch=2, best_stage="joint")
+    write_report(tmp_path, content)
+    # Epoch 2 of the last stage is epoch 7 of the run.
+    assert drawn == [7]
+    monkeypatch.undo()
+    page = write_report(tmp_path, content).read_text()
+    text = " ".join(" ".join(parsed(page).text).split())
+    presence, dice = summary["tasks"]["presence"], last["tumor"]["dice_per_image"]
+    guess = summary["baseline"]["presence"]["from_source"]
+    for words in (
+        "HD95 in mm", "HD95, mean over cases ↓", "volume error per case (mm³) ↓", "By sex", "By grade", "high* 25 5",
+        "* Fewer than 10 groups", "Largest gap of F1", "scans: source alone",
+        f"source n sensitivity specificity balanced accuracy AUROC accuracy F1, macro over classes scans 30 "
+        f"{presence['per_source']['scans']['sensitivity']:.3f}",
+        f"all: source alone {guess['metrics']['sensitivity']:.3f}",
+        f"all no_tumor {presence['confusion'][0][0]} {presence['confusion'][0][1]}",
+        "Per case", "annotated (mm³)", "case00", "After each stage", "warmup (4 epochs)", "joint (6 epochs)",
+        f"0.500 {dice:.3f} ({dice - 0.5:+.3f})", f"presence F1, macro over classes ↑ – {presence['f1_macro']:.3f} presence",
+        "Shading and dashed lines separate the stages",
+    ):  # fmt: skip
+        assert words in text, words
+    assert f"F1, macro over classes ↑ {presence['f1_macro']:.3f}" in text and "nan" not in re.findall(r"[a-z]+", text.lower())
+    assert "None" not in text

@@ -10,11 +10,13 @@ from mtl.config.load import load_run_config
 from mtl.core.registry import HEADS, NECKS
 from mtl.core.task import Kind, TaskSpec
 from mtl.evaluation.describe import count_parameters
+from mtl.model import MultiTaskModel
 from mtl.training.build import build_balancer, build_model
 
 RESNET50 = (256, 512, 1024, 2048), (4, 8, 16, 32)
 RESNET50_FIVE = (64, 256, 512, 1024, 2048), (2, 4, 8, 16, 32)
 RESNET50_DILATED = (64, 256, 512, 1024, 2048), (2, 4, 8, 16, 16)
+B0_TOP = (16, 24, 40, 112, 1280), (2, 4, 8, 16, 32)
 FPN = (64, 64, 64), (8, 16, 32)
 ASPP = (256, 256), (4, 16)
 GRADE_LOSS = {"name": "cross_entropy_focal"}
@@ -38,6 +40,8 @@ LESION = {**LESIONS, "separable": True}
         ({"name": "classifier", "loss": GRADE_LOSS, "hidden": [512]}, "classification", 5, RESNET50_FIVE, 1_051_653),
         (LESIONS, "segmentation", 5, ASPP, 755_909),
         (LESION, "segmentation", 1, ASPP, 102_721),
+        ({"name": "upsampling", "loss": {"name": "dice_bce"}}, "segmentation", 1, B0_TOP, 10_604_289),
+        ({"name": "classifier", "loss": GRADE_LOSS, "hidden": [512, 256]}, "classification", 10, B0_TOP, 789_770),
         (GRADES, "classification", 5, RESNET50_DILATED, 2_382_341),
         (GRADES, "classification", 3, RESNET50_DILATED, 2_381_827),
         # Beside its experts a mixture has a linear gate: 2048 * 3 + 3 and 256 * 3 + 3.
@@ -46,7 +50,7 @@ LESION = {**LESIONS, "separable": True}
     ],
 )
 def test_exact_size(config: dict[str, Any], kind: Kind, classes: int, maps: Any, parameters: int) -> None:
-    head = HEADS.build(config, TaskSpec("task", kind, tuple("abcde"[:classes])), *maps)
+    head = HEADS.build(config, TaskSpec("task", kind, tuple("abcdefghij"[:classes])), *maps)
     assert sum(parameter.numel() for parameter in head.parameters()) == parameters
 
 
@@ -64,9 +68,36 @@ def test_exact_size_of_the_pooling(separable: bool, parameters: int) -> None:
         ("idrid_moe", 42_372_668, 42_372_668),
         ("idrid_seg_os8", 39_800_581, 39_800_581),
         ("idrid_grading", 25_610_312, 25_610_312),
+        ("skin_b0", 15_401_607, 15_401_607),
     ],
 )
 def test_the_published_networks(experiment, total, trainable):
     config = load_run_config([f"experiment=published/{experiment}"])
     counts = count_parameters(build_model(config, load_weights=False), build_balancer(config))
     assert (counts["total"], counts["trainable"]) == (total, trainable)
+
+
+@pytest.mark.parametrize(
+    ("filters", "depth", "parts"),
+    [(32, 3, (1_172_640, 775_073, 66_306, 2_014_019)), (64, 4, (18_846_016, 12_537_665, 262_914, 31_646_595))],
+)
+def test_the_published_brain_networks(filters: int, depth: int, parts: tuple[int, ...]) -> None:
+    specs = [TaskSpec("whole_tumor", "segmentation", ("whole_tumor",)), TaskSpec("presence", "classification", ("no", "yes"))]
+    model = MultiTaskModel.from_config({
+        "tasks": ["whole_tumor", "presence"], "specs": [spec.to_dict() for spec in specs], "necks": {},
+        "backbone": {"name": "unet", "base_filters": filters, "depth": depth, "in_chans": 1},
+        "heads": {
+            "whole_tumor": {"name": "unet_classic", "loss": {"name": "dice_bce"}},
+            "presence": {"name": "classifier", "hidden": [256], "dropout": 0.5, "loss": {"name": "cross_entropy"}},
+        },
+        "preprocessing": {"geometry": {"mode": "stretch", "size": [256, 256]}},
+    })  # fmt: skip
+    found = (model.encoder, model.heads["whole_tumor"], model.heads["presence"], model)
+    assert tuple(sum(p.numel() for p in part.parameters()) for part in found) == parts
+
+
+def test_the_parts_of_the_published_skin_network():
+    config = load_run_config(["experiment=published/skin_b0"])
+    model = build_model(config, load_weights=False)
+    sizes = [sum(parameter.numel() for parameter in part.parameters()) for part in (model.encoder, *model.heads.values())]
+    assert list(model.heads) == ["skin_hair", "lesion"] and sizes == [4_007_548, 789_770, 10_604_289]

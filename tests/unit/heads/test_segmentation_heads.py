@@ -115,3 +115,36 @@ def test_deeplab_without_a_fine_map_or_convolution_is_refused() -> None:
         deeplab((8,), (16,))
     with pytest.raises(ConfigError, match="convolutions=0"):
         deeplab((3, 4), (4, 8), convolutions=0)
+
+
+def classic(channels: tuple[int, ...], strides: tuple[int, ...], **keys: Any) -> Any:
+    return HEADS.build({"name": "unet_classic", "loss": {"name": "dice_bce"}, **keys}, SPEC, channels, strides)
+
+
+@pytest.mark.parametrize("upsampling", ["bilinear", "transposed"])
+@pytest.mark.parametrize("strides", [(1, 2, 4, 8), (2, 4, 8, 16, 32), (4, 16), (4, 8, 16, 16)])
+def test_classic_decoder_joins_every_map_and_ends_at_the_finest(strides: tuple[int, ...], upsampling: str) -> None:
+    channels = tuple(range(3, 3 + len(strides)))
+    head = classic(channels, strides, upsampling=upsampling)
+    maps = tuple(level.requires_grad_() for level in features(strides, channels))
+    output = head(maps, SIZE)
+    assert output["logits"].shape == (3, 2, SIZE[0] // strides[0], SIZE[1] // strides[0])
+    output["logits"].square().sum().backward()
+    assert all(level.grad is not None and level.grad.abs().sum() > 0 for level in maps)
+    assert head.decode(output)[0]["probabilities"].shape == (2, *SIZE)
+
+
+def test_classic_decoder_puts_the_finer_map_first_and_aligns_corners() -> None:
+    step = classic((3, 5), (1, 2)).steps[0]
+    seen: list[Tensor] = []
+    step.fuse.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    coarse, fine = torch.zeros(1, 5, 2, 2), torch.ones(1, 3, 4, 4)
+    coarse[..., 1] = 3.0
+    step(coarse, fine)
+    assert (seen[0][:, :3] == 1).all()
+    torch.testing.assert_close(seen[0][0, 3, 0], torch.tensor([0.0, 1.0, 2.0, 3.0]))
+
+
+def test_classic_decoder_needs_two_maps() -> None:
+    with pytest.raises(ConfigError, match=r"heads\.lesions\.features.*stride 16"):
+        classic((8,), (16,))

@@ -37,22 +37,30 @@ def test_writes_every_file_for_every_image(make_model, field, tmp_path: Path) ->
             writer.write(outcome)
         assert not (output / "predictions.csv").exists()
     assert sorted(path.name for path in output.iterdir()) == [
-        "a.json", "a_heatmap.png", "a_overlay.png", "a_segmentation.png",
-        "empty.json", "empty_heatmap.png", "empty_overlay.png", "empty_segmentation.png", "predictions.csv",
+        "a.json", "a_heatmap.png", "a_overlay.png", "a_segmentation.png", "a_segmentation_confidence.png",
+        "empty.json", "empty_heatmap.png", "empty_overlay.png", "empty_segmentation.png", "empty_segmentation_confidence.png",
+        "predictions.csv",
     ]  # fmt: skip
     rows = rows_of(output / "predictions.csv")
     first = [row for row in rows if row["image"].endswith("a.png")]
     cells = [row for row in first if row["task"] == "detection"]
     assert len(cells) == 24 and sum(row["class"] == "Infected" for row in cells) == (labels == 0).sum() == 7
     assert all(row["n_Infected"] == "7" and float(row["parasitemia"]) == pytest.approx(29.1667) for row in first)
-    assert all(row["roi_class"] == row["class"] and float(row["x_max"]) > float(row["x_min"]) for row in cells)
+    assert all(row["roi_class_name"] == row["class"] and float(row["x_max"]) > float(row["x_min"]) for row in cells)
     assert sum(row["task"] == "heatmap" and row["x"] != "" for row in first) == 7
     (nothing,) = [row for row in rows if row["image"].endswith("empty.png")]
     assert nothing["n_Healthy"] == "0" and nothing["object"] == "" and nothing["parasitemia"] == ""
     content = json.loads((output / "a.json").read_text())
     assert content["image"].endswith("a.png") and len(content["tasks"]["detection"]["objects"]) == 24
-    mask = cv2.imread(str(output / "a_segmentation.png"), cv2.IMREAD_UNCHANGED)
+    entry = content["tasks"]["segmentation"]
+    assert set(entry) == {"kind", "cell_area_ratio", "mask", "confidence_map"}
+    mask = cv2.imread(str(output / entry["mask"]), cv2.IMREAD_UNCHANGED)
     assert mask.shape == (400, 600) and set(np.unique(mask)) == {0, 255}
+    assert (mask > 0).mean() == pytest.approx(entry["cell_area_ratio"], abs=1e-6)
+    assert all(float(row["segmentation_cell_area_ratio"]) == entry["cell_area_ratio"] for row in first)
+    sure = cv2.imread(str(output / entry["confidence_map"]), cv2.IMREAD_UNCHANGED)
+    assert sure.shape == (400, 600) and sure.dtype == np.uint16 and sure.max() == round(0.9 * 65535) and sure[5, 5] == 0
+    assert content["tasks"]["heatmap"]["heatmap"] == "a_heatmap.png"
     heat = cv2.imread(str(output / "a_heatmap.png"), cv2.IMREAD_UNCHANGED)
     assert heat.shape == (400, 600) and heat.dtype == np.uint16 and heat[40, 40] > 60000 and heat[5, 5] == 0
 
@@ -79,13 +87,14 @@ def test_maps_of_a_picture_with_a_cut_border_have_its_size() -> None:
     heat = {"heatmap": np.ones((1, 13, 25), np.float32), "stride": np.array(4.0), "points": np.zeros((0, 2)),
             "scores": np.zeros(0), "labels": np.zeros(0, int)}  # fmt: skip
     tasks = {"mask": {"probabilities": np.ones((1, 50, 100), np.float32)}, "peaks": heat}
-    found = dict(map_images(Prediction(window, specs, {}, tasks)))
-    assert found["mask"].shape == found["peaks"].shape == (200, 400)
+    found = {key: pixels for _, key, _, pixels in map_images(Prediction(window, specs, {}, tasks))}
+    assert {pixels.shape for pixels in found.values()} == {(200, 400)}
     inside = np.zeros((200, 400), bool)
     inside[50:150, 100:300] = True
     np.testing.assert_array_equal(found["mask"] == 255, inside)
-    np.testing.assert_array_equal(found["peaks"] == 65535, inside)
-    assert not found["peaks"][~inside].any()
+    for key in ("heatmap", "confidence_map"):
+        np.testing.assert_array_equal(found[key] == 65535, inside)
+        assert not found[key][~inside].any()
 
 
 def test_rows_of_finished_images_survive_an_error(make_model, field, tmp_path: Path) -> None:
@@ -110,6 +119,7 @@ def test_equal_stems_get_different_names() -> None:
     assert names("p1/Img/a.png", "p2/Img/a.png") == ["p1__Img__a", "p2__Img__a"]
     assert names("/d/x/a.png", "/d/y/a.png", "/d/y/b.png") == ["x__a", "y__a", "b"]
     names("x/A.png", "y/a.png", "z/x__A.png", "a_png.jpg")
+    assert names("x/a.nii.gz", "x/a.png", "x/b.nii") == ["a_nii.gz", "a_png", "b"]
     names("a/b__c.png", "a__b/c.png", "b/a/b__c.png", "q/c.png")
 
 
@@ -139,4 +149,4 @@ def test_file_names_cannot_act_as_spreadsheet_formulas(make_model, field, tmp_pa
     with PredictionWriter("out", [path], model.specs) as writer:
         writer.write(next(Predictor(model, device="cpu").predict_paths([path])))
     (row,) = rows_of(tmp_path / "out" / "predictions.csv")
-    assert row["image"].startswith("'=") and row["grade_class"] == "some" and row["grade_p_none"] == "0.25"
+    assert row["image"].startswith("'=") and row["grade_class_name"] == "some" and row["grade_p_none"] == "0.25"

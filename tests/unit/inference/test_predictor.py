@@ -83,12 +83,14 @@ def test_json_is_plain_and_complete(make_model, field) -> None:
     objects = content["tasks"]["detection"]["objects"]
     assert len(objects) == 24 and content["counts"] == {"Infected": 7, "Healthy": 17}
     assert {entry["class"] for entry in objects} == {"Infected", "Healthy"} and len(objects[0]["box"]) == 4
-    assert all(entry["roi"]["class"] == entry["class"] for entry in objects)
+    assert all(entry["roi"]["class_name"] == entry["class"] for entry in objects)
     assert len(content["tasks"]["heatmap"]["points"]) == 7
     assert content["tasks"]["grade"] == {
-        "kind": "classification", "class": "some", "probabilities": {"none": 0.25, "some": 0.75},
+        "kind": "classification", "predicted_class_id": 1, "class_name": "some", "confidence": 0.75,
+        "probabilities": {"none": 0.25, "some": 0.75},
     }  # fmt: skip
-    assert 0.1 < content["tasks"]["segmentation"]["area_fraction"]["cell"] < 0.2
+    entry = content["tasks"]["segmentation"]
+    assert set(entry) == {"kind", "cell_area_ratio"} and 0.1 < entry["cell_area_ratio"] < 0.2
 
 
 def test_empty_image_and_tasks_without_detection(make_model) -> None:

@@ -46,6 +46,22 @@ def test_object_without_prediction_is_an_error_not_a_gap() -> None:
     assert metric.details({})["curves"]["confusion"]["predicted"][-1] == "no prediction"
 
 
+def test_two_classes_have_sensitivity_and_specificity() -> None:
+    spec = TaskSpec("presence", "classification", ("no", "yes"))
+    scores, labels = [0.9, 0.2, 0.7, 0.4, 0.8], [1, 1, 0, 0, 1]
+    images = [({"probabilities": [1 - s, s]}, {"label": label}) for s, label in zip(scores, labels, strict=True)]
+    metric = fill(ClassificationMetric(spec), images)
+    values = metric.compute({})
+    assert tuple(values) == spec.metrics == (*KIND_METRICS["classification"], "sensitivity", "specificity")
+    assert values["sensitivity"] == pytest.approx(2 / 3) and values["specificity"] == 0.5
+    table = metric.details({})["per_class"]
+    assert values["sensitivity"] == table["yes"]["recall"] and values["specificity"] == table["no"]["recall"]
+    # Not defined where the class does not occur, even if it is predicted.
+    healthy = metric.compute({}, np.array([0, 0, 1, 1, 0]))
+    assert np.isnan(healthy["sensitivity"]) and healthy["specificity"] == 0.5
+    assert "sensitivity" not in fill(ClassificationMetric(TaskSpec("grade", "classification", CLASSES)), []).compute({})
+
+
 def test_image_classes_equal_torchmetrics(generator: np.random.Generator) -> None:
     torch = pytest.importorskip("torch")
     from torchmetrics.functional.classification import multiclass_accuracy, multiclass_auroc, multiclass_f1_score

@@ -1,0 +1,196 @@
+"""Curricula: what each stage of a run changes, and whether that fits. Torch-free.
+
+A run is a list of stages; one without a curriculum is a single stage that changes nothing. All stages train the same network,
+so that weights can be handed over completely; the heads of tasks that a stage leaves out rest, frozen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mtl.config.parts import check_part, validate
+from mtl.config.schema import LoaderConfig, OptimizerConfig
+from mtl.core.errors import unknown
+from mtl.core.parts import covers
+from mtl.core.registry import SCHEDULERS
+
+INITIAL = "initial"
+PREVIOUS = "previous"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run.
+
+    Attributes:
+        name: Empty for a run without a curriculum.
+        index: Its position.
+        count: Number of stages of the run.
+        tasks: What it trains.
+        sources: Where its training images come from; None is everywhere.
+        freeze: Parts that rest besides the heads of other tasks, named as in `optimizer.parts`.
+        start: `initial`, the name of an earlier stage, or a checkpoint file.
+        config: The run configuration with everything this stage changes.
+    """
+
+    name: str
+    index: int
+    count: int
+    tasks: tuple[str, ...]
+    sources: tuple[str, ...] | None
+    freeze: tuple[str, ...]
+    start: str
+    config: dict[str, Any]
+
+    @property
+    def seed(self) -> int:
+        """Seed of its order and augmentation; stages would repeat each other's epochs otherwise."""
+        return int(self.config["seed"]) + 7919 * self.index
+
+    @property
+    def epochs(self) -> int:
+        """The most epochs it may take."""
+        return int(self.config["trainer"]["max_epochs"])
+
+    def describe(self) -> str:
+        """Say in one line what it does."""
+        parts = [f"tasks {', '.join(self.tasks)}", f"images of {', '.join(self.sources) if self.sources else 'all sources'}"]
+        parts += [f"frozen {', '.join(self.freeze)}"] if self.freeze else []
+        parts += ["weights as built" if self.start == INITIAL else f"weights of {self.start}"]
+        return f"stage {self.index + 1} of {self.count}, {self.name}: {'; '.join(parts)}; {self.epochs} epochs"
+
+
+def stages_of(config: dict[str, Any]) -> list[Stage]:
+    """List the stages of a checked run configuration.
+
+    A stage whose tasks are all switched off (`tasks=[...]` of a single-task twin) is left out, and its successor starts where
+    it would have started.
+    """
+    active = config["tasks"]
+    chosen = {
+        name: [task for task in active if values["tasks"] is None or task in values["tasks"]]
+        for name, values in config["stages"].items()
+    }
+    kept = [name for name, tasks in chosen.items() if tasks]
+    if not kept:
+        return [Stage("", 0, 1, tuple(active), None, (), INITIAL, config)]
+    stages = []
+    for index, name in enumerate(kept):
+        values = config["stages"][name]
+        start = _start(values["start"], kept[:index], list(config["stages"]))
+        # With the stages before it a twin lost what was to rest: nothing has trained it yet.
+        freeze = () if start == INITIAL != values["start"] else tuple(values["freeze"])
+        sources = tuple(values["sources"]) if values["sources"] else None
+        stages.append(Stage(name, index, len(kept), tuple(chosen[name]), sources, freeze, start, _merged(config, values)))
+    return stages
+
+
+def total_epochs(config: dict[str, Any]) -> int:
+    """Return the most epochs that a run may take, all stages together."""
+    return sum(stage.epochs for stage in stages_of(config))
+
+
+def part_names(config: Mapping[str, Any]) -> list[str]:
+    """List the names that settings of parts may use."""
+    names = ["backbone", "adapters", "neck", "head", "balancer"]
+    return [*names, *(f"neck.{name}" for name in config["necks"]), *(f"head.{name}" for name in config["heads"])]
+
+
+def check_stages(config: dict[str, Any], sources: Iterable[str], logged: Iterable[str]) -> list[str]:
+    """Check what stages name and change.
+
+    Args:
+        config: A run configuration whose other sections are sound.
+        sources: Names of the data's sources; empty where only the data tell.
+        logged: Names of the metrics that validation logs.
+    """
+    problems: list[str] = []
+    names, known = list(config["stages"]), list(config["heads"])
+    if names and config["peft"] and config["peft"].get("per_task"):
+        problems.append("`peft.per_task=true` cannot be combined with stages, in which adapters of other tasks would rest.")
+    for index, (name, values) in enumerate(config["stages"].items()):
+        where = f"stages.{name}"
+        if not name.replace("_", "").isalnum() or name in (INITIAL, PREVIOUS):
+            problems.append(f"`{where}`: expected a name of letters, digits and `_` other than {INITIAL} and {PREVIOUS}.")
+        problems += [unknown("task", task, known, f"{where}.tasks") for task in values["tasks"] or [] if task not in known]
+        if sources:
+            problems += [unknown("source", n, sources, f"{where}.sources") for n in values["sources"] or [] if n not in sources]
+        parts = [part for part in part_names(config) if part != "balancer"]
+        problems += [unknown("part", part, parts, f"{where}.freeze") for part in values["freeze"] if part not in parts]
+        problems += _check_start(values["start"], names[:index], where)
+        problems += _check_settings(config, values, where)
+        tasks = [task for task in config["tasks"] if values["tasks"] is None or task in values["tasks"]]
+        resting = [*(f"head.{task}" for task in tasks), "backbone"]
+        if all(any(covers(part, own) for part in values["freeze"]) for own in resting):
+            problems.append(f"`{where}.freeze` leaves nothing to train. Take a head or the backbone out of it.")
+        monitor = values["monitor"] or config["monitor"]
+        if tasks and monitor not in logged:
+            problems.append(unknown("metric", monitor, sorted(logged), f"{where}.monitor"))
+    return problems
+
+
+def _check_start(start: str, earlier: list[str], where: str) -> list[str]:
+    if start in (INITIAL, PREVIOUS, *earlier):
+        return []
+    if "/" in start or start.endswith(".ckpt"):
+        return [] if Path(start).is_file() else [f"`{where}.start={start}`: there is no such checkpoint file."]
+    return [unknown("start", start, [INITIAL, PREVIOUS, *earlier], f"{where}.start")]
+
+
+def _check_settings(config: dict[str, Any], values: dict[str, Any], where: str) -> list[str]:
+    """Check the settings of a stage as those of the run are checked, after filling in what it leaves open."""
+    merged = _merged(config, values)
+    optimizer, problems = validate(OptimizerConfig, merged["optimizer"], f"{where}.optimizer")
+    loader, found = validate(LoaderConfig, merged["data"]["loader"], f"{where}.loader")
+    if not problems:
+        parts = part_names(config)
+        problems = [
+            unknown("part", name, parts, f"{where}.optimizer.parts") for name in optimizer["parts"] if name not in parts
+        ]
+    if not problems + found:
+        for key, checked in (("optimizer", optimizer), ("loader", loader)):
+            values[key] = {name: checked[name] for name in values[key]}
+    problems += found
+    if values["scheduler"] is not None:
+        values["scheduler"], found = check_part(SCHEDULERS, values["scheduler"], f"{where}.scheduler")
+        problems += found
+    known = list(config["heads"])
+    problems += [unknown("task", task, known, f"{where}.weights") for task in values["weights"] if task not in known]
+    if values["weights"] and "weights" not in config["balancer"]:
+        problems.append(
+            f"`{where}.weights` needs a balancer with fixed weights, found balancer={config['balancer']['name']}. Set "
+            "balancer=static, or leave the weights out."
+        )
+    return problems
+
+
+def _start(start: str, earlier: list[str], order: list[str]) -> str:
+    """Name where a stage really starts, given the earlier ones that were kept."""
+    if start == INITIAL or (start not in (PREVIOUS, *order)):
+        return start
+    if start != PREVIOUS:
+        # A stage that was left out hands on what it would have started from.
+        earlier = [name for name in earlier if order.index(name) <= order.index(start)]
+    return earlier[-1] if earlier else INITIAL
+
+
+def _merged(config: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    optimizer = {**config["optimizer"], **values["optimizer"]}
+    if isinstance(values["optimizer"].get("parts"), dict):
+        optimizer["parts"] = {**config["optimizer"]["parts"], **values["optimizer"]["parts"]}
+    balancer = config["balancer"]
+    if values["weights"]:
+        balancer = {**balancer, "weights": {**(balancer.get("weights") or {}), **values["weights"]}}
+    return {
+        **config,
+        "optimizer": optimizer,
+        "scheduler": values["scheduler"] or config["scheduler"],
+        "balancer": balancer,
+        "monitor": values["monitor"] or config["monitor"],
+        "data": {**config["data"], "loader": {**config["data"]["loader"], **values["loader"]}},
+        # `trainer.max_epochs` limits every stage, so that a trial run shortens all of them.
+        "trainer": {**config["trainer"], "max_epochs": min(values["epochs"], config["trainer"]["max_epochs"])},
+    }

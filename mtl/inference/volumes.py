@@ -1,0 +1,267 @@
+"""Whole volumes, slice by slice: read as in training, predicted, put together again in the patient's space."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mtl.core.errors import DataError
+from mtl.core.task import TaskSpec
+from mtl.data.brain import REGIONS
+from mtl.data.images import grey_channels
+from mtl.data.volumes import Volume, read_volume
+from mtl.inference.images import case_files, split_name
+from mtl.inference.prediction import DIGITS, Prediction, class_entry
+from mtl.inference.predictor import Predictor
+
+# Regions from outside to inside, with the label of what each has beyond the one inside it.
+REGION_LABELS = {"whole_tumor": 2, "tumor_core": 1, "enhancing_tumor": 4}
+
+
+@dataclass
+class Case:
+    """The volumes of one case as a network wants them.
+
+    Attributes:
+        path: As `find_images` names it.
+        volumes: By modality; they lie on each other voxel by voxel.
+        modalities: Channels of the network.
+        picture_modality: Which channel a volume of unknown modality fills, or `repeat`.
+        notes: What is worth knowing: missing and unused modalities.
+    """
+
+    path: Path
+    volumes: dict[str, Volume]
+    modalities: Sequence[str]
+    picture_modality: str
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def grid(self) -> Volume:
+        """A volume that stands for all."""
+        return next(iter(self.volumes.values()))
+
+    def slice(self, number: int) -> np.ndarray:
+        """Return one slice [H, W, modalities] float32; missing modalities are blank."""
+        unknown = self.volumes.get("")
+        if unknown is not None:
+            return grey_channels(unknown.array[number], self.modalities, self.picture_modality)
+        height, width = self.grid.size[1:]
+        image = np.zeros((height, width, len(self.modalities)), np.float32)
+        for channel, name in enumerate(self.modalities):
+            if name in self.volumes:
+                image[..., channel] = self.volumes[name].array[number]
+        return image
+
+
+@dataclass
+class VolumePrediction:
+    """What the network says about the slices of one case.
+
+    Slices are counted from inferior to superior, from 0; those that show nothing are not predicted and hold no object.
+
+    Attributes:
+        case: What was predicted.
+        specs: The tasks, by name.
+        thresholds: Decision thresholds by task.
+        masks: By segmentation task and file suffix, [slices, rows, columns] uint8 labels (`mask_layout`).
+        pixels: By segmentation task, [slices, classes] number of pixels.
+        probabilities: By classification task, {slice: [C]}.
+        shown: The slice with the largest predicted area, its image and prediction; None for a blank volume.
+    """
+
+    case: Case
+    specs: dict[str, TaskSpec]
+    thresholds: dict[str, dict[str, float]]
+    masks: dict[str, dict[str, np.ndarray]]
+    pixels: dict[str, np.ndarray]
+    probabilities: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
+    shown: tuple[int, np.ndarray, Prediction] | None = None
+
+    def volumes_mm3(self, task: str) -> dict[str, float]:
+        """Return the volume of each class of a segmentation task in cubic millimetres."""
+        voxel = float(np.prod(self.case.grid.spacing))
+        return {name: float(n) * voxel for name, n in zip(self.specs[task].classes, self.pixels[task].sum(axis=0), strict=True)}
+
+    def slices_with(self, task: str) -> dict[str, list[int]]:
+        """Return the slices in which each class of a segmentation task was found."""
+        return {
+            name: [int(number) for number in np.flatnonzero(column)]
+            for name, column in zip(self.specs[task].classes, self.pixels[task].T, strict=True)
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values, without masks."""
+        grid = self.case.grid
+        content: dict[str, Any] = {
+            "modalities": {name or "unknown": str(volume.path) for name, volume in self.case.volumes.items()},
+            "notes": self.case.notes,
+            "size": list(grid.size),
+            "spacing_mm": [round(length, 6) for length in grid.spacing],
+            "shown_slice": None if self.shown is None else self.shown[0],
+            "thresholds": {task: self.thresholds.get(task, {}) for task in self.specs},
+        }
+        return {**content, "tasks": {task: self._summary(task) for task in (*self.masks, *self.probabilities)}}
+
+    def _summary(self, task: str) -> dict[str, Any]:
+        spec = self.specs[task]
+        if spec.kind == "segmentation":
+            volumes = {name: round(volume, 3) for name, volume in self.volumes_mm3(task).items()}
+            return {
+                "kind": spec.kind, "volume_mm3": volumes, "slices": self.slices_with(task), "labels": labels_of(spec),
+            }  # fmt: skip
+        rows = [{"slice": n, **class_entry(p, spec, DIGITS)} for n, p in self.probabilities[task].items()]
+        counts = {name: sum(row["class_name"] == name for row in rows) for name in spec.classes}
+        return {"kind": spec.kind, "n_slices": counts, "slices": rows}
+
+
+@dataclass
+class CaseOutcome:
+    """What became of one case: `prediction`, or `error`."""
+
+    path: Path
+    prediction: VolumePrediction | None = None
+    error: DataError | None = None
+
+
+def read_case(path: Path, modalities: Sequence[str], picture_modality: str = "repeat") -> Case:
+    """Open the volumes of a case; their voxels are read when slices are asked for.
+
+    Args:
+        path: As `find_images` names it.
+        modalities: Channels of the network.
+        picture_modality: Which channel a volume of unknown modality fills, or `repeat`.
+
+    Raises:
+        DataError: A file cannot be read, none has a modality that the network knows, or they do not lie on each other.
+    """
+    if not modalities:
+        raise DataError(f"{path}: is a volume, but this model was trained on pictures. Choose images as the source.")
+    files = case_files(path)
+    single = path.is_file()
+    if single and split_name(path)[1] not in modalities:
+        files = {"": path}
+    used = {name: file for name, file in files.items() if name in modalities or name == ""}
+    if not used:
+        raise DataError(
+            f"{path}: has {' and '.join(sorted(files)) or 'no modality'}, but this model takes {', '.join(modalities)}. "
+            "Add one of these volumes."
+        )
+    volumes = {name: read_volume(file) for name, file in used.items()}
+    case = Case(path, volumes, modalities, picture_modality)
+    for volume in volumes.values():
+        if not volume.matches(case.grid):
+            raise DataError(
+                f"{volume.path}: does not lie on {case.grid.path.name} voxel by voxel (shapes {list(volume.shape)} and "
+                f"{list(case.grid.shape)}, or other affines). Register the modalities of a case to one grid."
+            )
+    if "" in volumes:
+        filled = "all channels" if picture_modality == "repeat" else f"the channel {picture_modality}"
+        case.notes.append(f"The name does not tell a modality that the model knows, so the volume fills {filled}.")
+    else:
+        missing = [name for name in modalities if name not in volumes]
+        case.notes += [f"{' and '.join(missing)} missing: a blank channel each."] if missing else []
+    return case
+
+
+def predict_case(predictor: Predictor, path: Path) -> CaseOutcome:
+    """Predict one case; a file that cannot be read gives an outcome with `error`.
+
+    Memory holds the volumes of the case, its masks, and the slices of one batch.
+
+    Args:
+        predictor: Of a network for MR slices.
+        path: As `find_images` names it.
+    """
+    try:
+        return CaseOutcome(path, _predict(predictor, read_case(path, predictor.modalities, predictor.picture_modality)))
+    except DataError as error:
+        return CaseOutcome(path, error=error)
+
+
+def _predict(predictor: Predictor, case: Case) -> VolumePrediction:
+    size, specs = case.grid.size, predictor.specs
+    masked = {task: spec for task, spec in specs.items() if spec.kind == "segmentation"}
+    found = VolumePrediction(
+        case, specs, predictor.thresholds,
+        {task: {suffix: np.zeros(size, np.uint8) for suffix in mask_layout(spec)} for task, spec in masked.items()},
+        {task: np.zeros((size[0], len(spec.classes)), np.int64) for task, spec in masked.items()},
+        {task: {} for task, spec in specs.items() if spec.kind == "classification"},
+    )  # fmt: skip
+    waiting: list[tuple[int, np.ndarray]] = []
+
+    def slices() -> Iterator[np.ndarray]:
+        for number in range(size[0]):
+            image = case.slice(number)
+            if image.any():
+                waiting.append((number, image))
+                yield image
+
+    largest = (-1, -1)
+    for prediction in predictor.predict_batch(slices()):
+        number, image = waiting.pop(0)
+        for task, spec in masked.items():
+            for suffix, labels in label_slice(prediction.mask(task), spec).items():
+                found.masks[task][suffix][number] = labels
+            found.pixels[task][number] = _count(found.masks[task], number, spec)
+        for task, rows in found.probabilities.items():
+            rows[number] = prediction.tasks[task]["probabilities"]
+        area = sum(int(found.pixels[task][number].sum()) for task in masked), int(np.count_nonzero(image))
+        if area > largest:
+            largest, found.shown = area, (number, image, prediction)
+    return found
+
+
+def nested(spec: TaskSpec) -> bool:
+    """Say whether the classes are the regions of a tumour, each inside another."""
+    return spec.multilabel and len(spec.classes) > 1 and set(spec.classes) <= set(REGION_LABELS)
+
+
+def mask_layout(spec: TaskSpec) -> list[str]:
+    """Return the suffixes of the mask files of a segmentation task: one file without any, or one for each class."""
+    return list(spec.classes) if spec.multilabel and len(spec.classes) > 1 and not nested(spec) else [""]
+
+
+def labels_of(spec: TaskSpec) -> dict[str, int | list[int]]:
+    """Say which values of its mask file are a class.
+
+    One class, or each class in a file of its own, is 1. The regions of a tumour share a file with the labels of BraTS: 4
+    enhancing tumour, 1 the rest of the core, 2 the rest of the whole. Exclusive classes are their index.
+    """
+    if nested(spec):
+        return {name: list(REGIONS[name]) for name in spec.classes}
+    return {name: 1 if spec.multilabel else index for index, name in enumerate(spec.classes)}
+
+
+def label_slice(mask: np.ndarray, spec: TaskSpec) -> dict[str, np.ndarray]:
+    """Turn the mask of one slice into the labels of its files.
+
+    Of nested regions the innermost wins, so that what is enhancing tumour is core and whole tumour as well, whatever
+    their own channels say.
+
+    Args:
+        mask: As `Prediction.mask`.
+        spec: The task.
+
+    Returns:
+        By suffix (`mask_layout`), [H, W] uint8.
+    """
+    if not spec.multilabel:
+        return {"": mask}
+    if not nested(spec):
+        return dict(zip(mask_layout(spec), mask, strict=True))
+    labels = np.zeros(mask.shape[1:], np.uint8)
+    for name, label in REGION_LABELS.items():
+        if name in spec.classes:
+            labels[mask[spec.classes.index(name)] > 0] = label
+    return {"": labels}
+
+
+def _count(masks: dict[str, np.ndarray], number: int, spec: TaskSpec) -> list[int]:
+    """Count the pixels of each class in one slice of the mask files."""
+    values = labels_of(spec)
+    return [int(np.isin(masks.get(name, masks.get(""))[number], values[name]).sum()) for name in spec.classes]  # type: ignore[index]

@@ -1,0 +1,389 @@
+"""Slices of volumes and single pictures of brains: what is read, what trains, what a split keeps together."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from PIL import Image
+
+from mtl.core.errors import ConfigError, DataError
+from mtl.core.types import Record
+from mtl.data.brain import Brain
+from mtl.data.brain_files import read_case
+from mtl.data.cache import cache_key, prepare
+from mtl.data.preprocessing import Preprocessing
+from mtl.data.splits import hash_records, make_split
+
+CASE = "BraTS20_Training_001"
+
+
+@pytest.fixture(autouse=True)
+def cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def case(brains: Path, tmp_path: Path) -> Path:
+    """A folder with one case, to change."""
+    return Path(shutil.copytree(brains / "brats" / CASE, tmp_path / "one" / CASE))
+
+
+def brats(folder: Path, **settings: object) -> Brain:
+    return Brain(root=str(folder), sets=["brats"], **settings)
+
+
+def change(path: Path, function: object) -> None:
+    """Apply a function to the stored array of a volume."""
+    image = nibabel.load(path)
+    nibabel.save(nibabel.Nifti1Image(function(np.asarray(image.dataobj)), image.affine), path)
+
+
+def label_map(folder: Path) -> np.ndarray:
+    """[slices, rows, columns] as stored by the generator: columns, rows, slices."""
+    return np.asarray(nibabel.load(next(folder.glob("*_seg.nii.gz"))).dataobj).transpose(2, 1, 0)
+
+
+def slices_of(family: Brain) -> list[Record]:
+    return [record for record in family.records() if record.source == "brats"]
+
+
+# -- volumes -----------------------------------------------------------------------------------------------------------
+
+
+def test_slices_are_upright_and_carry_their_masks(brains: Path) -> None:
+    family = brats(brains, modalities=["flair", "t1ce"])
+    records = family.records()
+    assert [record.sample_id for record in records[:2]] == [f"brats/{CASE}/z000", f"brats/{CASE}/z001"]
+    assert len(records) == 48 and {record.group for record in records} == {f"BraTS20_Training_{n:03d}" for n in range(1, 7)}
+    record = records[4]
+    assert record.spacing == pytest.approx((140 * 0.97 / 7, 3.75, 3.75), rel=1e-5) and record.size == (64, 64)
+    image, labels = family.read_image(record), label_map(brains / "brats" / CASE)[4]
+    assert image.shape == (64, 64, 2) and image.dtype == np.float32
+    for channel, name in enumerate(family.modalities):
+        stored = np.asarray(nibabel.load(brains / "brats" / CASE / f"{CASE}_{name}.nii.gz").dataobj)
+        np.testing.assert_array_equal(image[..., channel], stored[:, :, 4].T)
+    masks = family.read_labels(record).masks
+    expected = {"whole_tumor": labels > 0, "tumor_core": np.isin(labels, (1, 4)), "enhancing_tumor": labels == 4}
+    assert labels.any()
+    for number, (name, mask) in enumerate(expected.items()):
+        np.testing.assert_array_equal(masks[name], mask)
+        np.testing.assert_array_equal(masks["tumor_regions"][..., number], mask)
+        assert record.class_counts[name] == int(mask.any())
+    specs = family.specs()
+    assert all(record.knows(spec.label) for spec in specs.values() if spec.kind == "segmentation")
+    assert specs["tumor_regions"].volumetric and specs["presence"].classes == ("no_tumor", "tumor")
+
+
+@pytest.mark.parametrize("modalities", [["t2"], ["t2", "flair", "t1ce", "t1"]])
+def test_channels_follow_the_modalities(brains: Path, modalities: list[str]) -> None:
+    family = Brain(root=str(brains), modalities=modalities)
+    records = family.records()
+    assert family.channels == len(modalities) and family.sources == ("brats", "kaggle")
+    assert all(family.read_image(record).shape[2] == len(modalities) for record in (records[3], records[-1]))
+    one = Brain(root=str(brains), modalities=["flair"]).read_image(records[3])[..., 0]
+    if "flair" in modalities:
+        np.testing.assert_array_equal(family.read_image(records[3])[..., modalities.index("flair")], one)
+
+
+def test_a_missing_modality_is_blank_and_none_at_all_is_an_error(case: Path) -> None:
+    (case / f"{CASE}_t1.nii.gz").unlink()
+    family = brats(case.parent, modalities=["t1", "flair"])
+    image = family.read_image(family.records()[4])
+    assert not image[..., 0].any() and image[..., 1].any()
+    assert any("has no t1; the channel is blank" in note for note in family.check().notes)
+    with pytest.raises(DataError, match="has no t1"):
+        brats(case.parent, modalities=["t1"]).records()
+
+
+def test_a_misnamed_label_file_is_taken_with_a_note(case: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (case / f"{CASE}_seg.nii.gz").rename(case / "W39_1998.09.19_Segm.nii.gz")
+    family = brats(case.parent)
+    assert len(family.records()) == 8 and "W39_1998.09.19_Segm.nii.gz" in caplog.text
+    # Two candidates are none.
+    shutil.copyfile(case / "W39_1998.09.19_Segm.nii.gz", case / "other_seg_2.nii.gz")
+    assert read_case(case)[0].seg is None
+
+
+def test_names_of_2023_and_plain_nifti(case: Path) -> None:
+    other = case.parent / "BraTS-GLI-00001-001"
+    other.mkdir()
+    names = {"flair": "t2f", "t1": "t1n", "t1ce": "t1c", "t2": "t2w", "seg": "seg"}
+    for name, new in names.items():
+        nibabel.save(nibabel.load(case / f"{CASE}_{name}.nii.gz"), other / f"{other.name}-{new}.nii")
+    shutil.rmtree(case)
+    change(other / f"{other.name}-seg.nii", lambda labels: np.where(labels == 4, 3, labels).astype(np.uint8))
+    family = brats(case.parent, modalities=["flair", "t1", "t1ce", "t2"])
+    records = family.records()
+    assert {record.group for record in records} == {"BraTS-GLI-00001"}  # the same patient may come again
+    assert any("label 3 counts as enhancing" in note for note in family.check().notes)
+    assert any(record.class_counts["enhancing_tumor"] for record in records)
+    assert any(family.read_labels(record).masks["enhancing_tumor"].any() for record in records)
+    assert family.read_image(records[4]).all(axis=2).any()
+
+
+def test_labels_that_do_not_exist_are_named(case: Path) -> None:
+    for value in (7, 3):  # 3 beside 4 is neither release
+        change(case / f"{CASE}_seg.nii.gz", lambda labels, value=value: np.where(labels == 2, value, labels).astype(np.uint8))
+        with pytest.raises(DataError, match=rf"{CASE}_seg\.nii\.gz: has the label {value}; expected 0, 1, 2 and 4"):
+            brats(case.parent).records()
+        assert len(brats(case.parent).check().errors) >= 1
+        change(case / f"{CASE}_seg.nii.gz", lambda labels, value=value: np.where(labels == value, 2, labels).astype(np.uint8))
+
+
+def test_volumes_of_a_case_must_lie_in_the_same_place(case: Path) -> None:
+    path = case / f"{CASE}_t1.nii.gz"
+    image = nibabel.load(path)
+    shifted = image.affine.copy()
+    shifted[2, 3] += 2
+    nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), shifted), path)
+    assert len(brats(case.parent).records()) == 8  # t1 is not asked for
+    with pytest.raises(DataError, match="Resample one of them"):
+        brats(case.parent, modalities=["flair", "t1"]).records()
+    nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj)[:-1], image.affine), path)
+    with pytest.raises(DataError, match=r"\(63, 64, 8\)"):
+        brats(case.parent, modalities=["flair", "t1"]).records()
+
+
+def test_cases_without_labels_are_left_out(brains: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(brains / "brats", tmp_path / "some"))
+    (folder / CASE / f"{CASE}_seg.nii.gz").unlink()
+    family = brats(folder)
+    assert len(family.records()) == 40 and family.check().counts["cases without labels"] == 1
+
+
+# -- which slices train ------------------------------------------------------------------------------------------------
+
+
+def test_what_a_slice_is_for(brains: Path) -> None:
+    family = brats(brains, tumor_free_share=0.5, min_brain_share=0.1, min_tumor_pixels=60)
+    kinds: Counter[str] = Counter()
+    for record in family.records():
+        name, z = record.sample_id.split("/")[1:]
+        pixels = np.count_nonzero(label_map(brains / "brats" / name)[int(z[1:])])  # at native size, whatever the network sees
+        share = (family.read_image(record) > 0).mean()
+        sample = family.read_labels(record)
+        kind = "edge" if share < 0.1 else "few" if 0 < pixels < 60 else "tumor" if pixels else "free"
+        kinds[kind] += 1
+        assert record.knows("class:presence") == (kind in ("tumor", "free")) == ("presence" in sample.labels)
+        assert record.knows("mask:whole_tumor") and "whole_tumor" in sample.masks
+        if kind in ("edge", "few"):
+            assert not record.training and "tumor" not in record.class_counts
+        else:
+            assert record.class_counts["tumor"] == int(kind == "tumor") == sample.labels["presence"]
+            assert record.training or kind == "free"
+    assert min(kinds[kind] for kind in ("edge", "few", "tumor", "free")) > 0
+
+
+def test_tumour_free_slices_are_drawn_by_seed_case_and_number(brains: Path, tmp_path: Path) -> None:
+    def drawn(folder: Path, **settings: object) -> set[str]:
+        records = slices_of(Brain(root=str(folder), **settings))
+        return {record.sample_id for record in records if record.training and record.class_counts["no_tumor"]}
+
+    free = {r.sample_id for r in slices_of(Brain(root=str(brains))) if r.class_counts.get("no_tumor")}
+    assert drawn(brains, tumor_free_share=1.0) == free and drawn(brains, tumor_free_share=0.0) == set()
+    half, other = drawn(brains, tumor_free_share=0.5), drawn(brains, tumor_free_share=0.5, slice_seed=1)
+    assert 0 < len(half) < len(free) and half != other
+    assert drawn(brains, tumor_free_share=0.2) <= half  # a larger share only adds
+    less = tmp_path / "less"
+    shutil.copytree(brains, less, ignore=shutil.ignore_patterns(CASE))
+    assert drawn(less, tumor_free_share=0.5) == {name for name in half if CASE not in name}
+
+
+def test_the_scan_is_remembered_until_a_file_changes(case: Path, cache_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = brats(case.parent).records()
+    assert (cache_home / "mtl" / "brain_scans.json").is_file()
+    with monkeypatch.context() as patched:
+        patched.setattr("mtl.data.brain_files.CaseReader.scan", lambda *_: pytest.fail("scanned again"))
+        family = brats(case.parent)
+        assert family.records() == first
+        assert any(family.read_labels(record).masks["whole_tumor"].any() for record in first)
+    change(case / f"{CASE}_seg.nii.gz", np.zeros_like)
+    assert not any(record.class_counts["whole_tumor"] for record in brats(case.parent).records())
+    # A folder that cannot be written, or a damaged file in it, is done without.
+    (cache_home / "mtl" / "brain_scans.json").write_text("{")
+    assert len(brats(case.parent).records()) == 8
+    shutil.rmtree(cache_home)
+    cache_home.write_text("no folder")
+    assert len(brats(case.parent).records()) == 8
+
+
+# -- pictures ----------------------------------------------------------------------------------------------------------
+
+
+def test_pictures_of_any_suffix_and_mode_are_grey(brains: Path) -> None:
+    family = Brain(root=str(brains), sets=["kaggle"], modalities=["flair", "t1ce"], unknown_modality="t1ce")
+    records = family.records()
+    assert list(family.specs()) == ["presence"] and len(records) == 22
+    assert len({Path(record.path).suffix for record in records}) >= 5
+    modes = set()
+    for record in records:
+        with Image.open(record.path) as stored:
+            modes.add(stored.mode)
+            expected = np.asarray(stored.convert("RGB").convert("L"), np.float32)
+        image = family.read_image(record)
+        np.testing.assert_array_equal(image[..., 1], expected)
+        assert not image[..., 0].any() and record.size == expected.shape
+        answer = record.sample_id.split("/")[1]
+        assert (
+            family.read_labels(record).labels == {"presence": float(answer == "yes")} and not family.read_labels(record).masks
+        )
+        assert record.labels == ("class:presence",) and record.training
+    assert modes >= {"RGB", "L", "RGBA", "P"}
+    repeated = Brain(root=str(brains), sets=["kaggle"], modalities=["flair", "t1ce"]).read_image(records[0])
+    np.testing.assert_array_equal(repeated[..., 0], repeated[..., 1])
+
+
+def test_copies_never_straddle_a_split(brains: Path) -> None:
+    family = Brain(root=str(brains))
+    records = hash_records(family.records())
+    by_number = {int(re.sub(r"\D", "", Path(r.path).stem)): r for r in records if r.source == "kaggle"}
+    found = [(by_number[number - 500], record) for number, record in by_number.items() if number > 500]
+    assert len(found) == 4 and all(a.group == b.group for a, b in found)
+    for scheme in ("holdout", "kfold"):
+        for seed in range(20):
+            split = make_split(records, {"scheme": scheme, "seed": seed})
+            assert all(split[a.sample_id] == split[b.sample_id] for a, b in found)
+            where: dict[str, set[str]] = {}
+            for record in records:
+                where.setdefault(record.group, set()).add(split[record.sample_id])
+            assert all(len(splits) == 1 for splits in where.values())
+            for name in ("train", "val", "test"):  # each source, and of the pictures both answers
+                kinds = {
+                    r.sample_id.split("/")[1] if r.source == "kaggle" else "brats"
+                    for r in records
+                    if split[r.sample_id] == name
+                }
+                assert kinds == {"brats", "yes", "no"}
+    by_file = Brain(root=str(brains), group_by="file").records()
+    assert len({record.group for record in by_file}) == 6 + 22 > len({record.group for record in records})
+
+
+# -- both --------------------------------------------------------------------------------------------------------------
+
+
+def test_one_normalisation_for_all_sources(brains: Path) -> None:
+    """Inside the head every image of either source has mean 0.5 and standard deviation 1 / (2 limit); outside it is 0."""
+    family = Brain(root=str(brains))
+    geometry = {"mode": "letterbox", "size": [64, 64]}
+    preprocessing = Preprocessing.from_config(
+        geometry, {"foreground": {"method": "zscore", "limit": 4.0}}, {"mean": [0], "std": [1]}
+    )
+    records = [record for record in family.records() if record.knows("class:presence")]
+    for record in [*records[:10], *records[-10:]]:
+        unit = preprocessing.standardised(family.read_image(record))[..., 0]
+        assert unit[unit > 0].mean() == pytest.approx(0.5, abs=0.02) and unit[unit > 0].std() == pytest.approx(0.125, abs=0.03)
+        assert not unit[0, 0]
+        network = preprocessing.normalize(preprocessing.crop(preprocessing.working(family.read_image(record)),
+                                                             preprocessing.windows(record.size)[0]))  # fmt: skip
+        assert network.shape == (1, 64, 64) and network.dtype == np.float32 and abs(network[network > -4].mean()) < 0.3
+
+
+def test_the_cache_decodes_each_volume_once(brains: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mtl.data.volumes import Volume
+
+    family = brats(brains, modalities=["flair", "t2"])
+    records = family.records()
+    decoded: Counter[str] = Counter()
+    original = Volume.array.func
+
+    def count(self: Volume) -> np.ndarray:
+        decoded[self.path.name] += 1
+        return original(self)
+
+    monkeypatch.setattr(Volume.array, "func", count)
+    settings = {"foreground": {"method": "zscore", "limit": 4.0}}
+    preprocessing = Preprocessing.from_config(
+        {"mode": "letterbox", "size": [64, 64]}, settings, {"mean": [0] * 2, "std": [1] * 2}
+    )
+    cache = prepare(family, records, preprocessing, tmp_path / "cache", progress=False)
+    assert len(decoded) == 12 and set(decoded.values()) == {1}
+    for record in records[2:6]:
+        raster = cache.read(record.sample_id)
+        assert raster.dtype == np.float16
+        np.testing.assert_array_equal(raster, preprocessing.working(family.read_image(record)))
+    # What a picture fills, and files that are no record's own, decide pixels too.
+    assert cache_key(family, records, preprocessing) != cache_key(
+        brats(brains, modalities=["flair", "t1"]), records, preprocessing
+    )
+
+
+def test_the_folder_may_be_given_in_several_ways(brains: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(**settings: object) -> Counter[str]:
+        return Counter(record.source for record in Brain(**settings).records())
+
+    everything = {"brats": 48, "kaggle": 22}
+    assert found(root=str(brains)) == everything
+    assert found(root=str(brains.parent)) == everything
+    assert found(root=str(brains / "brats")) == {"brats": 48}
+    assert found(root=str(brains / "kaggle")) == {"kaggle": 22}
+    assert found(root=str(brains / "brats"), folders={"kaggle": str(brains / "kaggle")}) == everything
+    monkeypatch.delenv("MTL_DATA_DIR", raising=False)
+    with pytest.raises(DataError, match="MTL_DATA_DIR is not in the environment"):
+        Brain().records()
+    monkeypatch.setenv("MTL_DATA_DIR", str(tmp_path))
+    with pytest.raises(DataError, match="No `brain` data below"):
+        Brain().locate()
+    (tmp_path / "brain_brats").symlink_to(brains / "brats")
+    assert found() == {"brats": 48}
+    with pytest.raises(DataError, match="holds no pictures"):
+        Brain(sets=["brats", "kaggle"]).locate()
+    with pytest.raises(DataError, match=r"data\.folders\.kaggle"):
+        Brain(folders={"kaggle": str(brains / "brats")}).locate()
+    with pytest.raises(DataError, match="does not exist"):
+        Brain(root=str(tmp_path / "nothing")).locate()
+
+
+def test_settings_that_make_no_sense() -> None:
+    for settings, words in (
+        ({"sets": ["isic"]}, "Unknown set"),
+        ({"sets": []}, "empty"),
+        ({"modalities": ["dwi"]}, "Unknown modality"),
+        ({"modalities": []}, "at least one"),
+        ({"modalities": ["t1", "t1"]}, "each once"),
+        ({"unknown_modality": "t2"}, "data.unknown_modality"),
+        ({"folders": {"other": None}}, "data.folders"),
+        ({"min_tumor_pixels": 0}, "min_tumor_pixels"),
+        ({"tumor_free_share": 1.5}, "tumor_free_share"),
+        ({"min_brain_share": -0.1}, "min_brain_share"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            Brain(**settings)
+
+
+def test_check_collects_everything(brains: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(brains, tmp_path / "damaged"))
+    report = Brain(root=str(folder)).check()
+    assert not report.errors and report.counts["cases"] == 6 and report.counts["slices"] == 48
+    assert report.counts["pictures"] == 22 > report.counts["different pictures"]
+    picture = sorted((folder / "kaggle" / "yes").iterdir())[0]
+    picture.write_bytes(picture.read_bytes()[:300])
+    volume = folder / "brats" / CASE / f"{CASE}_flair.nii.gz"
+    volume.write_bytes(volume.read_bytes()[:2000])
+    errors = Brain(root=str(folder)).check().errors
+    assert any(picture.name in error for error in errors) and any(volume.name in error for error in errors)
+
+
+def test_real_data(real_data: Path) -> None:
+    if not (real_data / "brain_brats").is_dir() or not (real_data / "brain_kaggle").is_dir():
+        pytest.skip("no brain images here")
+    family = Brain()
+    records = family.records()
+    slices = [record for record in records if record.source == "brats"]
+    pictures = [record for record in records if record.source == "kaggle"]
+    assert len({record.group for record in slices}) == 7 and len(slices) == 107
+    assert sum(record.class_counts.get("tumor", 0) for record in slices) == 98
+    assert {record.spacing for record in slices} == {(1.0, 1.0, 1.0), (3.0, 1.0, 1.0), (6.0, 1.0, 1.0)}
+    assert Counter(record.sample_id.split("/")[1] for record in pictures) == {"yes": 123, "no": 77}
+    groups = {record.sample_id.rpartition("/")[2]: record.group for record in pictures}
+    assert len(set(groups.values())) == 165
+    # Copies that were cut differently, found by looking at them; the last two are different people.
+    assert len({groups[name] for name in ("Y255.JPG", "Y30.jpg", "Y38.jpg", "Y54.jpg", "Y70.jpg")}) == 1
+    assert groups["Y163.JPG"] == groups["Y33.jpg"] and groups["Y113.JPG"] == groups["Y59.JPG"]
+    assert groups["Y27.jpg"] != groups["Y56.jpg"]
