@@ -136,6 +136,26 @@ def find_root(root: str | None, family: str, is_root: str, candidates: tuple[str
     raise DataError(f"No `{family}` data below MTL_DATA_DIR (`{base}`). {hint}")
 
 
+def check_usable(family: str, folder: Path, problems: list[str], records: list[Record], expected: str) -> None:
+    """Refuse a data set whose files are wrong, or in which there is nothing.
+
+    Args:
+        family: Name of the data family.
+        folder: Where it looked.
+        problems: One sentence each, with its file.
+        records: What was found.
+        expected: What is missing where nothing was found, and how it should look: a sentence or two.
+
+    Raises:
+        DataError: There are problems, or no records.
+    """
+    if problems:
+        hint = f"Correct or restore these files; `mtl data check {family}` lists all."
+        raise listed_errors(f"below `{folder}`", problems, hint)
+    if not records:
+        raise DataError(f"Nothing to use below `{folder}`. {expected}")
+
+
 def listed_errors(where: str, problems: list[str], hint: str) -> DataError:
     """Word what is wrong with the files of a data set: how many errors, the first few, and what to do.
 

@@ -20,7 +20,7 @@ from mtl.core.errors import ConfigError, DataError, unknown
 from mtl.core.registry import SOURCES
 from mtl.core.task import TaskSpec
 from mtl.core.types import Record, Sample
-from mtl.data.base import SHOWN_PROBLEMS, CheckReport, DataFamily, listed_errors
+from mtl.data.base import SHOWN_PROBLEMS, CheckReport, DataFamily, check_usable
 from mtl.data.brain_files import (
     MODALITIES,
     SETS,
@@ -179,11 +179,8 @@ class Brain(DataFamily):
         """Index the data set, sorted by sample id. Decodes all label maps, once per machine; finds copies by their pixels."""
         first = self._index is None
         index = self._scan()
-        if index.problems:
-            hint = "Correct or remove these files; `mtl data check brain` lists all."
-            raise listed_errors(f"below `{self.locate()}`", index.problems, hint)
-        if not index.records:
-            raise DataError(f"No labelled case and no picture below `{self.locate()}`. Expected {' or '.join(SETS.values())}.")
+        expected = f"Expected {' or '.join(SETS.values())}; cases need labels."
+        check_usable("brain", self.locate(), index.problems, index.records, expected)
         if first:
             for note in index.notes[:SHOWN_PROBLEMS]:
                 logger.warning("%s", note)

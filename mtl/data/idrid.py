@@ -20,7 +20,7 @@ from mtl.core.errors import ConfigError, DataError, unknown
 from mtl.core.registry import SOURCES
 from mtl.core.task import TaskSpec
 from mtl.core.types import Objects, Record, Sample
-from mtl.data.base import CheckReport, DataFamily, find_root, listed_errors
+from mtl.data.base import CheckReport, DataFamily, check_usable, find_root
 from mtl.data.duplicates import connected, near_duplicates
 from mtl.data.idrid_files import CODES, LANDMARKS, SETS, Contents, Picture, find_sets, read_contents
 from mtl.data.images import image_size, read_mask, read_rgb
@@ -168,11 +168,8 @@ class Idrid(DataFamily):
         """Index the data set, sorted by sample id: tables, image headers and, to find copies, thumbnails. Remembered."""
         first = self._index is None
         index = self._scan()
-        if problems := index.contents.problems:
-            hint = "Correct or restore these files; `mtl data check idrid` lists all."
-            raise listed_errors(f"below `{self.locate()}`", problems, hint)
-        if not index.records:
-            raise DataError(f"No image below `{self.locate()}`. Expected `<set>/1. Original Images/<part>/*.jpg`.")
+        expected = "Expected images `<set>/1. Original Images/<part>/*.jpg`."
+        check_usable("idrid", self.locate(), index.contents.problems, index.records, expected)
         if first:
             for text in self._unannotated(index):
                 logger.warning("%s", text)

@@ -21,7 +21,7 @@ from mtl.core.errors import ConfigError, DataError
 from mtl.core.registry import SOURCES
 from mtl.core.task import TaskSpec
 from mtl.core.types import Record, Sample
-from mtl.data.base import CheckReport, DataFamily, find_root, listed_errors
+from mtl.data.base import CheckReport, DataFamily, check_usable, find_root
 from mtl.data.duplicates import connected, near_duplicates
 from mtl.data.images import image_size, read_mask, read_rgb
 from mtl.data.skin_files import Attributes, Contents, Picture, find_layout, looks_alike, read_isic, read_native
@@ -143,11 +143,8 @@ class Skin(DataFamily):
         """Index the images, sorted by sample id: tables, image headers and, to find copies, thumbnails. Remembered."""
         first = self._index is None
         index = self._scan()
-        if problems := index.contents.problems:
-            hint = "Correct or restore these files; `mtl data check skin` lists all."
-            raise listed_errors(f"below `{self.locate()}`", problems, hint)
-        if not index.records:
-            raise DataError(f"No image below `{self.locate()}`. Expected `images/train/*.jpg` or `ISIC_*.jpg`.")
+        expected = "Expected images `images/train/*.jpg` or `ISIC_*.jpg`."
+        check_usable("skin", self.locate(), index.contents.problems, index.records, expected)
         if first:
             for text in self._remarks(index):
                 logger.info("%s", text)
