@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from mtl.config.stages import stages_of
+from mtl.model import MultiTaskModel
 from mtl.training.optim import split_parts
 
 
@@ -50,6 +52,25 @@ def describe(model: nn.Module, balancer: nn.Module | None, image_size: tuple[int
     }
 
 
+def describe_stages(model: MultiTaskModel, config: dict[str, Any]) -> dict[str, Any]:
+    """Describe the stages of a curriculum.
+
+    Args:
+        model: The network; everything trains again afterwards.
+        config: The checked run configuration.
+
+    Returns:
+        `stages`, each with `name`, `text` and the number of `trainable` parameters; nothing without a curriculum.
+    """
+    found = []
+    for stage in (stage for stage in stages_of(config) if stage.name):
+        model.rest(stage.tasks, stage.freeze)
+        trainable = count_parameters(model)["trainable"]
+        found.append({"name": stage.name, "text": stage.describe(), "trainable": trainable})
+    model.rest(config["tasks"])
+    return {"stages": found} if found else {}
+
+
 def count_parameters(model: nn.Module, balancer: nn.Module | None = None) -> dict[str, Any]:
     """Count parameters: `total`, `trainable` and both `by_part`; parts are those of the optimizer."""
     by_part = {
@@ -87,6 +108,8 @@ def render(description: dict[str, Any]) -> str:
     console.print(shapes)
     console.print(counts)
     console.print(f"multiply-adds per image: {description['multiply_adds'] / 1e9:,.2f} G (without stages that work box by box)")
+    for stage in description.get("stages", ()):
+        console.print(f"{stage['text']}; {stage['trainable']:,} parameters train", soft_wrap=True, highlight=False)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     return "\n".join(line.rstrip() for line in text.splitlines())
 

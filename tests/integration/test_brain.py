@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from tiny_runs import before_step, checkpoint, differing, go, history
 
+from mtl.cli import describe
 from mtl.config.load import load_run_config
 from mtl.core.types import TaskBatch
 from mtl.evaluation.evaluate import evaluate, score
@@ -114,6 +115,14 @@ def test_one_and_four_channels_on_any_encoder(modalities: list[str], brains: Pat
     assert config["backbone"]["in_chans"] == len(modalities)
     _, objects = go(config)
     assert next(objects["module"].model.encoder.parameters()).shape[1] == len(modalities)
+
+
+def test_describe_says_what_each_stage_trains(capsys: pytest.CaptureFixture[str]) -> None:
+    assert describe.run(["experiment=published/brain_unet32", "--json"]) == 0
+    stages = json.loads(capsys.readouterr().out)["stages"]
+    assert [stage["trainable"] for stage in stages] == [1_172_640 + 775_073, 66_306, 2_014_019]
+    assert describe.run(["task=brain_joint", "backbone.base_filters=4", "backbone.depth=1"]) == 0
+    assert "stage 2 of 3, classification: tasks presence" in capsys.readouterr().out
 
 
 def test_three_regions_at_once(brains: Path, tmp_path: Path) -> None:
