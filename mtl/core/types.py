@@ -131,6 +131,7 @@ class Record:
         training: False for samples that only serve evaluation (slices of a volume that training leaves out).
         attributes: What tables break results down by: {"sex": "female", "age": "40-59"}.
         spacing: Millimetres between (slices, rows, columns) of the stored image, where known.
+        case: Volume that the image is a slice of; empty where the group is one. A patient may have several.
     """
 
     sample_id: str
@@ -149,6 +150,7 @@ class Record:
     training: bool = True
     attributes: dict[str, str] = field(default_factory=dict)
     spacing: tuple[float, float, float] | None = None
+    case: str = ""
 
     def knows(self, label: str) -> bool:
         """Say whether a label (`objects`, `mask:<name>`, `class:<name>`) of this sample is known."""
@@ -280,7 +282,7 @@ class ImageResult:
         window: Any window of the image (for scales and sizes).
         tasks: By task, a dict of numpy arrays (see `docs/architecture.md`, "What a task predicts"). A task that is missing is
             absent: nobody knows its label.
-        attributes, spacing: As in `Record`; only the truth has them.
+        attributes, spacing, case: As in `Record`; only the truth has them.
     """
 
     sample_id: str
@@ -290,3 +292,4 @@ class ImageResult:
     tasks: dict[str, dict[str, np.ndarray]]
     attributes: dict[str, str] = field(default_factory=dict)
     spacing: tuple[float, float, float] | None = None
+    case: str = ""
