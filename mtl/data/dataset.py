@@ -152,7 +152,8 @@ class SampleDataset(Dataset):
                 drawn, masks, raster = original.objects, original.masks, window.original_size
             targets[task] = encode(spec, drawn, masks, sample.labels, self.family.object_classes, raster, visible=visible)
         known = {task: truth_of(self.specs[task], target) for task, target in targets.items() if target is not None}
-        return ImageResult(record.sample_id, record.group, record.source, window, known, record.attributes, record.spacing)
+        about = record.attributes, record.spacing, record.case
+        return ImageResult(record.sample_id, record.group, record.source, window, known, *about)
 
     def class_presence(self) -> list[dict[str, int]]:
         """Count classes per item: of the image where it is one window, else of the points inside each window."""
