@@ -8,7 +8,7 @@ from typing import Any
 
 from mtl.cli.help import verb_help, wants_help
 from mtl.cli.main import HYDRA_FLAGS
-from mtl.config.compose import configs_folder, plain, prepare_overrides
+from mtl.config.compose import configs_folder, plain, prepare_overrides, unknown_stages
 from mtl.config.load import build_family, check_run_config, load_run_config
 from mtl.core.errors import ConfigError
 
@@ -40,7 +40,9 @@ def _train(config: dict[str, Any]) -> int:
 def _through_hydra(words: list[str]) -> int:
     import hydra
 
-    ready, problems = prepare_overrides([word for word in words if "=" in word and not word.startswith("-")])
+    overrides = [word for word in words if "=" in word and not word.startswith("-")]
+    ready, problems = prepare_overrides(overrides)
+    problems += unknown_stages("train", [word for word in overrides if "," not in word or "[" in word])
     if problems:
         raise ConfigError(problems)
     sys.argv = [sys.argv[0], *[word for word in words if "=" not in word or word.startswith("-")], *ready]

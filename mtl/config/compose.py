@@ -103,6 +103,20 @@ def compose(config_name: str, overrides: list[str]) -> tuple[dict[str, Any], lis
         return {}, problems or [hydra_sentence(error, config_name)]
 
 
+def unknown_stages(config_name: str, overrides: list[str]) -> list[str]:
+    """Name the stages that overrides want to change but no file describes; `+stages.<name>={...}` adds one on purpose.
+
+    Names of stages are free, so that the schema would take a misspelt one for a further stage.
+    """
+    changed = [word for word in overrides if word.startswith("stages.")]
+    if not changed:
+        return []
+    described = compose(config_name, [word for word in overrides if word not in changed])[0].get("stages", {})
+    names = dict.fromkeys(word.partition("=")[0].split(".")[1] for word in changed)
+    hint = "To add a stage write +stages.<name>={epochs: ...}."
+    return [f"{unknown('stage', name, described, 'stages')} {hint}" for name in names if name not in described]
+
+
 def plain(config: Any) -> dict[str, Any]:
     """Turn an omegaconf node into dicts and lists with all references resolved."""
     from omegaconf import OmegaConf

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from mtl.config.compose import compose
+from mtl.config.compose import compose, unknown_stages
 from mtl.config.parts import HEAD_KEYS, check_part, validate
 from mtl.config.schema import DataGenericConfig, RunConfig
 from mtl.config.stages import check_stages, part_names
@@ -31,7 +31,7 @@ def load_run_config(overrides: list[str], config_name: str = "train") -> dict[st
     composed, problems = compose(config_name, overrides)
     if not composed:
         raise ConfigError(problems)
-    return check_run_config(composed, problems)
+    return check_run_config(composed, problems + unknown_stages(config_name, overrides))
 
 
 def load_config(config_name: str, overrides: list[str], model: type[BaseModel]) -> dict[str, Any]:

@@ -88,6 +88,11 @@ def stages_of(config: dict[str, Any]) -> list[Stage]:
     return stages
 
 
+def start_files(config: dict[str, Any]) -> list[str]:
+    """Return the checkpoint files that stages of a run start from, besides its own."""
+    return [stage.start for stage in stages_of(config) if stage.start not in (INITIAL, *config["stages"])]
+
+
 def total_epochs(config: dict[str, Any]) -> int:
     """Return the most epochs that a run may take, all stages together."""
     return sum(stage.epochs for stage in stages_of(config))
@@ -124,11 +129,35 @@ def check_stages(config: dict[str, Any], sources: Iterable[str], logged: Iterabl
         problems += _check_settings(config, values, where)
         tasks = [task for task in config["tasks"] if values["tasks"] is None or task in values["tasks"]]
         resting = [*(f"head.{task}" for task in tasks), "backbone"]
-        if all(any(covers(part, own) for part in values["freeze"]) for own in resting):
+        if tasks and all(any(covers(part, own) for part in values["freeze"]) for own in resting):
             problems.append(f"`{where}.freeze` leaves nothing to train. Take a head or the backbone out of it.")
-        monitor = values["monitor"] or config["monitor"]
-        if tasks and monitor not in logged:
-            problems.append(unknown("metric", monitor, sorted(logged), f"{where}.monitor"))
+        problems += _check_effect(config, values, tasks, logged, where)
+    return problems
+
+
+def _check_effect(
+    config: dict[str, Any], values: dict[str, Any], tasks: list[str], logged: Iterable[str], where: str
+) -> list[str]:
+    """Find settings that would do nothing, or nothing sensible, in this stage."""
+    monitor = values["monitor"] or config["monitor"]
+    problems = []
+    if tasks and monitor not in logged:
+        problems.append(unknown("metric", monitor, sorted(logged), f"{where}.monitor"))
+    elif tasks and monitor.count("/") == 2 and monitor.split("/")[1] not in tasks:
+        problems.append(
+            f"`{where}` trains {', '.join(tasks)}, but {monitor}, which selects its checkpoint, cannot change there. Set "
+            f"{where}.monitor."
+        )
+    named = values["tasks"] or list(config["heads"])
+    problems += [
+        f"`{where}.weights.{task}` has no effect: the stage does not train {task}. Remove it, or add it to {where}.tasks."
+        for task in values["weights"]
+        if task in config["heads"] and task not in named
+    ]
+    if "neck" in values["freeze"] and not config["necks"]:
+        problems.append(f"`{where}.freeze` names `neck`, but the network has none. Remove it.")
+    if "adapters" in values["freeze"] and not config["peft"]:
+        problems.append(f"`{where}.freeze` names `adapters`, but the network has none. Remove it, or choose peft.")
     return problems
 
 

@@ -12,7 +12,7 @@ import torch
 from rich.progress import track
 
 from mtl.config.load import build_family
-from mtl.config.stages import stages_of, total_epochs
+from mtl.config.stages import stages_of, start_files, total_epochs
 from mtl.core.errors import TrainingError
 from mtl.core.types import ImageResult
 from mtl.data.datamodule import MultiTaskDataModule
@@ -24,7 +24,7 @@ from mtl.inference.loading import PRETRAINING_NOTE, LoadedModel, checkpoint_path
 from mtl.metrics.evaluator import Evaluator
 from mtl.training.build import build_evaluator
 from mtl.training.history import read_history, training_summary
-from mtl.training.stages import stage_file
+from mtl.training.stages import stage_file, trained_in
 
 log = logging.getLogger("mtl")
 
@@ -144,16 +144,17 @@ def score_stages(config: dict[str, Any], run_dir: Path, device: str, datamodule:
         By stage: `epochs` finished, `tasks` trained so far, `metrics` and `ci95` by task; empty without a curriculum.
     """
     found: dict[str, Any] = {}
-    trained: list[str] = []
+    trained: dict[str, list[str]] = {}
     rows = read_history(run_dir)
     for stage in (stage for stage in stages_of(config) if stage.name):
-        trained += [task for task in stage.tasks if task not in trained]
+        before = trained.get(stage.start, trained_in(stage.start) if stage.start in start_files(config) else [])
+        trained[stage.name] = [task for task in config["tasks"] if task in before or task in stage.tasks]
         # No report is drawn, so that no cases need be kept.
         loaded = load_model(stage_file(run_dir, stage.name), device)
         tasks = score(loaded, "test", cases=0, datamodule=datamodule).summary["tasks"]
         found[stage.name] = {
             "epochs": sum(row.get("stage") == stage.name for row in rows),
-            "tasks": list(trained),
+            "tasks": trained[stage.name],
             "metrics": {task: {name: tasks[task][name] for name in tasks[task]["ci95"]} for task in tasks},
             "ci95": {task: tasks[task]["ci95"] for task in tasks},
         }
@@ -255,7 +256,7 @@ def _training_statistics(datamodule: MultiTaskDataModule, loaded: LoadedModel) -
 
     For another folder than that of the training run its own images stand in; the baseline is then a little too good.
     """
-    records = datamodule.records_by_split["train"] if datamodule.has_split else datamodule.records
+    records = datamodule.drawn_records if datamodule.has_split else datamodule.records
     study = loaded.config["study_metrics"].items()
     percentages = {name: (metric["infected"], metric["healthy"]) for name, metric in study if "infected" in metric}
     return TrainingStatistics.from_records(loaded.model.specs, records, percentages=percentages)

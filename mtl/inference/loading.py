@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 MODEL_PREFIX = "model."
 PRETRAINING_NOTE = (
-    "{count} groups of the test images bear the names of patients that the network behind backbone.weights was trained or "
-    "selected on ({names}): these figures are not a test."
+    "{count} groups of the test images bear the names of patients that the network behind backbone.weights or the start "
+    "of a stage was trained or selected on ({names}): these figures are not a test."
 )
 
 

@@ -206,7 +206,7 @@ class MultiTaskModule(pl.LightningModule):
             "split": self.split_rows,
             "pretraining": self.pretraining,
             "epoch": self.current_epoch,
-            "validation": self.validation,
+            "validation": self.validation if self._validated else {},
             "plateau": None if self._plateau is None else self._plateau["scheduler"].state_dict(),
         }
 

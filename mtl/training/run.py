@@ -10,6 +10,8 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from pytorch_lightning.profilers import AdvancedProfiler, Profiler, SimpleProfil
 from torch.multiprocessing import ProcessRaisedException
 
 from mtl.config.load import build_family
-from mtl.config.stages import INITIAL, Stage, stages_of
+from mtl.config.stages import INITIAL, Stage, stages_of, start_files
 from mtl.core import errors
 from mtl.core.errors import CheckpointError, ConfigError, DataError, MtlError, TrainingError
 from mtl.core.files import write_json
@@ -43,7 +45,7 @@ from mtl.training.module import MultiTaskModule
 from mtl.training.optim import build_optimizer, inactive_parts, split_parts
 from mtl.training.quiet import ignore_noise
 from mtl.training.run_dir import is_main_process, new_run_dir, start_log
-from mtl.training.stages import hand_over, keep_stage, stage_of, start_file
+from mtl.training.stages import hand_over, incomparable, keep_stage, stage_of, start_file
 
 log = logging.getLogger("mtl")
 HANDLED_HERE = ("fast_dev_run", "max_steps")
@@ -132,7 +134,9 @@ def prepare_data(config: dict[str, Any], stages: list[Stage], run_dir: Path) -> 
             )
             build_optimizer(split_parts(model), stage.config["optimizer"], inactive_parts(config))
             data.for_stage(stage.tasks, stage.sources, stage.config["data"]["loader"], stage.seed).setup("fit")
-        except (ConfigError, DataError) as error:
+            if stage.start in start_files(config):
+                hand_over(model, Path(stage.start))
+        except (ConfigError, DataError, CheckpointError) as error:
             raise type(error)(f"Stage `{stage.name}` cannot be carried out. {error}") from error
     return data
 
@@ -144,21 +148,23 @@ def _fit_stage(
     pl.seed_everything(stage.seed, verbose=False)
     begins_from = None if resume_from or stage.start == INITIAL else start_file(run_dir, stage)
     model = build_model(config, load_weights=resume_from is None and begins_from is None)
-    callbacks = []
+    callbacks: list[Callback] = []
     if stage.name:
         log.info(stage.describe())
-    if begins_from is not None:
-        about = hand_over(model, begins_from)
-        if about["split"] == data.split_rows():  # other images would give other figures
-            callbacks.append(HandOverCheck(about["validation"], f"`{stage.start}`"))
-    else:
+    if begins_from is None:
         report_weights(model)
+    else:
+        about = hand_over(model, begins_from)
+        if reason := incomparable(about, config, model, data.split_rows()):
+            log.info(f"hand-over not checked by a validation: {begins_from} was made with {reason}")
+        else:
+            callbacks.append(HandOverCheck(about["validation"], f"`{stage.start}`"))
     evaluator = build_evaluator(config, model.specs)
     for line in dropped_study_metrics(config, model.specs) if stage.index == 0 else ():
         log.info(line)
     module = MultiTaskModule(model, build_balancer(stage.config, stage.tasks), evaluator, config, stage)
     module.split_rows = data.split_rows()
-    module.pretraining = seen_before(config["backbone"]["weights"], data)
+    module.pretraining = seen_before([config["backbone"]["weights"], *start_files(config)], data)
     if module.pretraining and stage.index == 0:
         log.warning(PRETRAINING_NOTE.format(count=len(module.pretraining), names=", ".join(module.pretraining[:5])))
     monitor = stage.config["monitor"]
@@ -184,22 +190,21 @@ def _fit_stage(
     return {"module": module, "datamodule": datamodule, "trainer": trainer, "recorder": recorder}
 
 
-def seen_before(weights: str | None, datamodule: MultiTaskDataModule) -> list[str]:
-    """Find test groups whose patients the network that gave the weights was trained or selected on.
+def seen_before(files: Iterable[str | None], datamodule: MultiTaskDataModule) -> list[str]:
+    """Find test groups whose patients the networks that gave weights were trained or selected on.
 
-    Only a checkpoint of this program says what it has seen; for other files nothing can be known.
+    Only a checkpoint of this program says what it has seen, and what the network behind it had; for other files nothing can be
+    known.
     """
-    if weights is None:
-        return []
-    try:
-        rows = read_checkpoint(weights)["mtl"]["split"]
-    except CheckpointError:
-        return []
     family = datamodule.family
-    seen = {family.person_of(row["group"]) for row in rows if row["split"] in ("train", "val")}
-    return sorted(
-        {row["group"] for row in datamodule.split_rows() if row["split"] == "test" and family.person_of(row["group"]) in seen}
-    )
+    seen: set[str] = set()
+    for file in (file for file in files if file is not None):
+        with suppress(CheckpointError):
+            about = read_checkpoint(file)["mtl"]
+            groups = [row["group"] for row in about["split"] if row["split"] in ("train", "val")]
+            seen |= {family.person_of(group) for group in [*groups, *about.get("pretraining", [])]}
+    tested = {row["group"] for row in datamodule.split_rows() if row["split"] == "test"}
+    return sorted(group for group in tested if family.person_of(group) in seen)
 
 
 def report_weights(model: MultiTaskModel) -> None:

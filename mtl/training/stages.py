@@ -8,13 +8,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from mtl.config.stages import Stage
+from mtl.config.stages import Stage, stages_of
 from mtl.core.errors import CheckpointError, TrainingError
 from mtl.inference.checkpoint import read_checkpoint
 from mtl.inference.loading import load_state
 from mtl.model import MultiTaskModel
 
 log = logging.getLogger("mtl")
+SCORED = ("resolution", "hit_radius")
+LIMIT = "limit_val_batches"
 
 
 def stage_file(run_dir: Path, name: str) -> Path:
@@ -61,6 +63,37 @@ def hand_over(model: MultiTaskModel, path: Path) -> dict[str, Any]:
     log.info(f"weights: {path.name}, epoch {content['mtl']['epoch'] + 1} of its stage, all {count} tensors loaded")
     about: dict[str, Any] = content["mtl"]
     return about
+
+
+def trained_in(checkpoint: str) -> list[str]:
+    """Return the tasks that the run of a checkpoint had trained when it was written."""
+    about = read_checkpoint(checkpoint)["mtl"]
+    stages = stages_of(about["config"])
+    names = [stage.name for stage in stages]
+    reached = stages[: names.index(about["stage"]) + 1] if about["stage"] in names else stages
+    return [task for task in about["config"]["tasks"] if any(task in stage.tasks for stage in reached)]
+
+
+def incomparable(
+    about: dict[str, Any], config: dict[str, Any], model: MultiTaskModel, split: list[dict[str, str]]
+) -> str | None:
+    """Say why the figures stored in a checkpoint cannot come out again in this run; None where they have to.
+
+    Args:
+        about: Its entry `mtl`.
+        config: Of this run.
+        model: The network of this run.
+        split: Rows of its `split.csv`.
+    """
+    theirs = about["config"]
+    conditions = [
+        ("another split", about["split"] == split),
+        ("other preprocessing", about["model"]["preprocessing"] == model.to_config()["preprocessing"]),
+        *((f"another evaluation.{key}", theirs["evaluation"][key] == config["evaluation"][key]) for key in SCORED),
+        *((f"another trainer.{key}", theirs["trainer"][key] == config["trainer"][key]) for key in ("precision", LIMIT)),
+        ("no validation of its own epoch", bool(about["validation"])),
+    ]
+    return next((reason for reason, same in conditions if not same), None)
 
 
 def keep_stage(run_dir: Path, stage: Stage) -> None:

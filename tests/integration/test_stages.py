@@ -109,6 +109,43 @@ def test_a_killed_run_goes_on_in_its_stage(name: str, epoch: int, curriculum: Pa
         assert (first["mtl"]["stage"], first["mtl"]["thresholds"]) == (second["mtl"]["stage"], second["mtl"]["thresholds"])
 
 
+def test_a_start_from_another_run_is_checked_where_it_can_be(curriculum: Path, smears: Path, tmp_path: Path) -> None:
+    """Other images or another raster give other figures; test patients of this run that the other one saw are named."""
+    file = curriculum / "checkpoints" / "stage_masks.ckpt"
+    words = (*DENSE, f"+stages.points={{tasks:[heatmap],epochs:1,start:{file},monitor:val/heatmap/pearson}}")
+    metrics, _ = tiny_run(smears, tmp_path / "same", *words, score=True)
+    assert "hand-over checked" in (tmp_path / "same" / "log.txt").read_text()
+    assert metrics["stages"]["points"]["tasks"] == ["segmentation", "heatmap"]
+    tiny_run(smears, tmp_path / "raster", *words, "data.geometry.size=[96,96]")
+    assert "made with other preprocessing" in (tmp_path / "raster" / "log.txt").read_text()
+    _, objects = tiny_run(smears, tmp_path / "split", *words, "data.split.seed=99")
+    text = (tmp_path / "split" / "log.txt").read_text()
+    assert "made with another split" in text and "or the start of a stage was trained" in text
+    assert objects["module"].pretraining
+
+
+def test_a_start_that_does_not_fit_is_found_before_the_first_stage_trains(
+    curriculum: Path, smears: Path, tmp_path: Path
+) -> None:
+    file = curriculum / "checkpoints" / "stage_joint.ckpt"
+    words = ("+stages.a={epochs:1}", f"+stages.b={{epochs:1,start:{file}}}", "tasks=[segmentation]")
+    with before_step(lambda *_: pytest.fail("a step was taken")), pytest.raises(CheckpointError, match=r"Stage `b`.*besides"):
+        tiny_run(smears, tmp_path / "run", *words)
+
+
+def test_a_stage_from_the_beginning_has_no_task_of_an_earlier_one(smears: Path, tmp_path: Path) -> None:
+    stages = ("+stages.a={tasks:[segmentation],epochs:1}", "+stages.b={tasks:[heatmap],epochs:1,start:initial}")
+    metrics, _ = tiny_run(smears, tmp_path / "run", *DENSE, *stages, score=True)
+    assert [values["tasks"] for values in metrics["stages"].values()] == [["segmentation"], ["heatmap"]]
+
+
+@pytest.mark.parametrize("settings", [("callbacks=ema",), ("scheduler=plateau", "callbacks=early_stopping")])
+def test_averages_and_plateaus_begin_anew_in_each_stage(settings: tuple[str, ...], smears: Path, tmp_path: Path) -> None:
+    tiny_run(smears, tmp_path / "run", *CURRICULUM, *settings)
+    assert len(history(tmp_path / "run")) == 6
+    assert (tmp_path / "run" / "log.txt").read_text().count("largest difference 0)") == 2
+
+
 def test_two_ranks_hand_over_too(smears: Path, tmp_path: Path) -> None:
     tiny_run(smears, tmp_path / "run", *CURRICULUM, "trainer=ddp_cpu", "trainer.max_epochs=1", "data.loader.batch_size=1")
     assert [row["stage"] for row in history(tmp_path / "run")] == ["masks", "points", "joint"]  # max_epochs limits each
@@ -123,6 +160,13 @@ def test_a_single_task_twin_keeps_its_stages(smears: Path, tmp_path: Path) -> No
     ]  # fmt: skip
     assert total_epochs(config) == 4
     assert stages_of(config)[0].freeze == ()  # the encoder that was to rest has not been trained
+
+
+@pytest.mark.parametrize("task", ["whole_tumor", "presence"])
+def test_the_shipped_curriculum_has_its_twins(task: str) -> None:
+    assert [stage.name for stage in stages_of(load_run_config(["task=brain_joint", f"tasks=[{task}]"]))] == {
+        "whole_tumor": ["segmentation", "joint"], "presence": ["classification", "joint"],
+    }[task]  # fmt: skip
 
 
 def test_mistakes_are_named_before_anything_is_read() -> None:
@@ -146,10 +190,14 @@ def test_mistakes_are_named_before_anything_is_read() -> None:
                 "+stages.a={tasks:[segmentaton],epochs:1,freeze:[backbon],start:b}",
                 "+stages.b={tasks:[heatmap],epochs:1,freeze:[backbone,head],weights:{heatmap:1},optimizer:{lrr:1}}",
                 "+stages.initial={epochs:1,monitor:val/heatmap/dice}",
+                "+stages.c={tasks:[heatmap],epochs:1,monitor:val/segmentation/dice_per_image,weights:{segmentation:1}}",
+                "stages.d.epochs=2",
             ]
         )
     text = str(found.value)
     for part in (
+        "val/segmentation/dice_per_image, which selects its checkpoint, cannot change there", "`stages.c.weights.segmentation`",
+        "Unknown stage `d`",
         "`stages.a.tasks`", "segmentaton", "`stages.a.freeze`", "backbon", "stages.a.start", "`stages.b.freeze` leaves nothing",
         "lrr", "stages.initial", "val/heatmap/dice",
     ):  # fmt: skip

@@ -33,19 +33,19 @@ class HandOverCheck(Callback):
         """Compare; the Trainer has just run all of validation."""
         found = {name: float(value) for name, value in pl_module.validation.items()}  # type: ignore[operator, union-attr]
         differences = {name: difference(value, found.get(name, math.nan)) for name, value in self.expected.items()}
-        if not differences:
-            return
-        worst = max(differences, key=lambda name: differences[name])
-        if differences[worst] > TOLERANCE * max(1.0, abs(self.expected[worst])):
+        wrong = [name for name, value in differences.items() if value > TOLERANCE * max(1.0, abs(self.expected[name]))]
+        if wrong:
+            name = wrong[0]
             raise TrainingError(
-                f"The first validation of this stage gives {worst} {found.get(worst, math.nan):.4f}, expected "
-                f"{self.expected[worst]:.4f} as at the end of {self.origin}: its weights did not arrive as they were. Please "
-                "report this; the finished stages are kept."
+                f"The first validation of this stage gives {name} {found.get(name, math.nan):.4f}, expected "
+                f"{self.expected[name]:.4f} as at the end of {self.origin} ({len(wrong)} of {len(differences)} figures "
+                "differ): its weights did not arrive as they were. Please report this; the finished stages are kept."
             )
-        log.info(
-            f"hand-over checked: {len(differences)} figures of the first validation equal those of {self.origin} "
-            f"(largest difference {differences[worst]:.2g})"
-        )
+        if trainer.is_global_zero:
+            log.info(
+                f"hand-over checked: {len(differences)} figures of the first validation equal those of {self.origin} "
+                f"(largest difference {max(differences.values(), default=0.0):.2g})"
+            )
 
 
 def difference(expected: float, found: float) -> float:

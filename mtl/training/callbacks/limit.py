@@ -14,7 +14,7 @@ class StepLimit(Callback):
     Used in place of the Trainer's own `max_steps`, under which a resumed Trainer repeats the end of the last epoch.
 
     Args:
-        steps: Optimizer steps of the whole run.
+        steps: Optimizer steps of the run, or of a stage of it.
     """
 
     def __init__(self, steps: int) -> None:

@@ -32,13 +32,13 @@ def smears_with_test(*groups: str) -> SimpleNamespace:
 
 def test_a_test_patient_among_the_training_cells_is_found(cells_checkpoint):
     datamodule = smears_with_test("143C39P4thinF/IMG_1", "150C41P6ThinF", "151C40P5thinF", "152C77P1thinF")
-    assert seen_before(cells_checkpoint, datamodule) == ["143C39P4thinF/IMG_1", "150C41P6ThinF"]  # type: ignore[arg-type]
+    assert seen_before([cells_checkpoint], datamodule) == ["143C39P4thinF/IMG_1", "150C41P6ThinF"]  # type: ignore[arg-type]
 
 
 def test_other_weights_say_nothing(tmp_path):
     torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "plain.pth")
-    assert seen_before(str(tmp_path / "plain.pth"), smears_with_test("143C39P4thinF")) == []  # type: ignore[arg-type]
-    assert seen_before(None, smears_with_test("143C39P4thinF")) == []  # type: ignore[arg-type]
+    assert seen_before([str(tmp_path / "plain.pth")], smears_with_test("143C39P4thinF")) == []  # type: ignore[arg-type]
+    assert seen_before([None], smears_with_test("143C39P4thinF")) == []  # type: ignore[arg-type]
 
 
 def test_a_finer_validation_unit_is_not_called_kept_apart():
