@@ -21,7 +21,7 @@ KIND_METRICS: dict[str, tuple[str, ...]] = {
     "regression": ("pearson", "mae", "rmse"),
 }  # fmt: skip
 # Added where the classes of a classification task are ordered, where there are two (the second is the positive one), and
-# where the images of a group are slices of one volume.
+# where images are slices of volumes.
 ORDINAL_METRICS = ("quadratic_kappa",)
 BINARY_METRICS = ("sensitivity", "specificity")
 VOLUME_METRICS = ("dice_per_case", "iou_per_case", "mae_volume_mm3")
@@ -53,7 +53,7 @@ class TaskSpec:
         ignore_index: Value of multiclass targets that neither loss nor metrics see.
         primary: The metric that selects checkpoints; empty takes the first of `metrics`.
         ordinal: Classification only: the classes are grades, in ascending order.
-        volumetric: Segmentation only: the images of a group are slices of one volume (a case).
+        volumetric: Segmentation only: the images of a case are slices of one volume.
     """
 
     name: str

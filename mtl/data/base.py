@@ -79,8 +79,11 @@ class DataFamily(ABC):
         return 1.0
 
     def person_of(self, group: str) -> str:
-        """Return the part of a group's name that related data sets share, to find a patient again in another one."""
-        return group.partition("/")[0].casefold()
+        """Return the part of a group's name that related data sets share, to find a patient again in another one.
+
+        The whole name unless the family has a rule.
+        """
+        return group.casefold()
 
     @classmethod
     def draw(

@@ -78,7 +78,7 @@ class Brain(DataFamily):
     Args:
         root: Folder that holds the cases and/or the pictures, itself or one or two levels down; None looks below
             `MTL_DATA_DIR/brain`, `MTL_DATA_DIR/brain_brats` and `MTL_DATA_DIR/brain_kaggle`.
-        folders: By source, a folder of its own that is looked at instead.
+        folders: By source, a folder of its own, where `root` is null; a given `root` wins.
         sets: Which of brats and kaggle to read; None takes those that are there.
         modalities: The channels of an image, out of flair, t1, t1ce and t2. One that a case lacks is blank.
         unknown_modality: Which channels a picture fills, of which nobody knows the modality: all (`repeat`), or the one named.
@@ -166,10 +166,6 @@ class Brain(DataFamily):
         given = {} if width is None else {"width": width}
         draw_brain(output, patients, fields, seed, overwrite=overwrite, **given)
 
-    def person_of(self, group: str) -> str:
-        """Return the whole name: a patient of BraTS, or the first picture of a cluster."""
-        return group.casefold()
-
     def locate(self) -> Path:
         """Return the folder that `root` names, or the first one in which there are cases or pictures."""
         found = self._find()
@@ -256,6 +252,8 @@ class Brain(DataFamily):
         if self._index is not None:
             return self._index
         found, index = self._find(), _Index()
+        if self.root and (idle := [f"data.folders.{name}" for name, folder in self.folders.items() if folder]):
+            index.notes.append(f"{' and '.join(idle)} not looked at, since data.root is given.")
         if "brats" in found:
             self._list_cases(found["brats"], index)
             scans, problems = scan_cases(self._reader, index.cases, default_folder() / MEMO)
@@ -306,12 +304,12 @@ class Brain(DataFamily):
         """Make a record of every slice."""
         index.notes += scan.notes
         path = next(case.modalities[name] for name in self.modalities if name in case.modalities)
-        size = scan.size[1:]
+        size, digits = scan.size[1:], max(3, len(str(scan.size[0] - 1)))  # names sort by number
         for z in range(scan.size[0]):
             pixels = {name: sum(scan.labels[label][z] for label in values) for name, values in REGIONS.items()}
             presence = self._presence(pixels["whole_tumor"], scan.brain[z] / (size[0] * size[1]))
             labels = [f"mask:{name}" for name in (*REGIONS, TOGETHER)] + ["class:presence"] * (presence is not None)
-            sample_id = f"brats/{case.name}/z{z:03d}"
+            sample_id = f"brats/{case.name}/z{z:0{digits}d}"
             index.slices[sample_id] = (case, z)
             index.records.append(
                 Record(
@@ -326,6 +324,7 @@ class Brain(DataFamily):
                     labels=tuple(labels),
                     training=presence == "tumor" or (presence == "no_tumor" and self._drawn(case.name, z)),
                     spacing=scan.spacing,
+                    case=case.name,
                 )
             )
 

@@ -92,8 +92,8 @@ def find_folders(root: str | None, folders: dict[str, str | None], wanted: tuple
     """Find the folder of each data set.
 
     Args:
-        root: `data.root`; None takes `brain` and `brain_<set>` below `MTL_DATA_DIR`.
-        folders: By set, a folder that is looked at instead.
+        root: `data.root`, where every set is looked for; None takes `folders`.
+        folders: By set, its folder; None takes `brain` and `brain_<set>` below `MTL_DATA_DIR`.
         wanted: Keys of `SETS`.
         whole: Every set must be there; otherwise one will do.
 
@@ -103,10 +103,11 @@ def find_folders(root: str | None, folders: dict[str, str | None], wanted: tuple
     base, found, places = os.environ.get("MTL_DATA_DIR"), {}, list[Path]()
     kinds = " and/or ".join(SETS[name] for name in wanted)
     for name in wanted:
-        if (given := folders[name]) is not None:
-            near = [Path(given)]
-        elif root:
+        given = None if root else folders[name]
+        if root:
             near = [find_root(root, "brain", kinds)]
+        elif given is not None:
+            near = [Path(given)]
         else:
             near = [Path(base) / inner for inner in ("brain", f"brain_{name}")] if base else []
         holds = {"brats": case_folders, "kaggle": picture_folder}[name]

@@ -128,13 +128,22 @@ class MultiTaskDataModule(pl.LightningDataModule):
 
     @property
     def records_by_split(self) -> dict[str, list[Record]]:
-        """Samples of train, val and test that are labelled for an active task; those of train also serve training.
+        """Samples of train, val and test that are labelled for an active task: what evaluation scores.
 
         The split itself covers all samples, so that runs with different tasks share it.
         """
         split = self.split
-        found = {name: [record for record in self.labelled if split[record.sample_id] == name] for name in SPLITS}
-        return {**found, "train": [record for record in found["train"] if self._trains(record)]}
+        return {name: [record for record in self.labelled if split[record.sample_id] == name] for name in SPLITS}
+
+    @property
+    def drawn_records(self) -> list[Record]:
+        """Samples of train that training draws: those that serve training, in the chosen sources, for the trained tasks."""
+        return [record for record in self.records_by_split["train"] if self._trains(record)]
+
+    @property
+    def samples_per_epoch(self) -> int:
+        """Windows that training draws per epoch."""
+        return int(self.config["loader"].get("samples_per_epoch") or len(self._make(self.drawn_records)))
 
     @property
     def labelled(self) -> list[Record]:
@@ -146,21 +155,22 @@ class MultiTaskDataModule(pl.LightningDataModule):
         return record.training and chosen and any(record.knows(self.specs[task].label) for task in self.train_tasks)
 
     def unlabelled_tasks(self, split: str) -> list[str]:
-        """Name the active tasks for which no sample of a split is labelled."""
-        records, tasks = self._select(split), self.train_tasks if split == "train" else self.tasks
+        """Name the active tasks for which no sample of a split is labelled; of train, those that training draws count."""
+        records, tasks = self._used(split), self.train_tasks if split == "train" else self.tasks
         return [task for task in tasks if not any(record.knows(self.specs[task].label) for record in records)]
 
     def class_counts(self, split: str) -> dict[str, int]:
-        """Sum the class counts of a split (or of `all`)."""
+        """Sum the class counts of a split (or of `all`); of train, those that training draws."""
         counts: dict[str, int] = {}
-        for record in self._select(split):
+        for record in self._used(split):
             for name, count in record.class_counts.items():
                 counts[name] = counts.get(name, 0) + count
         return counts
 
     @property
     def split_table(self) -> list[dict[str, Any]]:
-        """One row per split: images, groups, windows and objects per class."""
+        """One row per split: images, groups, windows and objects per class; of train, what training draws."""
+        used = {name: self._used(name) for name in SPLITS}
         return [
             {
                 "split": name,
@@ -169,7 +179,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
                 "windows": len(self.dataset(name)),
                 "classes": self.class_counts(name),
             }
-            for name, records in self.records_by_split.items()
+            for name, records in used.items()
         ]
 
     def split_rows(self) -> list[dict[str, str]]:
@@ -223,16 +233,16 @@ class MultiTaskDataModule(pl.LightningDataModule):
         self._prepare_cache()
 
     def dataset(self, split: str) -> SampleDataset:
-        """Return the data set of `train`, `val`, `test` or `all`. Only `train` augments; see `plain` for it without."""
+        """Return the data set of `train`, `val`, `test` or `all`. `train` holds what training draws, augmented."""
         if split not in self._datasets:
-            self._datasets[split] = self._make(split, augment=split == "train")
+            self._datasets[split] = self._make(self._used(split), augment=split == "train")
         return self._datasets[split]
 
     def plain(self, split: str) -> SampleDataset:
-        """Return the data set of a split without augmentation, whichever split it is."""
-        return self._make(split, augment=False) if split == "train" else self.dataset(split)
+        """Return the data set for scoring a split, whichever it is: every labelled sample, without augmentation."""
+        return self._make(self.records_by_split["train"]) if split == "train" else self.dataset(split)
 
-    def _make(self, split: str, augment: bool) -> SampleDataset:
+    def _make(self, records: list[Record], augment: bool = False) -> SampleDataset:
         self._prepare_cache()
         augmentation = self.config.get("augmentation") if augment else None
         transform = None
@@ -243,7 +253,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
             transform = Transform(augmentation, geometry.size, geometry.fill, rgb)
         return SampleDataset(
             self.family,
-            self._select(split),
+            records,
             self.specs,
             self.preprocessing,
             transform,
@@ -254,12 +264,13 @@ class MultiTaskDataModule(pl.LightningDataModule):
             contents=self._contents,
         )
 
-    def _select(self, split: str) -> list[Record]:
+    def _used(self, split: str) -> list[Record]:
+        """Samples that a run uses of a split: of train, those that training draws."""
         if split == "all":
             return self.labelled
         if split not in SPLITS:
             raise ConfigError(unknown("split", split, [*SPLITS, "all"]))
-        return self.records_by_split[split]
+        return self.drawn_records if split == "train" else self.records_by_split[split]
 
     def _cache_folder(self) -> Path:
         folder = self.config["cache"].get("folder")

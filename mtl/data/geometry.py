@@ -32,7 +32,7 @@ class Geometry:
         size: (height, width) of the network input in pixels.
         scale: tiles: network pixels per reference pixel of the data set.
         overlap: tiles: network pixels that neighbouring windows share.
-        fill: Grey value or colour of padding, in the range of the image.
+        fill: Grey value or colour of padding, in the range of the working raster.
         min_visible: An object counts in a window when at least this fraction of its box lies inside.
     """
 

@@ -142,10 +142,6 @@ class Idrid(DataFamily):
         given = {} if width is None else {"width": width}
         draw_idrid(output, patients, fields, seed, overwrite=overwrite, **given)
 
-    def person_of(self, group: str) -> str:
-        """Return the whole name of the photograph; nothing more is known of a person."""
-        return group.casefold()
-
     def pixel_scale_of(self, size: tuple[int, int]) -> float:
         """Return the width in widths of a photograph as taken."""
         return size[1] / CAMERA_WIDTH

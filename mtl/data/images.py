@@ -50,7 +50,7 @@ def read_rgb(path: Path) -> np.ndarray:
             if image.mode.startswith(DEEP_MODES):
                 raise DataError(
                     f"{path}: has more than 8 bits per channel (mode {image.mode}); expected 8. Convert it with the range of "
-                    "grey values that your microscope uses."
+                    "grey values that the recording device uses."
                 )
             return np.array(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

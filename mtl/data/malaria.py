@@ -142,7 +142,7 @@ class Malaria(DataFamily):
 
     def person_of(self, group: str) -> str:
         """Return the patient without the running number: `143C39P4thinF` here is `C39P4thinF` among the single cells."""
-        return super().person_of(group).lstrip("0123456789")
+        return group.partition("/")[0].casefold().lstrip("0123456789")
 
     def locate(self) -> Path:
         """Return the folder that holds the sets."""

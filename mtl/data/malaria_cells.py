@@ -54,6 +54,10 @@ class MalariaCells(DataFamily):
         """Return the one task, `cell`."""
         return {"cell": TaskSpec("cell", "classification", CLASSES, label="class:cell")}
 
+    def person_of(self, group: str) -> str:
+        """Return the patient or slide, without the photograph."""
+        return group.partition("/")[0].casefold()
+
     @classmethod
     def draw(
         cls, output: Path, *, patients: int, fields: int, seed: int, width: int | None, kind: str | None, overwrite: bool

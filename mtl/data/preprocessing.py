@@ -62,6 +62,12 @@ class Preprocessing:
                     "above 0, and clahe=null, since that is for RGB images."
                 )
             object.__setattr__(self, "foreground", {"method": str(method), "limit": float(limit)})
+            fill = np.atleast_1d(self.geometry.fill)
+            if fill.min() < 0 or fill.max() > 1:
+                raise ConfigError(
+                    f"`data.geometry.fill` is {self.geometry.to_dict()['fill']}; expected 0 to 1, since "
+                    "`data.preprocessing.foreground` maps grey values there. Set data.geometry.fill=0, the background."
+                )
 
     @classmethod
     def from_config(

@@ -109,7 +109,13 @@ class Skin(DataFamily):
 
     def specs(self) -> dict[str, TaskSpec]:
         """Return a classification task per attribute, and `lesion`."""
-        specs = [TaskSpec(name, "classification", names, label=f"class:{name}") for name, names in self.attributes.items()]
+        specs = [
+            TaskSpec(
+                attribute, "classification", names, label=f"class:{attribute}",
+                members=tuple((self._count_names[attribute, name],) for name in names),
+            )
+            for attribute, names in self.attributes.items()
+        ]  # fmt: skip
         specs.append(TaskSpec(LESION, "segmentation", (LESION,), label=f"mask:{LESION}"))
         return {spec.name: spec for spec in specs}
 
@@ -122,10 +128,6 @@ class Skin(DataFamily):
 
         given: dict[str, Any] = {key: value for key, value in (("width", width), ("kind", kind)) if value is not None}
         draw_skin(output, patients, fields, seed, overwrite=overwrite, **given)
-
-    def person_of(self, group: str) -> str:
-        """Return the whole name: a patient's or lesion's id, or the name of an image."""
-        return group.casefold()
 
     def locate(self) -> Path:
         """Return the folder of the images."""
@@ -140,7 +142,7 @@ class Skin(DataFamily):
         return root
 
     def records(self) -> list[Record]:
-        """Index the images, sorted by sample id: tables, image headers and, to find copies, thumbnails. Remembered."""
+        """Index the images, sorted by sample id: tables, headers of images and masks and, to find copies, thumbnails."""
         first = self._index is None
         index = self._scan()
         expected = "Expected images `images/train/*.jpg` or `ISIC_*.jpg`."
@@ -163,12 +165,8 @@ class Skin(DataFamily):
         picture = self._scan().pictures[record.sample_id]
         masks = {}
         if picture.mask is not None:
-            size, mask = record.size or image_size(picture.path)[0], read_mask(picture.mask)
-            if mask.shape != size:
-                raise DataError(
-                    f"{picture.mask}: is {mask.shape[1]} x {mask.shape[0]} pixels; expected the size of {picture.path.name}, "
-                    f"{size[1]} x {size[0]}. Replace the mask or the image."
-                )
+            mask = read_mask(picture.mask)
+            _check_size(picture, record.size or image_size(picture.path)[0], (mask.shape[0], mask.shape[1]))
             masks[LESION] = mask
         return Sample(
             image=np.zeros((0, 0, 3), np.uint8),
@@ -194,7 +192,8 @@ class Skin(DataFamily):
                 self.read_image(record)
                 mask = self.read_labels(record).masks.get(LESION)
             except DataError as error:
-                report.errors.append(str(error))
+                if str(error) not in report.errors:
+                    report.errors.append(str(error))
                 continue
             if mask is not None and mask.min() == mask.max():
                 covers = "the whole image" if mask.max() else "nothing"
@@ -210,7 +209,7 @@ class Skin(DataFamily):
         return report
 
     def _scan(self) -> _Index:
-        """List files, parse tables and read image headers, once."""
+        """List files, parse tables and read the headers of images and masks, once."""
         if self._index is not None:
             return self._index
         root = self.locate()
@@ -224,6 +223,11 @@ class Skin(DataFamily):
             except DataError as error:
                 contents.problems.append(str(error))
                 continue
+            if picture.mask is not None:
+                try:
+                    _check_size(picture, size, image_size(picture.mask)[0])
+                except DataError as error:
+                    contents.problems.append(str(error))
             index.turned += orientation != 1
             index.pictures[picture.sample_id] = picture
             part = "test" if picture.part == "val" and not tested else picture.part
@@ -350,6 +354,15 @@ def _group_name(record: Record, units: tuple[str, ...]) -> str:
     """Name a group after the first of its images: by the widest id that the image has."""
     unit = next((unit for unit in units if unit in record.groups), None)
     return record.sample_id if unit is None else f"{unit} {record.groups[unit]}"
+
+
+def _check_size(picture: Picture, size: tuple[int, int], mask_size: tuple[int, int]) -> None:
+    """Refuse a mask whose (height, width) is not that of its image."""
+    if mask_size != size:
+        raise DataError(
+            f"{picture.mask}: is {mask_size[1]} x {mask_size[0]} pixels; expected the size of {picture.path.name}, "
+            f"{size[1]} x {size[0]}. Replace the mask or the image."
+        )
 
 
 def _wrong_attribute(name: str, names: Any) -> list[str]:

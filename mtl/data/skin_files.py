@@ -258,11 +258,12 @@ def _class_index(value: Any, attribute: str, names: tuple[str, ...]) -> int:
             hint = f"Correct it, or add it to data.attributes.{attribute}."
             raise ValueError(f"unknown {attribute} `{value}`; expected one of {listed}.{nearest(value, names)} {hint}")
         return index
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())  # neither infinite nor NaN
+    if isinstance(value, bool) or not whole:
         raise ValueError(f"expected a number or name of a class as {attribute}, found {json.dumps(value)}. Correct it.")
     if not 0 <= value < len(names):
         hint = f"Correct it, or complete data.attributes.{attribute}."
-        raise ValueError(f"{attribute} {int(value)} is out of range; expected 0 to {len(names) - 1} ({listed}). {hint}")
+        raise ValueError(f"{attribute} {json.dumps(value)} is out of range; expected 0 to {len(names) - 1} ({listed}). {hint}")
     return int(value)
 
 
@@ -316,7 +317,7 @@ def _load(path: Path, contents: Contents, kind: type | tuple[type, ...], expecte
     def unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
         content: dict[str, Any] = {}
         for key, value in pairs:
-            if content.setdefault(key, value) != value:
+            if (content.setdefault(key, value),) != (value,):  # tuples, since NaN alone differs from itself
                 raise ValueError(f"`{key}` is there twice with different values")
         return content
 

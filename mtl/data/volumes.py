@@ -35,7 +35,7 @@ class Volume:
         path: The file.
         header: As nibabel has it.
         affine: [4, 4] of the stored axes: index to millimetres (right, anterior, superior).
-        shape: (x, y, z) as stored.
+        shape: (x, y, z) as stored, without further axes of length 1.
     """
 
     path: Path
@@ -60,7 +60,7 @@ class Volume:
             raise _unreadable(self.path, error) from error
         if stored.dtype.kind == "f":
             stored = np.nan_to_num(stored.astype(np.float32), copy=False, posinf=0.0, neginf=0.0)
-        return self.upright(stored)
+        return self.upright(stored.reshape(self.shape))
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -109,7 +109,8 @@ def read_volume(path: str | Path) -> Volume:
     """Open a NIfTI file; only its header is read until `array` is asked for.
 
     Raises:
-        DataError: The file is missing, not a NIfTI file, has not three dimensions or an affine without an inverse.
+        DataError: The file is missing, not a NIfTI file, has not three dimensions, voxels that are no plain numbers, or an
+            affine without an inverse.
     """
     import nibabel
 
@@ -120,15 +121,22 @@ def read_volume(path: str | Path) -> Volume:
         raise _unreadable(path, error) from error
     if not isinstance(image, nibabel.Nifti1Pair):
         raise DataError(f"{path}: is a {type(image).__name__}; expected a NIfTI file (.nii or .nii.gz). Convert it.")
-    if len(image.shape) != 3:
+    shape = tuple(int(length) for length in image.shape)
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) != 3:
         raise DataError(
             f"{path}: has {len(image.shape)} dimensions {tuple(image.shape)}; expected one volume of 3. Save each volume as a "
             "file of its own."
         )
+    kind = image.get_data_dtype()
+    if kind.kind not in "biuf":
+        what = "colours or other groups of numbers" if kind.fields else "complex numbers" if kind.kind == "c" else str(kind)
+        raise DataError(f"{path}: its voxels are {what}; expected one grey value each. Convert it to grey values.")
     affine = np.asarray(image.affine, np.float64)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise DataError(f"{path}: its affine has no inverse, so the voxels have no place or size. Correct the file's header.")
-    x, y, z = (int(length) for length in image.shape)
+    x, y, z = shape
     return Volume(path, image.header, affine, (x, y, z))
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mtl.core.task import higher_is_better
+from mtl.evaluation.report.tables import counted
 from mtl.metrics.statistics import group_notes, spread, task_group_notes
 
 if TYPE_CHECKING:
@@ -39,9 +40,9 @@ def comparison_text(
         task: min(run.evaluator.labelled_groups(task) for run in whole if task in run.evaluator.specs) for task in tasks
     }
     lines = [
-        f"Test images of {_count(len(groups), unit)}; {_count(len({run.seed for run in runs}), 'seed')}; budget {one.budget:,} "
-        f"training samples per run{_seen(runs)}; network input {one.image_size or 'as configured'}; thresholds from "
-        f"{one.thresholds_source}.",
+        f"Test images of {counted(len(groups), unit)}; {counted(len({run.seed for run in runs}), 'seed')}; "
+        f"budget {one.budget:,} training samples per run{_seen(runs)}; network input {one.image_size or 'as configured'}; "
+        f"thresholds from {one.thresholds_source}.",
         "",
         f"Cells: mean ± standard deviation over seeds{_in_brackets(arms, bootstrap)}.",
         *(group_notes(len(groups), unit) + task_group_notes(labelled, len(groups), unit) if len(arms) > 1 else []), "",
@@ -103,10 +104,6 @@ def mean_baseline(runs: list[RunSummary], task: str, part: str | None = None) ->
         known = [value for value in values if value is not None and np.isfinite(value)]
         metrics[metric] = float(np.mean(known)) if known else None
     return {"name": names[0] if len(names) == 1 else f"{names[0]}, and others in other folds", "metrics": metrics}
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _task_table(task: str, rows: list[dict[str, Any]], arms: list[str], baselines: list[dict[str, Any] | None]) -> list[str]:

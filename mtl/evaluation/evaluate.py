@@ -293,10 +293,7 @@ def budget(config: dict[str, Any], datamodule: MultiTaskDataModule) -> int | Non
     total = 0
     for stage in stages_of(config):
         loader = stage.config["data"]["loader"]
-        drawn = loader["samples_per_epoch"] or len(
-            datamodule.for_stage(stage.tasks, stage.sources, loader, stage.seed).plain("train")
-        )
-        total += drawn * stage.epochs
+        total += datamodule.for_stage(stage.tasks, stage.sources, loader, stage.seed).samples_per_epoch * stage.epochs
     return total
 
 

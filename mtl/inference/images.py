@@ -30,7 +30,7 @@ def find_images(source: str | Path, leave_out: Path | None = None) -> list[Path]
         leave_out: Folder of the results; pictures of an earlier prediction in it are no input.
 
     Raises:
-        DataError: Nothing found.
+        DataError: Nothing found, or a single file whose name is that of a mask.
         ConfigError: The results would lie among the images.
     """
     found = _find(source)
@@ -90,6 +90,10 @@ def _folder(path: Path) -> Path:
 def _find(source: str | Path) -> list[Path]:
     text, path = str(source), Path(source)
     if path.is_file():
+        if is_volume(path) and re.split(r"[_\-.\s]", stem(path).lower())[-1] == "seg":
+            raise DataError(
+                f"`source={text}` is a mask: its name ends in `seg`; expected an MR volume. Choose one, or the case folder."
+            )
         return [path]
     if path.is_dir():
         inside = (found for found in path.rglob("*") if not any(part.startswith(".") for part in found.relative_to(path).parts))

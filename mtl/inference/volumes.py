@@ -18,8 +18,9 @@ from mtl.inference.images import case_files, split_name
 from mtl.inference.prediction import DIGITS, Prediction, class_entry
 from mtl.inference.predictor import Predictor
 
-# Regions from outside to inside, with the label of what each has beyond the one inside it.
-REGION_LABELS = {"whole_tumor": 2, "tumor_core": 1, "enhancing_tumor": 4}
+# By region, from outside to inside, the label of what it has beyond the one inside it.
+_INSIDE = [*list(REGIONS.values())[1:], ()]
+REGION_LABELS = {name: (set(REGIONS[name]) - set(inside)).pop() for name, inside in zip(REGIONS, _INSIDE, strict=True)}
 
 
 @dataclass
@@ -62,7 +63,8 @@ class Case:
 class VolumePrediction:
     """What the network says about the slices of one case.
 
-    Slices are counted from inferior to superior, from 0; those that show nothing are not predicted and hold no object.
+    Slices are counted from inferior to superior, from 0. All have a mask, as in evaluation; those that show nothing have no
+    class.
 
     Attributes:
         case: What was predicted.
@@ -71,7 +73,7 @@ class VolumePrediction:
         masks: By segmentation task and file suffix, [slices, rows, columns] uint8 labels (`mask_layout`).
         pixels: By segmentation task, [slices, classes] number of pixels.
         probabilities: By classification task, {slice: [C]}.
-        shown: The slice with the largest predicted area, its image and prediction; None for a blank volume.
+        shown: The slice with the largest predicted area, its image and prediction; None for a blank volume without any.
     """
 
     case: Case
@@ -197,19 +199,19 @@ def _predict(predictor: Predictor, case: Case) -> VolumePrediction:
     def slices() -> Iterator[np.ndarray]:
         for number in range(size[0]):
             image = case.slice(number)
-            if image.any():
-                waiting.append((number, image))
-                yield image
+            waiting.append((number, image))
+            yield image
 
-    largest = (-1, -1)
+    largest = (0, 0)
     for prediction in predictor.predict_batch(slices()):
         number, image = waiting.pop(0)
         for task, spec in masked.items():
             for suffix, labels in label_slice(prediction.mask(task), spec).items():
                 found.masks[task][suffix][number] = labels
             found.pixels[task][number] = _count(found.masks[task], number, spec)
-        for task, rows in found.probabilities.items():
-            rows[number] = prediction.tasks[task]["probabilities"]
+        if image.any():
+            for task, rows in found.probabilities.items():
+                rows[number] = prediction.tasks[task]["probabilities"]
         area = sum(int(found.pixels[task][number].sum()) for task in masked), int(np.count_nonzero(image))
         if area > largest:
             largest, found.shown = area, (number, image, prediction)

@@ -26,7 +26,8 @@ class TaskMetric(ABC):
     are kept sorted by sample id, so no number depends on the order in which images arrived.
 
     Attributes:
-        records: One dict per image, each with `sample_id`, `group` and `source`; changed by `add` and `reset` only.
+        records: One dict per image, each with `sample_id`, `group` and `source`, slices of a volume also with `case` where the
+            group is not the volume; changed by `add` and `reset` only.
     """
 
     def __init__(self, spec: TaskSpec) -> None:
@@ -67,12 +68,11 @@ class TaskMetric(ABC):
 
     def group_index(self) -> tuple[list[str], np.ndarray]:
         """Return the sorted names of the groups, and [records] the position of each record's group among them."""
+        return self.cached("groups", lambda: _index([record["group"] for record in self.records]))
 
-        def make() -> tuple[list[str], np.ndarray]:
-            names, index = np.unique([record["group"] for record in self.records], return_inverse=True)
-            return names.tolist(), index.astype(np.int64)
-
-        return self.cached("groups", make)
+    def case_index(self) -> tuple[list[str], np.ndarray]:
+        """Return the sorted names of the cases (volumes), and [records] the position of each record's case among them."""
+        return self.cached("cases", lambda: _index([case_of(record) for record in self.records]))
 
     def image_weights(self, weights: np.ndarray | None) -> np.ndarray:
         """[records] float64; ones where no weights are given."""
@@ -153,6 +153,17 @@ class StudyMetric(ABC):
     def baseline(self, found: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
         """Return the metrics of a baseline made from those of the tasks; None where it needs something else."""
         return None
+
+
+def case_of(record: dict[str, Any]) -> str:
+    """Return the volume that an image is a slice of: the group of a record that names none."""
+    return str(record.get("case") or record["group"])
+
+
+def _index(names: list[str]) -> tuple[list[str], np.ndarray]:
+    """Sorted names, each once, and the position of each entry among them."""
+    found, index = np.unique(names, return_inverse=True)
+    return found.tolist(), index.astype(np.int64)
 
 
 def ratio(numerator: Any, denominator: Any, empty: float = float("nan")) -> np.ndarray:

@@ -111,6 +111,8 @@ class Evaluator:
         identity: dict[str, Any] = {"sample_id": truth.sample_id, "group": truth.group, "source": truth.source}
         if truth.attributes:
             identity["attributes"] = dict(truth.attributes)
+        if truth.case:
+            identity["case"] = truth.case
         scale = truth.window.working_pixels_per_reference
         made = {}
         for task, metric in self.metrics.items():

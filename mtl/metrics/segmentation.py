@@ -35,7 +35,7 @@ class SegmentationMetric(TaskMetric):
     - `dice_nonempty`, `iou_nonempty`: as per image, over the images whose annotated mask is not empty, because the rule above
       rewards correct silence; NaN where there is none.
 
-    Where the images of a group are slices of one volume (a case), also:
+    Where the images are slices of volumes (cases; a group may have several), also:
 
     - `dice_per_case`, `iou_per_case`: pixels are summed over the slices of a case before the division; mean over cases, then
       over classes. The empty-mask rule holds for whole cases.
@@ -227,7 +227,7 @@ class SegmentationMetric(TaskMetric):
 
     def _case_distances(self) -> np.ndarray:
         """[cases, K]; every slice of a case holds the distance of the case."""
-        first = np.unique(self.group_index()[1], return_index=True)[1]
+        first = np.unique(self.case_index()[1], return_index=True)[1]
         return self.cached("case distances", lambda: self._distances("hd95_case")[first])
 
     def _distances(self, key: str) -> np.ndarray:

@@ -8,20 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from mtl.metrics.base import TaskMetric
+from mtl.metrics.base import TaskMetric, case_of
 from mtl.metrics.surface import diagonal, hd95, pack, unpack
 
 
 @dataclass
 class Cases:
-    """Counts of volumes (groups), summed over their slices.
+    """Counts of C volumes, summed over their slices. A group (patient) may have several.
 
     Attributes:
-        names: G group names.
-        share: [G] how often each counts.
-        slices: [G] number of slices that count.
-        hits, predicted, truth: [G, K] pixels.
-        predicted_mm3, truth_mm3: [G, K] volumes; NaN where the size of a voxel is not known.
+        names: C names of cases.
+        share: [C] how often each counts.
+        slices: [C] number of slices that count.
+        hits, predicted, truth: [C, K] pixels.
+        predicted_mm3, truth_mm3: [C, K] volumes; NaN where the size of a voxel is not known.
     """
 
     names: list[str]
@@ -39,9 +39,10 @@ def sum_cases(
 ) -> Cases:  # fmt: skip
     """Add the counts [records, K] of the slices of each case.
 
-    A case weighs what its slices weigh (bootstraps draw whole groups); slices of weight 0 are not part of it.
+    A case weighs what its slices weigh (bootstraps draw whole groups, all cases of one together); slices of weight 0 are not
+    part of it.
     """
-    names, index = metric.group_index()
+    names, index = metric.case_index()
     share = np.zeros(len(names))
     np.maximum.at(share, index, weight)
     counted = weight > 0
@@ -94,7 +95,7 @@ def finish_surfaces(records: list[dict[str, Any]]) -> None:
     cases: dict[str, list[dict[str, Any]]] = {}
     for record in records:
         if "masks" in record:
-            cases.setdefault(record["group"], []).append(record)
+            cases.setdefault(case_of(record), []).append(record)
     for slices in cases.values():
         slices.sort(key=lambda record: _natural(record["sample_id"]))
         kept = [record.pop("masks") for record in slices]

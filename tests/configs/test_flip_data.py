@@ -144,10 +144,14 @@ def test_brain(brains: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         records = family.records()
         return [observe_family(config), family.channels, [family.read_image(records[index]) for index in (3, -1)]]
 
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "brain").symlink_to(brains)
+    monkeypatch.setenv("MTL_DATA_DIR", str(tmp_path / "home"))
+    few = copy_of(brains / "kaggle", tmp_path / "few", lambda path: "Y1" not in path.name)
     table = {
         "root": Flip(str(other)),
-        "folders.brats": Flip(str(other / "brats")),
-        "folders.kaggle": Flip(str(copy_of(brains / "kaggle", tmp_path / "few", lambda path: "Y1" not in path.name))),
+        "folders.brats": Flip(str(other / "brats"), {"root": None}),
+        "folders.kaggle": Flip(str(few), {"root": None}),
         "sets": Flip(["kaggle"]),
         "modalities": Flip(["t1", "t2"]),
         "unknown_modality": Flip("t2", {"modalities": ["flair", "t2"]}),

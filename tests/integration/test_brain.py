@@ -66,7 +66,7 @@ def test_scores_per_case_and_per_source(curriculum: Path) -> None:
     assert metrics["baseline"]["presence"]["from_source"]["metrics"]["balanced_accuracy"] is not None
     cases = metrics["cases"]["whole_tumor"]
     rows = [line.split(",") for line in (curriculum / "split.csv").read_text().splitlines()[1:]]
-    assert set(cases) == {row[1] for row in rows if row[2] == "brats" and row[3] == "test"}
+    assert set(cases) == {row[0].split("/")[1] for row in rows if row[2] == "brats" and row[3] == "test"}
     report = (curriculum / "report.html").read_text()
     assert "source alone" in report and "After each stage" in report and "Per case" in report
 

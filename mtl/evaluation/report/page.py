@@ -126,12 +126,12 @@ class _Drawings:
 def _header(content: ReportContent, metrics: dict[str, Any]) -> list[tuple[str, str]]:
     unit = metrics.get("group_by", "group")
     sizes = [
-        f"{split} {_count(images, 'image')} of {_count(groups, unit)}"
+        f"{split} {tables.counted(images, 'image')} of {tables.counted(groups, unit)}"
         for split, (images, groups) in content.split_sizes.items()
     ]
     rows = [
-        ("Scored on", f"{metrics.get('split')}: {_count(metrics.get('n_samples'), 'image')} of "
-                      f"{_count(metrics.get('n_groups'), unit)}"),
+        ("Scored on", f"{metrics.get('split')}: {tables.counted(metrics.get('n_samples'), 'image')} of "
+                      f"{tables.counted(metrics.get('n_groups'), unit)}"),
         ("Masks compared", RESOLUTIONS.get(metrics.get("resolution", ""), "") if _has_masks(metrics) else ""),
         ("Kept apart", content.kept_apart or f"no {unit} is in more than one of training, validation and test"),
         ("Data of the run", "; ".join(sizes)),
@@ -145,10 +145,6 @@ def _header(content: ReportContent, metrics: dict[str, Any]) -> list[tuple[str, 
 
 def _has_masks(metrics: dict[str, Any]) -> bool:
     return any("dice_pooled" in entry for entry in metrics["tasks"].values())
-
-
-def _count(number: Any, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _duration(seconds: float) -> str:

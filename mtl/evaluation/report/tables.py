@@ -173,6 +173,11 @@ def _subgroup_table(attribute: str, rows: dict[str, Any], names: list[str], gap:
     return Table(f"By {words}", head, cells, note=" ".join(notes))
 
 
+def counted(count: Any, what: str) -> str:
+    """Write a number of things."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
 def interval_text(interval: list[float] | None) -> str:
     """Write an interval."""
     return f"{number(interval[0])} – {number(interval[1])}" if interval else "–"

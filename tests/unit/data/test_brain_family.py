@@ -122,10 +122,37 @@ def test_names_of_2023_and_plain_nifti(case: Path) -> None:
     family = brats(case.parent, modalities=["flair", "t1", "t1ce", "t2"])
     records = family.records()
     assert {record.group for record in records} == {"BraTS-GLI-00001"}  # the same patient may come again
+    assert {record.case for record in records} == {other.name}
     assert any("label 3 counts as enhancing" in note for note in family.check().notes)
     assert any(record.class_counts["enhancing_tumor"] for record in records)
     assert any(family.read_labels(record).masks["enhancing_tumor"].any() for record in records)
     assert family.read_image(records[4]).all(axis=2).any()
+
+
+def test_slices_name_their_case_and_sort_by_number(brains: Path, tmp_path: Path) -> None:
+    records = Brain(root=str(brains)).records()
+    assert {record.case for record in records if record.source == "kaggle"} == {""}
+    assert all(record.case == record.sample_id.split("/")[1] for record in slices_of(brats(brains)))
+    for visit, slices in (("000", 8), ("001", 1001)):
+        folder = tmp_path / "visits" / f"BraTS-GLI-00001-{visit}"
+        folder.mkdir(parents=True)
+        for ending in ("t2f", "seg"):
+            nibabel.save(
+                nibabel.Nifti1Image(np.ones((4, 4, slices), np.uint8), np.eye(4)), folder / f"{folder.name}-{ending}.nii"
+            )
+    family = brats(tmp_path / "visits")
+    records = family.records()
+    assert {record.group for record in records} == {"BraTS-GLI-00001"}
+    places = [(record.case, family._index.slices[record.sample_id][1]) for record in records]
+    assert places == sorted(places) and len({case for case, _ in places}) == 2 and len(places) == 1009
+
+
+def test_a_volume_of_colours_is_named(case: Path) -> None:
+    path, grey = case / f"{CASE}_flair.nii.gz", nibabel.load(case / f"{CASE}_flair.nii.gz")
+    colours = np.zeros(grey.shape, np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")]))
+    nibabel.save(nibabel.Nifti1Image(colours, grey.affine), path)
+    (error, *_) = brats(case.parent).check().errors
+    assert f"{path}: its voxels are colours" in error
 
 
 def test_labels_that_do_not_exist_are_named(case: Path) -> None:
@@ -314,7 +341,9 @@ def test_the_cache_decodes_each_volume_once(brains: Path, tmp_path: Path, monkey
     )
 
 
-def test_the_folder_may_be_given_in_several_ways(brains: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_may_be_given_in_several_ways(
+    brains: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def found(**settings: object) -> Counter[str]:
         return Counter(record.source for record in Brain(**settings).records())
 
@@ -323,7 +352,12 @@ def test_the_folder_may_be_given_in_several_ways(brains: Path, tmp_path: Path, m
     assert found(root=str(brains.parent)) == everything
     assert found(root=str(brains / "brats")) == {"brats": 48}
     assert found(root=str(brains / "kaggle")) == {"kaggle": 22}
-    assert found(root=str(brains / "brats"), folders={"kaggle": str(brains / "kaggle")}) == everything
+    folders = {"brats": str(brains / "brats"), "kaggle": str(brains / "kaggle")}
+    assert found(folders=folders) == everything
+    # A given root wins: `evaluate.py data.root=` leaves the folders of the training in the settings.
+    assert found(root=str(brains / "kaggle"), folders=folders) == {"kaggle": 22}
+    assert "data.folders.brats and data.folders.kaggle not looked at" in caplog.text
+    assert not any("data.folders" in note for note in Brain(folders=folders).check().notes)
     monkeypatch.delenv("MTL_DATA_DIR", raising=False)
     with pytest.raises(DataError, match="MTL_DATA_DIR is not in the environment"):
         Brain().records()

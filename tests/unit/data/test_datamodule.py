@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
-from data_fakes import data_config
+from data_fakes import FakeFamily, data_config
 
 from mtl.core.errors import ConfigError, DataError
 from mtl.data.datamodule import MultiTaskDataModule
@@ -122,7 +123,7 @@ def test_single_task_and_multi_task_runs_see_the_same_pictures(family, stretch):
 
 def test_budget(family, stretch):
     module = make(family, stretch, loader={"samples_per_epoch": 20})
-    assert sum(len(batch) for batch in module.train_dataloader()) == 20
+    assert sum(len(batch) for batch in module.train_dataloader()) == module.samples_per_epoch == 20
     halves = [make(family, stretch, rank=(rank, 2), loader={"samples_per_epoch": 20, "batch_size": 5}) for rank in (0, 1)]
     assert [sum(len(batch) for batch in half.train_dataloader()) for half in halves] == [10, 10]
 
@@ -154,6 +155,34 @@ def test_evaluation_never_augments(family, stretch):
     plain, augmented = module.plain("train"), module.dataset("train")
     assert plain.transform is None and augmented.transform is not None and module.dataset("val").transform is None
     assert make(family, stretch).dataset("test").random_offset is False
+
+
+class Sparse(FakeFamily):
+    """Of each patient, training draws the first of three fields only."""
+
+    def records(self):
+        return [replace(record, training=int(record.sample_id[1:]) % 3 == 0) for record in super().records()]
+
+
+def test_training_draws_less_than_the_split_that_is_scored(tmp_path, stretch):
+    family = Sparse(tmp_path, fields=3).draw()
+    module = make(family, stretch, loader={"batch_size": 2})
+    module.setup("fit")
+    whole = sorted(name for name, split in module.split.items() if split == "train")
+    drawn = [name for name in whole if int(name[1:]) % 3 == 0]
+    assert len(whole) == 12 and len(drawn) == 4
+    stage = module.for_stage(["grade"], None, module.config["loader"], seed=3)
+    for one in (module, stage):
+        assert [record.sample_id for record in one.records_by_split["train"]] == whole
+        assert [record.sample_id for record in one.drawn_records] == drawn
+        assert [record.sample_id for record in one.dataset("train").records] == drawn
+        assert one.samples_per_epoch == len(drawn) and one.class_counts("train")["infected"] == len(drawn)
+        assert {meta.sample_id for batch in one.train_dataloader() for meta in batch.meta} == set(drawn)
+        assert [meta.sample_id for batch in one.evaluation_dataloader("train") for meta in batch.meta] == whole
+        assert [one.plain("train").truth(name).sample_id for name in whole] == whole
+        assert {row["split"]: row["images"] for row in one.split_table} == {"train": 4, "val": 3, "test": 3}
+    assert len(module.dataset("val")) == len(module.dataset("test")) == 3
+    assert module.for_stage(["grade"], ("elsewhere",), module.config["loader"], seed=3).drawn_records == []
 
 
 def test_class_aware_sampling_prefers_the_priority_class(family, tiles):

@@ -118,6 +118,15 @@ def test_foreground_is_stored_and_keys_the_cache():
         Preprocessing.from_config(GEOMETRY, {"foreground": GREY, "clahe": {"clip_limit": 2.0, "tiles": 4}}, ENCODER)
 
 
+@pytest.mark.parametrize("fill", [128, [0, 255], -1])
+def test_padding_lies_in_the_unit_interval_of_a_foreground(fill):
+    geometry = {**GEOMETRY, "fill": fill}
+    with pytest.raises(ConfigError, match=r"`data\.geometry\.fill` is .*; expected 0 to 1"):
+        Preprocessing.from_config(geometry, {"foreground": GREY}, ENCODER)
+    assert Preprocessing.from_config(geometry, {}, ENCODER).geometry.fill == (tuple(fill) if isinstance(fill, list) else fill)
+    assert Preprocessing.from_config({**GEOMETRY, "fill": 1}, {"foreground": GREY}, ENCODER).geometry.fill == 1
+
+
 def test_pictures_for_figures_are_rgb_whatever_the_channels():
     plain = Preprocessing.from_config(GEOMETRY, {}, ENCODER)
     colours = noisy()

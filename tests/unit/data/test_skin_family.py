@@ -18,6 +18,7 @@ from mtl.data.geometry import Geometry
 from mtl.data.preprocessing import Preprocessing
 from mtl.data.skin import RESERVED, Skin
 from mtl.data.splits import check_split, hash_records, make_split
+from mtl.evaluation.baselines import TrainingStatistics
 
 SIZE = (48, 64)
 TWO = {"skin_type": ["normal", "dry", "oily"], "diagnosis": ["nevus", "melanoma", "seborrheic_keratosis"]}
@@ -127,8 +128,16 @@ def test_an_attribute_that_is_null_does_not_count(folder: Path) -> None:
 
 def test_classes_of_the_same_name_are_counted_apart(folder: Path) -> None:
     put(folder / "labels.json", {"image_0.jpg": {"skin": 0, "hair": 0}})
-    _, records = read(folder, attributes={"skin": ["normal", "dry"], "hair": ["normal", "curly"]})
+    attributes = {"skin": ["normal", "dry"], "hair": ["normal", "curly"]}
+    family, records = read(folder, attributes=attributes)
     assert records["image_0"].class_counts == {"skin.normal": 1, "dry": 0, "hair.normal": 1, "curly": 0}
+    labels = {f"image_{n}.jpg": {"skin": int(n > 4), "hair": int(n in (1, 2))} for n in range(7)}
+    put(folder / "labels.json", labels)
+    family, records = read(folder, attributes=attributes)
+    statistics = TrainingStatistics.from_records(family.specs(), records.values())
+    for name in attributes:
+        expected = [sum(label[name] == number for label in labels.values()) for number in (0, 1)]
+        assert statistics.class_counts[name] == statistics.by_source[name]["skin"] == expected
 
 
 def test_flat_images_and_a_split_file(folder: Path) -> None:
@@ -177,6 +186,13 @@ def test_wrong_split_files(folder: Path, split: Any, says: str) -> None:
         ({"image_0.jpg": {"diagnosis": [1]}}, "found [1]"),
         ({"image_0.jpg": 0, "image_0.JPG": 1}, "was there as `image_0.jpg` with another class"),
         ('{"image_0.jpg": 0, "image_0.jpg": 1}', "`image_0.jpg` is there twice"),
+        ('{"image_0.jpg": NaN}', "`image_0.jpg`: expected a number or name of a class as diagnosis, found NaN"),
+        ('{"image_0.jpg": NaN, "image_0.jpg": NaN}', "as diagnosis, found NaN"),
+        ('{"image_0.jpg": NaN, "image_0.jpg": 1}', "`image_0.jpg` is there twice"),
+        ('{"image_0.jpg": -Infinity}', "found -Infinity"),
+        ('{"image_0.jpg": 1e400}', "found Infinity"),
+        ('{"image_0.jpg": 1e300}', "diagnosis 1e+300 is out of range"),
+        ('{"image_0.jpg": {"diagnosis": NaN}}', "as diagnosis, found NaN"),
         ([0, 1], "expected an object with a class per file name; found list"),
         ("not json", "is no valid JSON"),
     ],
@@ -233,11 +249,17 @@ def test_wrong_metadata(folder: Path) -> None:
 
 
 def test_broken_files(folder: Path) -> None:
-    put_mask(folder / "masks" / "train" / "image_1.png", size=(30, 40))
     family, records = read(folder)
-    with pytest.raises(DataError, match=r"image_1\.png: is 40 x 30 pixels; expected the size of image_1\.jpg, 64 x 48"):
+    put_mask(folder / "masks" / "train" / "image_1.png", size=(30, 40))
+    other_size = "image_1.png: is 40 x 30 pixels; expected the size of image_1.jpg, 64 x 48"
+    assert other_size in refusal(folder)  # before anything is trained
+    assert len(Skin(root=str(folder)).check().errors) == 1
+    with pytest.raises(DataError, match=other_size):  # replaced after the index was made
         family.read_labels(records["image_1"])
-    assert len(family.check().errors) == 1
+    (folder / "masks" / "train" / "image_1.png").write_bytes(b"no mask")
+    assert "image_1.png: cannot be decoded" in refusal(folder)
+    assert len(Skin(root=str(folder)).check().errors) == 1
+    put_mask(folder / "masks" / "train" / "image_1.png")
     put_mask(folder / "masks" / "val" / "image_1.png")
     assert "is the second mask of this image" in refusal(folder)
     (folder / "masks" / "val" / "image_1.png").unlink()

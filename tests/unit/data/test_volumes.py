@@ -82,6 +82,11 @@ def test_files_that_are_no_volume_are_named(tmp_path: Path) -> None:
     nibabel.save(nibabel.MGHImage(np.zeros((4, 4, 4), np.float32), PLAIN), tmp_path / "other.mgz")
     with pytest.raises(DataError, match="expected a NIfTI file"):
         read_volume(tmp_path / "other.mgz")
+    colours = np.zeros((4, 4, 4), np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")]))
+    for voxels, words in ((colours, "colours or other groups"), (np.zeros((4, 4, 4), np.complex64), "complex numbers")):
+        nibabel.save(nibabel.Nifti1Image(voxels, PLAIN), tmp_path / "values.nii")
+        with pytest.raises(DataError, match=rf"values\.nii: its voxels are {words}.*; expected one grey value each"):
+            read_volume(tmp_path / "values.nii")
     flat = nibabel.Nifti1Image(np.zeros((4, 4, 4), np.int16), PLAIN)
     flat.set_sform(np.diag([1.0, 1.0, 0.0, 1.0]), code=2)
     nibabel.save(flat, tmp_path / "flat.nii")
@@ -92,6 +97,18 @@ def test_files_that_are_no_volume_are_named(tmp_path: Path) -> None:
     (tmp_path / "cut.nii.gz").write_bytes(whole.read_bytes()[:20_000])
     with pytest.raises(DataError, match=r"cut\.nii\.gz: cannot be read"):
         _ = read_volume(tmp_path / "cut.nii.gz").array
+
+
+@pytest.mark.parametrize("more", [(1,), (1, 1)])
+def test_further_axes_of_length_one_say_nothing(more: tuple[int, ...], tmp_path: Path) -> None:
+    stored = UPRIGHT.transpose(2, 1, 0)
+    nibabel.save(nibabel.Nifti1Image(stored.reshape(*stored.shape, *more), PLAIN), tmp_path / "image.nii")
+    volume = read_volume(tmp_path / "image.nii")
+    np.testing.assert_array_equal(volume.array, UPRIGHT)
+    write_mask(tmp_path / "mask.nii", UPRIGHT > 50, like=volume)
+    written = nibabel.load(tmp_path / "mask.nii")
+    np.testing.assert_array_equal(np.asarray(written.dataobj), stored > 50)
+    np.testing.assert_array_equal(written.affine, PLAIN)
 
 
 def test_a_mask_must_fit_its_volume(tmp_path: Path) -> None:

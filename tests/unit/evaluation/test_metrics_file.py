@@ -105,6 +105,20 @@ def test_volumes_come_back_and_have_a_table(tmp_path: Path, case_study: Any) -> 
     assert not (tmp_path / "none.csv").exists()
 
 
+def test_volumes_of_one_patient_stay_apart_in_files(tmp_path: Path, case_study: Any) -> None:
+    before, path = case_study(hd95=False), tmp_path / "records.json"
+    for number, record in enumerate(before.metrics["tumor"].records):
+        record["case"] = f"{record['group']}-{number % 2:03d}"
+    save_records(path, before)
+    after = before.empty()
+    after.extend(load_records(path))
+    summary = after.summary(before.default_thresholds(), 0)
+    assert summary == before.summary(before.default_thresholds(), 0)
+    assert len(summary["cases"]["tumor"]) == 12 and "case00-001" in summary["cases"]["tumor"]
+    save_cases(tmp_path / "cases.csv", summary["cases"])
+    assert len(list(csv.DictReader((tmp_path / "cases.csv").open()))) == 12 * 2
+
+
 def test_records_from_before_subgroups_are_still_read(tmp_path: Path, case_study: Any) -> None:
     study, path = case_study(hd95=False), tmp_path / "records.json"
     save_records(path, study)

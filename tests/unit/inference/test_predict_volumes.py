@@ -18,7 +18,7 @@ from mtl.data.brain import Brain
 from mtl.data.geometry import Geometry
 from mtl.inference.images import case_files, find_images, is_case
 from mtl.inference.predictor import Predictor
-from mtl.inference.volumes import label_slice, labels_of, predict_case, read_case
+from mtl.inference.volumes import REGION_LABELS, label_slice, labels_of, predict_case, read_case
 
 # What the world holds: right-left, anterior-posterior and inferior-superior extent of a bright block in millimetres.
 SPACING = (1.0, 1.5, 4.0)  # along right, anterior, superior
@@ -123,6 +123,7 @@ def test_what_is_enhancing_is_core_and_whole() -> None:
     channels[2, 0] = [0, 0, 0, 1]
     assert label_slice(channels, spec)[""].tolist() == [[2, 1, 1, 4]]
     assert labels_of(make().specs["whole_tumor"]) == {"whole_tumor": 1}
+    assert REGION_LABELS == {"whole_tumor": 2, "tumor_core": 1, "enhancing_tumor": 4}
 
 
 def test_a_missing_modality_is_blank_and_said(tmp_path: Path) -> None:
@@ -155,7 +156,19 @@ def test_slices_are_predicted_in_batches_that_fit(tmp_path: Path) -> None:
     predictor = make()
     predictor.batch_size = 2
     predict_case(predictor, tmp_path / "case_flair.nii")
-    assert [len(images) for images in predictor.model.seen] == [2, 2, 1]
+    assert [len(images) for images in predictor.model.seen] == [2, 2, 2]
+
+
+def test_what_is_found_in_blank_slices_counts_as_in_evaluation(tmp_path: Path) -> None:
+    class Inverted(BrightModel):
+        def decode(self, outputs: dict[str, Any], boxes: Any = None) -> dict[str, Any]:
+            return super().decode({task: 1 - images for task, images in outputs.items()})
+
+    save(tmp_path / "case_flair.nii", world())
+    found = predict_case(Predictor(Inverted(), device="cpu", modalities=("flair",)), tmp_path / "case_flair.nii").prediction
+    assert found is not None and found.masks["whole_tumor"][""][0].all()
+    assert found.pixels["whole_tumor"][0, 0] == SHAPE[0] * SHAPE[1]
+    assert 0 in found.slices_with("whole_tumor")["whole_tumor"] and 0 not in found.probabilities["presence"]
 
 
 def test_broken_files_are_named_and_the_others_go_on(
@@ -207,6 +220,9 @@ def test_finding_cases_volumes_and_pictures(tmp_path: Path) -> None:
     (tmp_path / "only" / "z_seg.nii").write_bytes(b"")
     with pytest.raises(DataError, match=r"holds no image.*\.nii\.gz"):
         find_images(tmp_path / "only")
+    for name in ("only/z_seg.nii", "p1/p1_seg.nii.gz"):
+        with pytest.raises(DataError, match=r"is a mask: its name ends in `seg`; expected an MR volume"):
+            find_images(tmp_path / name)
 
 
 def test_slices_are_what_training_reads(brains: Path) -> None:

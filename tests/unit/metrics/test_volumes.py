@@ -185,3 +185,56 @@ def test_multiclass_masks_have_distances_too() -> None:
     # The ignored pixel belongs to no class; two columns of 3 mm lie between the marked pixels.
     assert record["hd95"][1] == metric.records[0]["hd95_case"][1] == 6.0
     assert metric.compute({})["hd95_per_image"] == pytest.approx((record["hd95"][0] + 6) / 2)
+
+
+def visits(*groups: str) -> Evaluator:
+    """Two visits per group: the first is found perfectly, the second is missed. Three slices of 6 x 6 with 4 pixels each."""
+    window = Window(0, 1, (1.0, 1.0), (0, 0), (0, 0), (6, 6), (6, 6), (6, 6), (6, 6))
+    evaluator = Evaluator({"tumor": replace(SPEC, classes=("a",))})
+    evaluator.measure_surfaces({"tumor": {"a": 0.5}})
+    mask = np.zeros((1, 6, 6), np.uint8)
+    mask[0, 2:4, 2:4] = 1
+    for group in groups:
+        for case, found in ((f"{group}-000", mask), (f"{group}-001", 0 * mask)):
+            for name in (f"{case}/z{index}" for index in range(3)):
+                known = ImageResult(name, group, "s", window, {"tumor": {"mask": mask}}, {}, (2.0, 1.0, 1.0), case)
+                guess = ImageResult(name, group, "s", window, {"tumor": {"probabilities": found.astype(np.float32)}})
+                evaluator.update(guess, known)
+    evaluator.finish()
+    return evaluator
+
+
+def test_visits_of_one_patient_are_volumes_of_their_own() -> None:
+    summary = visits("p0").summary({"tumor": {"a": 0.5}}, bootstrap=0)
+    found = {case: rows["a"] for case, rows in summary["cases"]["tumor"].items()}
+    diagonal = np.linalg.norm((3 * 2.0, 6, 6))
+    assert found["p0-000"] == {
+        "slices": 3, "dice": 1.0, "iou": 1.0, "hd95": 0.0, "volume_predicted_mm3": 24.0, "volume_annotated_mm3": 24.0
+    }  # fmt: skip
+    assert found["p0-001"] == {
+        "slices": 3, "dice": 0.0, "iou": 0.0, "hd95": diagonal, "volume_predicted_mm3": 0.0, "volume_annotated_mm3": 24.0
+    }  # fmt: skip
+    values = summary["tasks"]["tumor"]
+    assert len(found) == 2 and values["dice_per_case"] == values["iou_per_case"] == 0.5 and values["mae_volume_mm3"] == 12.0
+    assert values["hd95_per_case"] == pytest.approx(diagonal / 2) and summary["n_groups"] == 1
+
+
+def test_bootstrap_draws_all_visits_of_a_patient() -> None:
+    evaluator = visits("p0", "p1")
+    bootstrap = GroupBootstrap(evaluator.groups, 30)
+    step = evaluator.compute_by_group({"tumor": {"a": 0.5}}, bootstrap.names)
+    assert bootstrap.names == ["p0", "p1"] and len({tuple(counts) for counts in bootstrap.counts}) == 3
+    # Drawn one by one, visits would also give 0 and 1.
+    assert {step(counts)["tumor"]["dice_per_case"] for counts in bootstrap.counts} == {0.5}
+
+
+def test_without_a_case_the_group_is_the_volume() -> None:
+    evaluator = visits("p0")
+    records = evaluator.records()
+    records["tasks"]["tumor"] = [
+        {key: value for key, value in record.items() if key != "case"} for record in records["tasks"]["tumor"]
+    ]
+    other = evaluator.empty()
+    other.extend(records)
+    table = other.summary({"tumor": {"a": 0.5}}, bootstrap=0)["cases"]["tumor"]
+    assert list(table) == ["p0"] and table["p0"]["a"]["slices"] == 6 and table["p0"]["a"]["dice"] == pytest.approx(2 / 3)
