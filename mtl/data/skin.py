@@ -272,7 +272,7 @@ class Skin(DataFamily):
         found = {}
         if "age" in about and self.age_bands:
             age, bounds = number_of(about["age"]) or 0.0, self.age_bands
-            names = [f"<{bounds[0]}", *(f"{low}-{high - 1}" for low, high in pairwise(bounds)), f">={bounds[-1]}"]
+            names = [*(f"{low}-{high - 1}" for low, high in pairwise([0, *bounds])), f"{bounds[-1]}+"]
             found["age"] = names[sum(age >= bound for bound in bounds)]
         if "sex" in about:
             found["sex"] = SEXES.get(about["sex"].casefold(), about["sex"].casefold())

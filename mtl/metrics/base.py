@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
@@ -239,3 +240,9 @@ def bland_altman(predicted: np.ndarray, true: np.ndarray) -> dict[str, Any]:
         "predicted": predicted.tolist(), "true": true.tolist(), "mean": ((predicted + true) / 2).tolist(),
         "difference": difference.tolist(), "bias": bias, "limits": [bias - spread, bias + spread],
     }  # fmt: skip
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """Return a sort key that orders the numbers in names by value."""
+    parts: list[str] = re.findall(r"\d+|\D+", name)
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]

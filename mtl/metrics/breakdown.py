@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mtl.metrics.base import TaskMetric
+from mtl.metrics.base import TaskMetric, natural
 from mtl.metrics.classification import ConfusionMetric
 from mtl.metrics.segmentation import SegmentationMetric
 from mtl.metrics.statistics import FEW_GROUPS, GroupBootstrap, percentile_interval
@@ -53,7 +53,7 @@ def by_subgroup(metric: TaskMetric, thresholds: dict[str, float], bootstrap: Gro
     tables, gaps = {}, {}
     for attribute in sorted(name for name, some in values.items() if len(some) > 1):
         rows, samples = {}, {}
-        for value in sorted(values[attribute]):
+        for value in sorted(values[attribute], key=natural):
             rows[value], samples[value] = _subgroup(metric, thresholds, bootstrap, attribute, value)
         tables[attribute] = rows
         if gap := _gap(metric, rows, samples):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from mtl.metrics.base import TaskMetric, case_of
+from mtl.metrics.base import TaskMetric, case_of, natural
 from mtl.metrics.surface import diagonal, hd95, pack, unpack
 
 
@@ -97,7 +96,7 @@ def finish_surfaces(records: list[dict[str, Any]]) -> None:
         if "masks" in record:
             cases.setdefault(case_of(record), []).append(record)
     for slices in cases.values():
-        slices.sort(key=lambda record: _natural(record["sample_id"]))
+        slices.sort(key=lambda record: natural(record["sample_id"]))
         kept = [record.pop("masks") for record in slices]
         distance, whole = _measure_volume(kept)
         annotated = np.sum([record["truth"] for record in slices], axis=0) > 0
@@ -117,9 +116,3 @@ def _measure_volume(kept: list[dict[str, Any]]) -> tuple[np.ndarray, float]:
         return np.stack([unpack(slice_["classes"][index][side], first["shape"]) for slice_ in kept])
 
     return np.array([hd95(volume(k, 0), volume(k, 1), spacing) for k in range(classes)]), diagonal(shape, spacing)
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Order numbers in names by value."""
-    parts: list[str] = re.findall(r"\d+|\D+", name)
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito: distinguishable with colour-blindness; styles keep lines apart in grey print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LONGEST_LABEL = 12  # letters that fit below a column of a confusion matrix
 STYLES = ("-", "--", "-.", ":")
 STYLE: dict[Any, Any] = {
     "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 9, "axes.titleweight": "bold",
@@ -165,7 +166,8 @@ def confusion(counts: list[list[int]], classes: list[str], predicted: list[str] 
             text = f"{matrix[row, column]:,.0f}" + (f"\n{100 * share[row, column]:.1f} %" if matrix[row].sum() else "")
             colour = "white" if share[row, column] > 0.55 else "black"
             axis.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
-    axis.set_xticks(range(len(columns)), columns)
+    long = max(map(len, columns)) > LONGEST_LABEL
+    axis.set_xticks(range(len(columns)), columns, rotation=30 if long else 0, ha="right" if long else "center")
     axis.set_yticks(range(len(classes)), classes)
     axis.set(xlabel="predicted", ylabel="true", title="Confusion")
     axis.grid(visible=False)

@@ -231,11 +231,11 @@ def test_metadata_columns_and_subgroups(folder: Path) -> None:
     _, records = read(folder)
     subgroups = [records[f"image_{number}"].attributes for number in range(5)]
     assert subgroups == [
-        {"age": "<40", "sex": "female", "skin_tone": "2"}, {"age": ">=60", "sex": "male"}, {"skin_tone": "6"},
+        {"age": "0-39", "sex": "female", "skin_tone": "2"}, {"age": "60+", "sex": "male"}, {"skin_tone": "6"},
         {"age": "40-59", "sex": "male"}, {},
     ]  # fmt: skip
     assert records["image_0"].groups == {"patient": "P1", "lesion": "L1", "image": "image_0"}
-    assert read(folder, age_bands=[60])[1]["image_3"].attributes["age"] == "<60"
+    assert read(folder, age_bands=[60])[1]["image_3"].attributes["age"] == "0-59"
     assert "age" not in read(folder, age_bands=[])[1]["image_3"].attributes
 
 
