@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from mtl.config.stages import Stage, stages_of
+from mtl.config.stages import Stage, stages_of, start_files
 from mtl.core.errors import CheckpointError, TrainingError
 from mtl.inference.checkpoint import read_checkpoint
 from mtl.inference.loading import load_state
@@ -26,8 +26,7 @@ def stage_file(run_dir: Path, name: str) -> Path:
 
 def start_file(run_dir: Path, stage: Stage) -> Path:
     """Return the checkpoint that a stage starts from: that of an earlier stage, or the file that the configuration names."""
-    own = stage_file(run_dir, stage.start)
-    return own if own.is_file() else Path(stage.start)
+    return Path(stage.start) if stage.start in start_files(stage.config) else stage_file(run_dir, stage.start)
 
 
 def stage_of(checkpoint: Path, stages: list[Stage]) -> int:
