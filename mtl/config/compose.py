@@ -113,6 +113,11 @@ def unknown_stages(config_name: str, overrides: list[str]) -> list[str]:
         return []
     described = compose(config_name, [word for word in overrides if word not in changed])[0].get("stages", {})
     names = dict.fromkeys(word.partition("=")[0].split(".")[1] for word in changed)
+    if not described:
+        listed = ", ".join(f"`stages.{name}`" for name in names)
+        return [
+            f"There are no stages here, so {listed} cannot be changed. Choose stages=<name> first, or add one with +stages."
+        ]
     hint = "To add a stage write +stages.<name>={epochs: ...}."
     return [f"{unknown('stage', name, described, 'stages')} {hint}" for name in names if name not in described]
 

@@ -50,7 +50,8 @@ def draw_skin(
         for patient, (part, first_lesion) in enumerate(_places(patients, fields)):
             rng = np.random.default_rng([seed, PERSON, patient])
             tone, age, sex = int(rng.integers(1, TONES + 1)), 5 * int(rng.integers(3, 18)), ("female", "male")[patient % 2]
-            skin_type = patient // len(DIAGNOSES) % len(SKIN_TYPES)  # says nothing about the diagnosis
+            # Says nothing about the diagnosis, and three patients in a row have all types.
+            skin_type = (patient + patient // len(DIAGNOSES)) % len(SKIN_TYPES)
             about = f"{'unknown' if patient % 7 == 6 else age},{'' if patient % 6 == 5 else sex},{tone}"
             for number in range(fields):
                 lesion = number // 2
