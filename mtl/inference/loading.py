@@ -78,7 +78,7 @@ def load_model(checkpoint: str | Path, device: str = "auto") -> LoadedModel:
     )  # fmt: skip
 
 
-def load_state(model: MultiTaskModel, state: dict[str, Any], problem: str, hint: str) -> int:
+def load_state(model: MultiTaskModel, state: dict[str, Any], problem: str, hint: str) -> None:
     """Load the network's part of a checkpoint's `state_dict`: all keys or none.
 
     Args:
@@ -86,9 +86,6 @@ def load_state(model: MultiTaskModel, state: dict[str, Any], problem: str, hint:
         state: Names as in a `MultiTaskModule`.
         problem: How the error begins.
         hint: How it ends.
-
-    Returns:
-        The number of tensors loaded.
 
     Raises:
         CheckpointError: Keys are missing, unexpected or of another shape.
@@ -102,7 +99,6 @@ def load_state(model: MultiTaskModel, state: dict[str, Any], problem: str, hint:
     if wrong:
         raise CheckpointError(f"{problem}: {'; '.join(wrong)}. {hint}")
     model.load_state_dict(own, strict=True)
-    return len(own)
 
 
 def _some(names: set[str]) -> str:

@@ -129,10 +129,9 @@ def prepare_data(config: dict[str, Any], stages: list[Stage], run_dir: Path) -> 
         log.warning(f"No validation image is labelled for {', '.join(unseen)}: nothing can choose thresholds for it.")
     for stage in stages if stages[0].name else ():
         try:
-            MultiTaskModule(
-                model, build_balancer(stage.config, stage.tasks), build_evaluator(config, model.specs), config, stage
-            )
-            build_optimizer(split_parts(model), stage.config["optimizer"], inactive_parts(config))
+            model.rest(stage.tasks, stage.freeze)
+            parts = split_parts(model, build_balancer(stage.config, stage.tasks))
+            build_optimizer(parts, stage.config["optimizer"], inactive_parts(config))
             data.for_stage(stage.tasks, stage.sources, stage.config["data"]["loader"], stage.seed).setup("fit")
             if stage.start in start_files(config):
                 hand_over(model, Path(stage.start))
@@ -155,6 +154,8 @@ def _fit_stage(
         report_weights(model)
     else:
         about = hand_over(model, begins_from)
+        count = len(model.state_dict())
+        log.info(f"weights: {begins_from.name}, epoch {about['epoch'] + 1} of its stage, all {count} tensors loaded")
         if reason := incomparable(about, config, model, data.split_rows()):
             log.info(f"hand-over not checked by a validation: {begins_from} was made with {reason}")
         else:

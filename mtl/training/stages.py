@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 from pathlib import Path
@@ -14,7 +13,6 @@ from mtl.inference.checkpoint import read_checkpoint
 from mtl.inference.loading import load_state
 from mtl.model import MultiTaskModel
 
-log = logging.getLogger("mtl")
 SCORED = ("resolution", "hit_radius")
 LIMIT = "limit_val_batches"
 
@@ -55,11 +53,9 @@ def hand_over(model: MultiTaskModel, path: Path) -> dict[str, Any]:
         CheckpointError: A key is missing, not expected or of another shape; nothing is loaded then.
     """
     content = read_checkpoint(path)
-    count = load_state(
-        model, content["state_dict"], f"`{path}` cannot be handed over to this stage", "Every key has to load. Start from "
-        "another checkpoint (stages.<name>.start), or train the stages before again."
-    )  # fmt: skip
-    log.info(f"weights: {path.name}, epoch {content['mtl']['epoch'] + 1} of its stage, all {count} tensors loaded")
+    problem = f"`{path}` cannot be handed over to this stage"
+    hint = "Every key has to load. Start from another checkpoint (stages.<name>.start), or train the stages before again."
+    load_state(model, content["state_dict"], problem, hint)
     about: dict[str, Any] = content["mtl"]
     return about
 
