@@ -8,14 +8,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from mtl.core.errors import ConfigError
-from mtl.core.parts import covers, part_of
+from mtl.core.parts import ENCODER, covers, neck_chain, part_of
 from mtl.core.registry import ADAPTERS, ENCODERS, HEADS, NECKS
 from mtl.core.task import TaskSpec
 from mtl.data.preprocessing import Preprocessing
 from mtl.encoders.base import adapter_parameters
 from mtl.heads.base import Head, Output, Prediction
-
-ENCODER = "encoder"
 
 
 class MultiTaskModel(nn.Module):
@@ -28,7 +26,7 @@ class MultiTaskModel(nn.Module):
         encoder: Gives `channels`, `strides`, `per_task` and NCHW maps, finest first.
         necks: By name: a neck, or a `ModuleDict` with one copy per task where the neck is not shared.
         heads: By task, in the order of `tasks`.
-        features: By task, where its head reads: `encoder` or the name of a neck.
+        chains: By task, the necks between the encoder and its head, in the order in which features pass through them.
         preprocessing: What must be done to an image before it comes in.
         config: The plain sections this model was built from (`to_config`).
     """
@@ -38,7 +36,7 @@ class MultiTaskModel(nn.Module):
         encoder: nn.Module,
         necks: dict[str, nn.Module],
         heads: dict[str, Head],
-        features: dict[str, str],
+        chains: dict[str, list[str]],
         preprocessing: Preprocessing,
         config: dict[str, Any],
     ) -> None:
@@ -46,7 +44,7 @@ class MultiTaskModel(nn.Module):
         self.encoder = encoder
         self.necks = nn.ModuleDict(necks)
         self.heads = nn.ModuleDict(heads)
-        self.features = features
+        self.chains = chains
         self.preprocessing = preprocessing
         self._config = config
         self._trainable = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
@@ -69,15 +67,11 @@ class MultiTaskModel(nn.Module):
         encoder = ENCODERS.build(config["backbone"], load_weights, where="backbone")
         if config.get("peft"):
             ADAPTERS.build(config["peft"], encoder, list(tasks), where="peft")
-        features = {task: config["heads"][task].get("features", ENCODER) for task in tasks}
-        necks = {
-            name: _build_neck(name, settings, encoder, [task for task in tasks if features[task] == name])
-            for name, settings in config["necks"].items()
-            if name in features.values()
-        }
+        chains = {task: neck_chain(config["heads"][task].get("features", ENCODER), config["necks"]) for task in tasks}
+        necks = _build_necks(config["necks"], encoder, chains)
         heads = {}
         for task in tasks:
-            source = encoder if features[task] == ENCODER else _neck_of(necks[features[task]], task)
+            source = _neck_of(necks[chains[task][-1]], task) if chains[task] else encoder
             own = {key: value for key, value in config["heads"][task].items() if key != "features"}
             heads[task] = HEADS.build(own, specs[task], source.channels, source.strides, where=f"heads.{task}")
         stored = config["preprocessing"]
@@ -90,7 +84,7 @@ class MultiTaskModel(nn.Module):
         kept: dict[str, Any] = {
             key: config[key] for key in ("tasks", "specs", "backbone", "peft", "necks", "heads") if key in config
         }
-        return cls(encoder, necks, heads, features, preprocessing, {**kept, "preprocessing": preprocessing.to_dict()})
+        return cls(encoder, necks, heads, chains, preprocessing, {**kept, "preprocessing": preprocessing.to_dict()})
 
     def to_config(self) -> dict[str, Any]:
         """Return what `from_config` needs to build this model again (architecture, not weights)."""
@@ -111,7 +105,7 @@ class MultiTaskModel(nn.Module):
             tasks: Tasks whose heads train.
             frozen: Parts that rest although they feed these heads, named as in `optimizer.parts`.
         """
-        fed = {self.features[task] for task in tasks}
+        fed = {neck for task in tasks for neck in self.chains[task]}
         own = {f"neck.{name}": (neck, name in fed) for name, neck in self.necks.items()}
         own |= {f"head.{task}": (head, task in tasks) for task, head in self.heads.items()}
         own["backbone"] = (self.encoder, True)
@@ -150,7 +144,7 @@ class MultiTaskModel(nn.Module):
         """
         size = (images.shape[-2], images.shape[-1])
         outputs: dict[str, Output] = {}
-        maps: dict[str, tuple[Tensor, ...]] = {}
+        maps: dict[Any, tuple[Tensor, ...]] = {}
         for task, head in self.heads.items():
             if tasks is not None and task not in tasks:
                 continue
@@ -158,13 +152,13 @@ class MultiTaskModel(nn.Module):
                 maps = {ENCODER: self.encoder(images, task=task)}
             elif not maps:
                 maps = {ENCODER: self.encoder(images)}
-            source = self.features[task]
-            neck = self.necks[source] if source != ENCODER else None
-            if isinstance(neck, nn.ModuleDict):
-                outputs[task] = head(neck[task](maps[ENCODER]), size)
-                continue
-            if neck is not None and source not in maps:
-                maps[source] = neck(maps[ENCODER])
+            source: Any = ENCODER
+            for name in self.chains[task]:
+                neck = self.necks[name]
+                key = (name, task) if isinstance(neck, nn.ModuleDict) else name
+                if key not in maps:
+                    maps[key] = _neck_of(neck, task)(maps[source])
+                source = key
             outputs[task] = head(maps[source], size)
         return outputs
 
@@ -199,15 +193,35 @@ class MultiTaskModel(nn.Module):
         return None
 
 
-def _build_neck(name: str, settings: dict[str, Any], encoder: nn.Module, tasks: list[str]) -> nn.Module:
-    """Build a neck that all its heads share or, with `shared: false`, one copy for each of them."""
-    own = {key: value for key, value in settings.items() if key != "shared"}
+def _build_necks(sections: dict[str, dict[str, Any]], encoder: nn.Module, chains: dict[str, list[str]]) -> dict[str, nn.Module]:
+    """Build the necks that heads read, in the order of their sections.
 
-    def build() -> nn.Module:
-        neck: nn.Module = NECKS.build(own, encoder.channels, encoder.strides, where=f"necks.{name}")
+    A neck is one module for all its heads or, with `shared: false`, a copy for each of them.
+
+    Args:
+        sections: Settings by name.
+        encoder: What the first neck of a chain reads.
+        chains: By task, its necks from the encoder on.
+    """
+    built: dict[str, nn.Module] = {}
+
+    def build(name: str, source: nn.Module) -> nn.Module:
+        own = {key: value for key, value in sections[name].items() if key not in ("shared", "features")}
+        neck: nn.Module = NECKS.build(own, source.channels, source.strides, where=f"necks.{name}")
         return neck
 
-    return build() if settings.get("shared", True) else nn.ModuleDict({task: build() for task in tasks})
+    for task, chain in chains.items():
+        source = encoder
+        for name in chain:
+            if sections[name].get("shared", True):
+                if name not in built:
+                    built[name] = build(name, source)
+            else:
+                copies = built.setdefault(name, nn.ModuleDict())
+                assert isinstance(copies, nn.ModuleDict)
+                copies[task] = build(name, source)
+            source = _neck_of(built[name], task)
+    return {name: built[name] for name in sections if name in built}
 
 
 def _neck_of(neck: nn.Module, task: str) -> Any:

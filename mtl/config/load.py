@@ -13,12 +13,13 @@ from mtl.config.parts import HEAD_KEYS, check_part, validate
 from mtl.config.schema import DataGenericConfig, RunConfig
 from mtl.config.stages import check_stages, part_names
 from mtl.core.errors import ConfigError, MtlError, unknown
+from mtl.core.parts import ENCODER, neck_chain
 from mtl.core.registry import ADAPTERS, BALANCERS, ENCODERS, HEADS, NECKS, SCHEDULERS, SOURCES, STUDY_METRICS, Registry
 from mtl.core.task import TaskSpec, higher_is_better
 from mtl.data.base import DataFamily
 
 ANY_KIND = "any"
-NECK_KEYS = frozenset({"shared"})
+NECK_KEYS = frozenset({"shared", "features"})
 DATA_KEYS = frozenset(DataGenericConfig.model_fields)
 
 
@@ -88,7 +89,15 @@ def build_family(data: dict[str, Any]) -> DataFamily:
 def active_specs(config: dict[str, Any]) -> dict[str, TaskSpec]:
     """Return the specs of the active tasks, in the order of `tasks`."""
     specs, primary = build_family(config["data"]).specs(), config["evaluation"]["primary"]
-    return {task: replace(specs[task], primary=primary.get(task, specs[task].primary)) for task in config["tasks"]}
+    resolution = config["data"]["geometry"]["scale"]
+    return {
+        task: replace(
+            specs[task],
+            primary=primary.get(task, specs[task].primary),
+            resolution=resolution if specs[task].kind == "points" else specs[task].resolution,
+        )
+        for task in config["tasks"]
+    }
 
 
 def kind_of(head: dict[str, Any]) -> str:
@@ -138,9 +147,7 @@ def _check_fit(values: dict[str, Any]) -> list[str]:
         specs = family.specs()
     except MtlError as error:
         return [*problems, str(error)]
-    for name, neck in values["necks"].items():
-        if not isinstance(neck.get("shared", True), bool):
-            problems.append(f"`necks.{name}.shared` is `{neck['shared']!r}`. Expected true or false.")
+    problems += _check_necks(values["necks"])
     entries = HEADS.entries()
     active = [task for task in values["tasks"] if task in values["heads"]]
     for task in active:
@@ -163,8 +170,18 @@ def _check_fit(values: dict[str, Any]) -> list[str]:
             problems.append(
                 f"`heads.{task}.expert` is `{head['expert']['name']}`, whose outputs cannot be averaged. Choose another head."
             )
-        sources = ["encoder", *values["necks"]]
-        if head.get("features", "encoder") not in sources:
+        if "detector" in head and kind_of(head["detector"]) != "detection":
+            problems.append(
+                f"`heads.{task}.detector` is `{head['detector']['name']}`, a {kind_of(head['detector'])} head. Choose one that "
+                "finds boxes."
+            )
+        if task in specs and specs[task].kind == "points" and values["data"]["geometry"]["mode"] != "tiles":
+            problems.append(
+                f"`data.geometry.mode` is {values['data']['geometry']['mode']}, but `{task}` looks for points within distances in "
+                "microns, which needs a fixed scale. Set data.geometry.mode=tiles."
+            )
+        sources = [ENCODER, *values["necks"]]
+        if head.get("features", ENCODER) not in sources:
             problems.append(unknown("feature source", head["features"], sources, f"heads.{task}.features"))
     if problems:
         return problems
@@ -181,6 +198,29 @@ def _check_fit(values: dict[str, Any]) -> list[str]:
         problems.append(unknown("metric", values["monitor"], logged, "monitor"))
     problems += _check_primary(values["evaluation"]["primary"], specs)
     return problems + check_stages(values, family.sources, logged)
+
+
+def _check_necks(necks: dict[str, dict[str, Any]]) -> list[str]:
+    """Check the keys of necks that the model consumes."""
+    problems = []
+    for name, neck in necks.items():
+        if not isinstance(neck.get("shared", True), bool):
+            problems.append(f"`necks.{name}.shared` is `{neck['shared']!r}`. Expected true or false.")
+        source = neck.get("features", ENCODER)
+        if source not in (ENCODER, *necks):
+            problems.append(unknown("feature source", source, [ENCODER, *necks], f"necks.{name}.features"))
+        elif source != ENCODER and neck.get("shared", True) and not necks[source].get("shared", True):
+            problems.append(
+                f"`necks.{name}` is shared, but reads `{source}`, of which each head has a copy. Set necks.{name}.shared=false, or "
+                f"necks.{source}.shared=true."
+            )
+    if not problems:
+        for name in necks:
+            try:
+                neck_chain(name, necks)
+            except ValueError as error:
+                return [f"`necks.{name}.features`: the necks read each other in a circle ({error}). One must read the encoder."]
+    return problems
 
 
 def _check_primary(primary: dict[str, str], specs: dict[str, TaskSpec]) -> list[str]:

@@ -12,7 +12,9 @@ from mtl.core.registry import HEADS, LOSSES, Entry, Registry
 # Keys of a head that the model consumes, not the head.
 HEAD_KEYS = frozenset({"features"})
 # Dict arguments with these names are parts themselves, with the keys that somebody else consumes.
-NESTED: dict[str, tuple[Registry, frozenset[str]]] = {"loss": (LOSSES, frozenset()), "expert": (HEADS, HEAD_KEYS)}
+NESTED: dict[str, tuple[Registry, frozenset[str]]] = {
+    "loss": (LOSSES, frozenset()), "expert": (HEADS, HEAD_KEYS), "detector": (HEADS, HEAD_KEYS),
+}  # fmt: skip
 
 
 def check_part(

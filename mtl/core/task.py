@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Kind = Literal["detection", "roi_classification", "segmentation", "heatmap", "classification", "regression"]
+Kind = Literal["detection", "roi_classification", "segmentation", "heatmap", "points", "classification", "regression"]
 
 # Metrics that each kind logs during validation (`val/<task>/<metric>`), the primary one first. All primaries lie in
 # [0, 1] and are better when higher, so that `val/score` can be their weighted mean.
@@ -20,6 +20,11 @@ KIND_METRICS: dict[str, tuple[str, ...]] = {
     "classification": ("f1_macro", "accuracy", "balanced_accuracy", "auroc"),
     "regression": ("pearson", "mae", "rmse"),
 }  # fmt: skip
+# Operating points of the cell detection score of TIGER (https://tiger.grand-challenge.org): false positives per mm2.
+FALSE_POSITIVES_PER_MM2 = (10, 20, 50, 100, 200, 300)
+KIND_METRICS["points"] = (
+    "froc", "f1", "precision", "recall", "ap", "count_mae", *(f"sensitivity_at_{rate}" for rate in FALSE_POSITIVES_PER_MM2),
+)  # fmt: skip
 # Added where the classes of a classification task are ordered, where there are two (the second is the positive one), and
 # where images are slices of volumes.
 ORDINAL_METRICS = ("quadratic_kappa",)
@@ -54,6 +59,8 @@ class TaskSpec:
         primary: The metric that selects checkpoints; empty takes the first of `metrics`.
         ordinal: Classification only: the classes are grades, in ascending order.
         volumetric: Segmentation only: the images of a case are slices of one volume.
+        resolution: Points only: network pixels per reference pixel, which is a micron in a data family with such a task. Filled
+            in from the geometry, so that heads can be set up in microns.
     """
 
     name: str
@@ -66,6 +73,7 @@ class TaskSpec:
     primary: str = ""
     ordinal: bool = False
     volumetric: bool = False
+    resolution: float = 1.0
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -99,6 +107,7 @@ class TaskSpec:
             "name": self.name, "kind": self.kind, "classes": list(self.classes), "label": self.label,
             "members": [list(names) for names in self.members], "multilabel": self.multilabel,
             "ignore_index": self.ignore_index, "primary": self.primary, "ordinal": self.ordinal, "volumetric": self.volumetric,
+            "resolution": self.resolution,
         }  # fmt: skip
 
     @classmethod

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     import torch
 
 
+REGION = "region"  # name of the mask that says where in an image objects were looked for
+
+
 @dataclass
 class Objects:
     """Annotated objects of one image; zero objects is an annotation too.
@@ -95,7 +98,8 @@ class Sample:
         group: Patient, slide or near-duplicate cluster.
         source: Data set it came from.
         objects: Annotated objects.
-        masks: [H, W] (class per pixel) or [H, W, K] (independent channels) uint8 by name.
+        masks: [H, W] (class per pixel) or [H, W, K] (independent channels) uint8 by name. `REGION` is 1 where objects were looked
+            for, where that is not the whole image; points outside it are no false positives.
         labels: Image-level class index or value by name.
         pixel_scale: Stored pixels per pixel of the data set's reference raster (0.5 for a half-size copy).
     """
@@ -237,7 +241,7 @@ class TaskBatch:
 
     Attributes:
         images: [B, C, H, W] float32, normalised.
-        targets: By task. detection, roi_classification, heatmap: list of B dicts `boxes` [N, 4] float32, `labels` [N]
+        targets: By task. detection, roi_classification, heatmap, points: list of B dicts `boxes` [N, 4] float32, `labels` [N]
             int64, `points` [N, 2] float32, `ids` [N] int64, in network pixels. segmentation: [B, K, H, W] float32
             (multilabel) or [B, H, W] int64. classification: [B] int64. regression: [B] float32. Where a label is
             absent the row holds a placeholder that nobody may read.

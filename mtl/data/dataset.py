@@ -14,13 +14,13 @@ from torch.utils.data import Dataset
 
 from mtl.core.errors import DataError
 from mtl.core.task import TaskSpec
-from mtl.core.types import ImageResult, Record, Sample, SampleMeta, Window
+from mtl.core.types import REGION, ImageResult, Record, Sample, SampleMeta, Window
 from mtl.data.base import DataFamily
 from mtl.data.cache import RasterCache
 from mtl.data.content import Box
 from mtl.data.preprocessing import Preprocessing
 from mtl.data.sampling import Draw
-from mtl.data.targets import clip_objects, cut_to_content, encode, truth_of
+from mtl.data.targets import clip_objects, cut_to_content, encode, points_inside, truth_of
 
 MASK_BYTES_KEPT = 256 * 2**20  # masks in the working raster kept per process; decoding them is slow
 RASTERS_KEPT = 2  # decoded images kept per process; neighbouring windows come from the same image
@@ -109,20 +109,21 @@ class SampleDataset(Dataset):
         objects = sample.objects
         if objects is not None:
             objects = objects.map(lambda points: window.working_to_network(window.original_to_working(points)))
-            objects, enough, pointed = cut_to_content(objects, window.valid, geometry.min_visible)
+            objects, enough, inside = cut_to_content(objects, window.valid, geometry.min_visible)
         masks = self._window_masks(sample, window)
         if self.transform is not None:
             image, objects, masks = self.transform(image, objects, masks, int(rng.integers(2**63)))
         masks = self._mark_padding(masks)
-        visible = in_heatmap = objects
+        visible = in_heatmap = by_point = objects
         if objects is not None:
             visible = clip_objects(objects.select(enough), window.size, geometry.min_visible)[0]
             # A peak beyond the picture would land on fill once the picture moves; without a transform its tail belongs here.
-            in_heatmap = visible if self.transform is None else visible.select(np.isin(visible.ids, objects.ids[pointed]))
+            in_heatmap = visible if self.transform is None else visible.select(np.isin(visible.ids, objects.ids[inside]))
+            by_point = clip_objects(objects.select(inside & points_inside(objects, window.size)), window.size)[0]
         targets = {}
         for task in self.tasks:
             spec = self.specs[task]
-            mine = in_heatmap if spec.kind == "heatmap" else visible
+            mine = {"heatmap": in_heatmap, "points": by_point}.get(spec.kind, visible)
             targets[task] = encode(spec, objects, masks, sample.labels, self.family.object_classes, window.size, visible=mine)
         return {
             "image": self.preprocessing.normalize(image),
@@ -150,8 +151,14 @@ class SampleDataset(Dataset):
             drawn, masks, raster = objects, sample.masks, size
             if native and spec.kind == "segmentation":
                 drawn, masks, raster = original.objects, original.masks, window.original_size
-            targets[task] = encode(spec, drawn, masks, sample.labels, self.family.object_classes, raster, visible=visible)
+            mine = visible
+            if spec.kind == "points" and visible is not None:
+                mine = visible.select(points_inside(visible, size))
+            targets[task] = encode(spec, drawn, masks, sample.labels, self.family.object_classes, raster, visible=mine)
         known = {task: truth_of(self.specs[task], target) for task, target in targets.items() if target is not None}
+        for task in known:
+            if self.specs[task].kind == "points":
+                known[task]["region"] = sample.masks.get(REGION, np.ones(size, np.uint8)) > 0
         about = record.attributes, record.spacing, record.case
         return ImageResult(record.sample_id, record.group, record.source, window, known, *about)
 
@@ -228,9 +235,10 @@ class SampleDataset(Dataset):
         return self._labels[image_number]
 
     def _mask_names(self) -> set[str]:
-        """Names of the masks that active tasks are made from."""
+        """Names of the masks that active tasks are made from or scored within."""
         labels = (self.specs[task].label.partition(":") for task in self.tasks)
-        return {name for kind, _, name in labels if kind == "mask"}
+        names = {name for kind, _, name in labels if kind == "mask"}
+        return names | {REGION} if any(self.specs[task].kind == "points" for task in self.tasks) else names
 
     def _window_masks(self, sample: Sample, window: Window) -> dict[str, np.ndarray]:
         geometry = self.preprocessing.geometry

@@ -15,7 +15,7 @@ from mtl.core.errors import DataError
 from mtl.core.task import TaskSpec
 from mtl.core.types import Objects
 
-OBJECT_KINDS = frozenset({"detection", "roi_classification", "heatmap"})
+OBJECT_KINDS = frozenset({"detection", "roi_classification", "heatmap", "points"})
 MIN_SIDE = 0.1  # pixels; a box below this counts as having no area
 Size = tuple[int, int]
 
@@ -51,7 +51,7 @@ def cut_to_content(objects: Objects, size: Size, min_visible: float) -> tuple[Ob
 
     Returns:
         Objects of which any pixel is shown, with outlines and mask outlines clipped; which of them are visible enough for a
-        box [N] bool; whose point lies inside as well [N] bool.
+        box [N] bool; whose point lies inside [N] bool.
     """
     if len(objects) == 0:
         return objects, np.zeros(0, bool), np.zeros(0, bool)
@@ -61,12 +61,13 @@ def cut_to_content(objects: Objects, size: Size, min_visible: float) -> tuple[Ob
         mask_outlines, mask_fraction = _clip(mask_outlines, size)
         shown |= mask_fraction > 0
     enough = (fraction > 0) & (fraction >= min_visible)
-    inside = ((objects.points >= 0) & (objects.points < np.asarray(size[::-1]))).all(axis=1)
-    return (
-        replace(objects, outlines=outlines, mask_outlines=mask_outlines).select(shown),
-        enough[shown],
-        (enough & inside)[shown],
-    )
+    inside = points_inside(objects, size)
+    return replace(objects, outlines=outlines, mask_outlines=mask_outlines).select(shown), enough[shown], inside[shown]
+
+
+def points_inside(objects: Objects, size: Size) -> np.ndarray:
+    """[N] bool, True where the point of an object lies inside a raster of (height, width)."""
+    return ((objects.points >= 0) & (objects.points < np.asarray(size[::-1]))).all(axis=1)
 
 
 def _clip(outlines: list[np.ndarray], size: Size) -> tuple[list[np.ndarray], np.ndarray]:
@@ -180,7 +181,7 @@ def encode(
         visible: Result of `clip_objects` where the caller already has it.
 
     Returns:
-        detection, roi_classification, heatmap: dict of `boxes` [N, 4] float32, `labels` [N] int64, `points` [N, 2] float32,
+        detection, roi_classification, heatmap, points: dict of `boxes` [N, 4] float32, `labels` [N] int64, `points` [N, 2] float32,
         `ids` [N] int64. segmentation: [K, H, W] uint8 when multilabel, else [H, W] uint8. classification: int64 scalar.
         regression: float32 scalar.
     """
