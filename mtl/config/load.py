@@ -177,8 +177,8 @@ def _check_fit(values: dict[str, Any]) -> list[str]:
             )
         if task in specs and specs[task].kind == "points" and values["data"]["geometry"]["mode"] != "tiles":
             problems.append(
-                f"`data.geometry.mode` is {values['data']['geometry']['mode']}, but `{task}` looks for points within distances in "
-                "microns, which needs a fixed scale. Set data.geometry.mode=tiles."
+                f"`data.geometry.mode` is {values['data']['geometry']['mode']}, but `{task}` looks for points within distances "
+                "in microns, which needs a fixed scale. Set data.geometry.mode=tiles."
             )
         sources = [ENCODER, *values["necks"]]
         if head.get("features", ENCODER) not in sources:
@@ -211,8 +211,8 @@ def _check_necks(necks: dict[str, dict[str, Any]]) -> list[str]:
             problems.append(unknown("feature source", source, [ENCODER, *necks], f"necks.{name}.features"))
         elif source != ENCODER and neck.get("shared", True) and not necks[source].get("shared", True):
             problems.append(
-                f"`necks.{name}` is shared, but reads `{source}`, of which each head has a copy. Set necks.{name}.shared=false, or "
-                f"necks.{source}.shared=true."
+                f"`necks.{name}` is shared, but reads `{source}`, of which each head has a copy. Set "
+                f"necks.{name}.shared=false, or necks.{source}.shared=true."
             )
     if not problems:
         for name in necks:

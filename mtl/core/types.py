@@ -98,8 +98,8 @@ class Sample:
         group: Patient, slide or near-duplicate cluster.
         source: Data set it came from.
         objects: Annotated objects.
-        masks: [H, W] (class per pixel) or [H, W, K] (independent channels) uint8 by name. `REGION` is 1 where objects were looked
-            for, where that is not the whole image; points outside it are no false positives.
+        masks: [H, W] (class per pixel) or [H, W, K] (independent channels) uint8 by name. `REGION` is 1 where objects were
+            looked for, if that is not the whole image; points outside it are no false positives.
         labels: Image-level class index or value by name.
         pixel_scale: Stored pixels per pixel of the data set's reference raster (0.5 for a half-size copy).
     """

@@ -67,7 +67,7 @@ def cut_to_content(objects: Objects, size: Size, min_visible: float) -> tuple[Ob
 
 def points_inside(objects: Objects, size: Size) -> np.ndarray:
     """[N] bool, True where the point of an object lies inside a raster of (height, width)."""
-    return ((objects.points >= 0) & (objects.points < np.asarray(size[::-1]))).all(axis=1)
+    return np.all((objects.points >= 0) & (objects.points < np.asarray(size[::-1])), axis=1)
 
 
 def _clip(outlines: list[np.ndarray], size: Size) -> tuple[list[np.ndarray], np.ndarray]:
@@ -181,9 +181,9 @@ def encode(
         visible: Result of `clip_objects` where the caller already has it.
 
     Returns:
-        detection, roi_classification, heatmap, points: dict of `boxes` [N, 4] float32, `labels` [N] int64, `points` [N, 2] float32,
-        `ids` [N] int64. segmentation: [K, H, W] uint8 when multilabel, else [H, W] uint8. classification: int64 scalar.
-        regression: float32 scalar.
+        detection, roi_classification, heatmap, points: dict of `boxes` [N, 4] float32, `labels` [N] int64, `points` [N, 2]
+        float32, `ids` [N] int64. segmentation: [K, H, W] uint8 when multilabel, else [H, W] uint8. classification: int64
+        scalar. regression: float32 scalar.
     """
     if not is_present(spec, objects, masks, labels):
         return None
