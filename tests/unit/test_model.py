@@ -95,6 +95,28 @@ def test_a_neck_is_shared_or_copied_for_each_of_its_heads() -> None:
     assert touched == {"detection": True, "roi": False}
 
 
+def test_a_neck_can_read_another_neck_and_heads_may_share_only_the_first() -> None:
+    words = ("tasks=[detection,roi]", "+neck@necks.second=fpn", "necks.second.features=fpn", "heads.detection.features=second")
+    shared = build(*words, "heads.roi.features=second")
+    assert shared.chains == {"detection": ["fpn", "second"], "roi": ["fpn", "second"]}
+    assert count_calls(shared) == {"encoder": 1, "body": 1, "fpn": 1, "second": 1}
+    copied = build(*words, "heads.roi.features=second", "necks.second.shared=false", "necks.second.width=32").eval()
+    copied.zero_grad()
+    sum(value.float().square().sum() for value in tensors(copied(images())["detection"])).backward()
+    touched = {name for name, parameter in copied.necks.named_parameters() if parameter.grad is not None}
+    assert {name.split(".")[0] for name in touched} == {"fpn", "second"}
+    assert not any(name.startswith("second.roi") for name in touched)
+    # A stage without `roi` lets its copy of the second neck rest, not what both heads read.
+    copied.rest(["detection"])
+    trains = {name.rsplit(".", 2)[0] for name, parameter in copied.necks.named_parameters() if parameter.requires_grad}
+    assert any(name.startswith("fpn") for name in trains) and any(name.startswith("second.detection") for name in trains)
+    assert not any(name.startswith("second.roi") for name in trains)
+    one = build(*words)  # roi reads the first neck
+    one.rest(["roi"])
+    assert not any(parameter.requires_grad for parameter in one.necks["second"].parameters())
+    assert all(parameter.requires_grad for parameter in one.necks["fpn"].parameters())
+
+
 # -- what runs how often -----------------------------------------------------------------------------------------------
 
 
