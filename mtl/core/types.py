@@ -10,7 +10,7 @@ Torch is imported for type checking only, so that data families and the command 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -245,7 +245,8 @@ class TaskBatch:
             int64, `points` [N, 2] float32, `ids` [N] int64, in network pixels. segmentation: [B, K, H, W] float32
             (multilabel) or [B, H, W] int64. classification: [B] int64. regression: [B] float32. Where a label is
             absent the row holds a placeholder that nobody may read.
-        present: By task, [B] bool: is the label known?
+        present: By task, [B] bool: is the label known? Always on the CPU: it decides what is computed, and asking a GPU would
+            make every training step wait for it.
         meta: One entry per row.
     """
 
@@ -258,11 +259,11 @@ class TaskBatch:
         return len(self.images)
 
     def to(self, *args: Any, **kwargs: Any) -> TaskBatch:
-        """Move every tensor; same arguments as `torch.Tensor.to`."""
+        """Move the images and targets; same arguments as `torch.Tensor.to`."""
         return self._apply(lambda tensor: tensor.to(*args, **kwargs))
 
     def pin_memory(self) -> TaskBatch:
-        """Pin every tensor; called by the data loader."""
+        """Pin the images and targets; called by the data loader."""
         return self._apply(lambda tensor: tensor.pin_memory())
 
     def _apply(self, function: Any) -> TaskBatch:
@@ -273,8 +274,7 @@ class TaskBatch:
                 return [walk(entry) for entry in value]
             return function(value) if hasattr(value, "pin_memory") else value
 
-        moved = {f.name: walk(getattr(self, f.name)) for f in fields(self) if f.name != "meta"}
-        return TaskBatch(**moved, meta=self.meta)
+        return replace(self, images=walk(self.images), targets=walk(self.targets))
 
 
 @dataclass

@@ -16,8 +16,9 @@ def _world_size(module: pl.LightningModule) -> int:
 
 def global_counts(local: dict[str, Tensor], module: pl.LightningModule) -> dict[str, float]:
     """Sum labelled samples per task over all ranks, in one exchange."""
-    counts = torch.stack([local[task].to(module.device, torch.float64) for task in local])
+    counts = torch.stack([local[task].double() for task in local])
     if _world_size(module) > 1:
+        counts = counts.to(module.device)
         torch.distributed.all_reduce(counts)
     return dict(zip(local, counts.tolist(), strict=True))
 
