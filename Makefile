@@ -4,6 +4,8 @@ PYTHON ?= $(VENV)/bin/python
 DEMO ?= demo
 # One thread per process: two busy two-thread processes on two cores are several times slower than one thread each.
 TEST_ENV = HF_HUB_OFFLINE=1 NO_ALBUMENTATIONS_UPDATE=1 WANDB_MODE=offline OMP_NUM_THREADS=1 MPLBACKEND=Agg
+# One single-threaded process per core; a file stays in one process, so that its fixtures are made once.
+PARALLEL ?= -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-all lint types format benchmark clean
@@ -28,10 +30,10 @@ demo: $(INSTALLED) ## Draw a small smear data set, train malaria_mttl on it, eva
 	PYTHON="$(PYTHON)" DEMO="$(DEMO)" bash scripts/demo.sh
 
 test: $(INSTALLED) ## Run the tests (under 10 minutes on 2 cores)
-	$(TEST_ENV) $(PYTHON) -m pytest
+	$(TEST_ENV) $(PYTHON) -m pytest $(PARALLEL)
 
 test-all: $(INSTALLED) ## Run the tests including the slow ones
-	$(TEST_ENV) $(PYTHON) -m pytest -m "slow or not slow" --timeout=3000
+	$(TEST_ENV) $(PYTHON) -m pytest -m "slow or not slow" --timeout=3000 $(PARALLEL)
 
 lint: $(INSTALLED) ## Check style
 	$(PYTHON) -m ruff check .

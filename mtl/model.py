@@ -144,7 +144,7 @@ class MultiTaskModel(nn.Module):
         """
         size = (images.shape[-2], images.shape[-1])
         outputs: dict[str, Output] = {}
-        maps: dict[Any, tuple[Tensor, ...]] = {}
+        maps: dict[str, tuple[Tensor, ...]] = {}
         for task, head in self.heads.items():
             if tasks is not None and task not in tasks:
                 continue
@@ -152,15 +152,25 @@ class MultiTaskModel(nn.Module):
                 maps = {ENCODER: self.encoder(images, task=task)}
             elif not maps:
                 maps = {ENCODER: self.encoder(images)}
-            source: Any = ENCODER
-            for name in self.chains[task]:
-                neck = self.necks[name]
-                key = (name, task) if isinstance(neck, nn.ModuleDict) else name
-                if key not in maps:
-                    maps[key] = _neck_of(neck, task)(maps[source])
-                source = key
-            outputs[task] = head(maps[source], size)
+            outputs[task] = head(maps[self.read(task, maps)], size)
         return outputs
+
+    def read(self, task: str, maps: dict[str, tuple[Tensor, ...]]) -> str:
+        """Compute what a head reads, unless it is there, and return its name in `maps`.
+
+        Args:
+            task: Whose head.
+            maps: The maps of the encoder under `encoder`; those of the necks on the way are added, a shared neck under its name,
+                a copy as `<neck>.<task>`.
+        """
+        source = ENCODER
+        for name in self.chains[task]:
+            neck = self.necks[name]
+            key = f"{name}.{task}" if isinstance(neck, nn.ModuleDict) else name
+            if key not in maps:
+                maps[key] = _neck_of(neck, task)(maps[source])
+            source = key
+        return source
 
     def decode(self, outputs: dict[str, Output], boxes: list[Tensor] | None = None) -> dict[str, list[Prediction]]:
         """Turn raw outputs into predictions in network pixels.

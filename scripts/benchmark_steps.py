@@ -235,14 +235,14 @@ def _time_parts(config: dict[str, Any], model: MultiTaskModel, batch: TaskBatch,
     with mixed(config, device):
         maps = {"encoder": model.encoder(batch.images, task=task) if model.encoder.per_task else model.encoder(batch.images)}
         encoder = clock(device)
-        maps |= {name: neck(maps["encoder"]) for name, neck in model.necks.items()}
+        source = {task: model.read(task, maps) for task in model.heads}
         necks = clock(device)
     found = {"encoder forward": encoder - started, "necks forward": necks - encoder}
     cut = {name: tuple(level.detach().requires_grad_() for level in levels) for name, levels in maps.items()}
     for task, head in model.heads.items():
         started = clock(device)
         with mixed(config, device):
-            output = head(cut[model.features[task]], size)
+            output = head(cut[source[task]], size)
             loss = torch.stack(list(head.loss(output, batch.targets[task], batch.present[task]).values())).sum()
         loss.backward()
         found[f"head {task} ({config['heads'][task]['name']})"] = clock(device) - started
