@@ -67,6 +67,44 @@ def brains(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def regions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """18 regions of six slides in the native layout of the tiger family; of 13 with cells 2 are not listed, 3 have none."""
+    from mtl.data.synthetic.tiger import draw_tiger
+
+    folder = tmp_path_factory.mktemp("data") / "regions"
+    draw_tiger(folder, patients=6, fields=3, seed=3, width=128)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiled slide 900 pixels wide and 700 high, `images/105S.tif`; its tissue mask and truth lie in folders beside."""
+    pytest.importorskip("tifffile", reason="slides need the extra `slides`")
+    from mtl.data.synthetic.tiger_slide import draw_slide
+
+    return draw_slide(tmp_path_factory.mktemp("data") / "images" / "105S.tif", (700, 900), seed=3, tile=256)
+
+
+@pytest.fixture(scope="session")
+def slide_checkpoint(slide: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained network for slides that reports all tissues and some cells, with windows of 96 pixels."""
+    import importlib
+    import sys
+
+    from mtl.config.load import load_run_config
+
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
+    try:
+        benchmark = importlib.import_module("benchmark_slide")
+    finally:
+        sys.path.pop(0)
+    words = ["task=tiger_mtl", "backbone=test_resnet", "data.geometry.size=[96,96]", "data.geometry.overlap=32"]
+    path = tmp_path_factory.mktemp("untrained") / "untrained.ckpt"
+    benchmark.build_checkpoint(load_run_config(words), slide, path, density=10_000)
+    return path
+
+
+@pytest.fixture(scope="session")
 def real_data() -> Path:
     """Folder of real images; tests that need it skip where it is not given."""
     folder = os.environ.get("MTL_DATA_DIR")

@@ -52,10 +52,18 @@ class ForegroundConfig(Strict):
     limit: float = Field(4.0, gt=0)
 
 
+class StainConfig(Strict):
+    """Bring the colours of stained tissue to one reference (`mtl.data.stain`)."""
+
+    method: Literal["macenko", "reinhard"] = "macenko"
+    density: float = Field(0.15, gt=0)
+
+
 class PreprocessingConfig(Strict):
     """What happens to pixels in training, evaluation and prediction alike."""
 
     foreground: ForegroundConfig | None
+    stain: StainConfig | None
     crop: CropConfig | None
     circle: bool
     clahe: ClaheConfig | None
@@ -358,8 +366,21 @@ class EvaluateConfig(Strict):
     report: bool = True
 
 
+class SlideConfig(Strict):
+    """What prediction has to know of whole-slide images."""
+
+    spacing: float | None = Field(None, gt=0)
+    tissue_masks: str | None = None
+    min_saturation: float | None = Field(0.05, gt=0, lt=1)
+    tumor_bulk: bool = False
+    cells: str = "cells"
+    tissue: str = "tissue"
+    stroma: str = "stroma"
+    tumor: str = "tumor"
+
+
 class PredictConfig(Strict):
-    """`predict.py`: use a checkpoint on images."""
+    """`predict.py`: use a checkpoint on images, slides and volumes."""
 
     checkpoint: str
     source: str
@@ -369,6 +390,7 @@ class PredictConfig(Strict):
     overlays: bool = True
     masks: bool = True
     pixel_scale: float | None = Field(None, gt=0)
+    slide: SlideConfig = SlideConfig()
 
 
 class SynthConfig(Strict):

@@ -35,6 +35,7 @@ class DataFamily(ABC):
     """
 
     object_classes: ClassVar[tuple[str, ...]] = ()
+    microns: ClassVar[bool] = False  # the reference pixel is a micron; networks for such data can be used on slides
 
     @property
     def channels(self) -> int:

@@ -221,9 +221,9 @@ class SampleDataset(Dataset):
         """Read labels once per process, masks (in the working raster) as long as there is room for them."""
         if image_number not in self._labels:
             sample = self.family.read_labels(self.records[image_number])
-            names = self._mask_names()
+            names, classes = self._mask_names(), self._class_masks()
             sample.masks = {
-                name: self.preprocessing.geometry.mask_to_working(mask, self.windows[image_number][0])
+                name: self.preprocessing.geometry.mask_to_working(mask, self.windows[image_number][0], name in classes)
                 for name, mask in sample.masks.items()
                 if name in names
             }
@@ -240,6 +240,14 @@ class SampleDataset(Dataset):
         names = {name for kind, _, name in labels if kind == "mask"}
         return names | {REGION} if any(self.specs[task].kind == "points" for task in self.tasks) else names
 
+    def _class_masks(self) -> dict[str, int]:
+        """Return the value to ignore by name of each mask that holds one class per pixel."""
+        return {
+            self.specs[task].label.partition(":")[2]: self.specs[task].ignore_index
+            for task in self.tasks
+            if self.specs[task].kind == "segmentation" and not self.specs[task].multilabel
+        }
+
     def _window_masks(self, sample: Sample, window: Window) -> dict[str, np.ndarray]:
         geometry = self.preprocessing.geometry
         masks = {name: geometry.crop(mask, window, fill=0) for name, mask in sample.masks.items()}
@@ -252,11 +260,7 @@ class SampleDataset(Dataset):
         outside = masks.pop(INSIDE, None)
         if outside is None or outside.all():
             return masks
-        multiclass = {
-            self.specs[task].label.partition(":")[2]: self.specs[task].ignore_index
-            for task in self.tasks
-            if self.specs[task].kind == "segmentation" and not self.specs[task].multilabel
-        }
+        multiclass = self._class_masks()
         return {
             name: np.where(outside == 0, np.uint8(multiclass[name]), mask) if name in multiclass else mask
             for name, mask in masks.items()

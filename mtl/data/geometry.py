@@ -7,6 +7,7 @@ Imports neither torch nor, at module level, OpenCV.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -101,6 +102,12 @@ class Geometry:
             pixel_scale: Stored pixels per reference pixel.
             content: (x_min, y_min, x_max, y_max) of the part that the working raster is to show; None is all of it.
         """
+        return [window for row in self.rows(original_size, pixel_scale, content) for window in row]
+
+    def rows(
+        self, original_size: Size, pixel_scale: float = 1.0, content: tuple[int, int, int, int] | None = None
+    ) -> Iterator[list[Window]]:
+        """Yield the rows of `windows` one after the other; a slide has more windows than one wants to hold."""
         left, top, right, bottom = content or (0, 0, original_size[1], original_size[0])
         shown = bottom - top, right - left
         working = self.working_size(shown, pixel_scale)
@@ -109,23 +116,23 @@ class Geometry:
             for length, size, step in zip(working, self.size, self.step, strict=True)
         )
         scale = (working[1] / shown[1], working[0] / shown[0])
-        corners = [(x, y) for y in rows for x in columns]
-        return [
-            Window(
-                index=index,
-                count=len(corners),
-                scale=scale,
-                offset=(float(x), float(y)),
-                pad=(0.0, 0.0),
-                valid=(min(self.size[0], working[0] - y), min(self.size[1], working[1] - x)),
-                size=self.size,
-                working_size=working,
-                original_size=original_size,
-                pixel_scale=pixel_scale,
-                content=content,
-            )
-            for index, (x, y) in enumerate(corners)
-        ]
+        for number, y in enumerate(rows):
+            yield [
+                Window(
+                    index=number * len(columns) + index,
+                    count=len(rows) * len(columns),
+                    scale=scale,
+                    offset=(float(x), float(y)),
+                    pad=(0.0, 0.0),
+                    valid=(min(self.size[0], working[0] - y), min(self.size[1], working[1] - x)),
+                    size=self.size,
+                    working_size=working,
+                    original_size=original_size,
+                    pixel_scale=pixel_scale,
+                    content=content,
+                )
+                for index, x in enumerate(columns)
+            ]
 
     def jitter(self, window: Window, rng: np.random.Generator) -> Window:
         """Move a window by up to half a step in each direction, kept inside the image (training in tiles mode)."""
@@ -150,11 +157,16 @@ class Geometry:
         resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
         return resized.reshape(height, width, *image.shape[2:])
 
-    def mask_to_working(self, mask: np.ndarray, window: Window) -> np.ndarray:
+    def mask_to_working(self, mask: np.ndarray, window: Window, classes: bool = False) -> np.ndarray:
         """Bring a stored mask [H, W] or [H, W, K] uint8 to the working raster without mixing values.
 
-        Shrinking a mask of zeros and ones keeps a pixel of which `SMALL_SHARE` was marked: the nearest pixel alone would lose
-        most lesions that are smaller than a working pixel (microaneurysms).
+        Shrinking a mask that marks something with ones keeps a pixel of which `SMALL_SHARE` was marked: the nearest pixel alone
+        would lose most lesions that are smaller than a working pixel (microaneurysms).
+
+        Args:
+            mask: In the raster of the stored image.
+            window: Any window of the image.
+            classes: Each pixel holds the index of a class; then 1 is no more than 0, and the nearest pixel counts.
         """
         import cv2
 
@@ -162,10 +174,10 @@ class Geometry:
         if shown.shape[:2] == working_size:
             return np.ascontiguousarray(shown)
         if shown.ndim == 3:  # OpenCV averages four channels at most
-            return np.stack([self.mask_to_working(mask[..., k], window) for k in range(mask.shape[2])], axis=2)
+            return np.stack([self.mask_to_working(mask[..., k], window, classes) for k in range(mask.shape[2])], axis=2)
         size = (working_size[1], working_size[0])
         shrinks = working_size[0] * working_size[1] < shown.shape[0] * shown.shape[1]
-        if shrinks and int(shown.max(initial=0)) <= 1:
+        if shrinks and not classes and int(shown.max(initial=0)) <= 1:
             share = cv2.resize(np.ascontiguousarray(shown) * np.uint8(255), size, interpolation=cv2.INTER_AREA)
             return (share >= 255 * SMALL_SHARE).astype(np.uint8)
         return cv2.resize(np.ascontiguousarray(shown), size, interpolation=cv2.INTER_NEAREST_EXACT)

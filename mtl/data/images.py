@@ -32,7 +32,9 @@ def image_size(path: Path) -> tuple[tuple[int, int], int]:
 
     try:
         with Image.open(path) as image:
-            return (image.height, image.width), int(image.getexif().get(EXIF_ORIENTATION, 1))
+            # Of a PNG file, PIL decodes the pixels to look for EXIF behind them, where hardly anybody writes it.
+            exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
+            return (image.height, image.width), int(exif.get(EXIF_ORIENTATION, 1))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(_unreadable(path, error)) from error
 

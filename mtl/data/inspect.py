@@ -21,6 +21,7 @@ COLORS = {
     "Infected": "#d62728", "Healthy": "#1f4fd8", "WBC": "#8e24aa",
     "microaneurysms": "#00ffff", "haemorrhages": "#ff00ff", "hard_exudates": "#b6f500", "soft_exudates": "#00ff00",
     "whole_tumor": "#00ff00", "tumor_core": "#ffd500", "enhancing_tumor": "#ff0b55",
+    "tumor": "#ff7f0e", "stroma": "#00c8ff", "other": "#7f7f7f", "lymphocyte": "#00ff00",
     "optic_disc": "#ff0b55", "optic_disc_centre": "#ff0b55", "fovea": "#1f4fd8",
 }  # fmt: skip
 OTHER_COLORS = ("#2ca02c", "#ff7f0e", "#17becf", "#8c564b", "#e377c2", "#7f7f7f")
@@ -157,7 +158,7 @@ def plot(
     # The extent puts the corner of the first pixel at (0, 0), as all coordinates here have it.
     axes.imshow(image, extent=(0, width, height, 0), interpolation="antialiased")
     axes.set_axis_off()
-    axes.set_title(title or sample.sample_id, fontsize=8)
+    axes.set_title(title or sample.sample_id, fontsize=8, wrap=True)
     handles = [] if sample.objects is None else _draw_objects(axes, sample, classes)
     handles += _region_handles(regions or {})
     if handles:

@@ -12,6 +12,8 @@ from mtl.core.types import Window
 from mtl.data.content import Box, content_box, outside_circle
 from mtl.data.geometry import Geometry
 from mtl.data.intensity import brain_mask, standardise
+from mtl.data.stain import METHODS as STAIN_METHODS
+from mtl.data.stain import Estimate, estimate, restain
 
 PERCENTILE_STD = 0.25  # of values between the 1st and the 99th percentile
 METHODS = ("zscore", "percentile")
@@ -19,7 +21,7 @@ METHODS = ("zscore", "percentile")
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Crop, resize, contrast, normalisation. Holds plain values only, so a checkpoint can carry it.
+    """Crop, stain, resize, contrast, normalisation. Holds plain values only, so a checkpoint can carry it.
 
     Attributes:
         geometry: Working raster and windows.
@@ -31,6 +33,8 @@ class Preprocessing:
         mean, std: Per channel, in the unit interval for uint8 images and in the image's own unit for float images.
         foreground: None, or `method` and `limit` of `mtl.data.intensity.standardise`: grey values of any unit become values in
             [0, 1] that compare between images, measured inside the brain or head; what is outside becomes 0.
+        stain: None, or `method` and `density` of `mtl.data.stain.estimate`: the colours of stained tissue become those of one
+            reference.
     """
 
     geometry: Geometry
@@ -40,6 +44,7 @@ class Preprocessing:
     crop_border: dict[str, float] | None = None
     circle: bool = False
     foreground: dict[str, Any] | None = None
+    stain: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mean", tuple(float(value) for value in self.mean))
@@ -68,6 +73,19 @@ class Preprocessing:
                     f"`data.geometry.fill` is {self.geometry.to_dict()['fill']}; expected 0 to 1, since "
                     "`data.preprocessing.foreground` maps grey values there. Set data.geometry.fill=0, the background."
                 )
+        if self.stain is not None:
+            method, density = self.stain.get("method", "macenko"), self.stain.get("density", 0.15)
+            if method not in STAIN_METHODS or density <= 0:
+                raise ConfigError(
+                    f"`data.preprocessing.stain` is {self.stain}; expected method {' or '.join(STAIN_METHODS)} and a density "
+                    "above 0."
+                )
+            if self.foreground is not None:
+                raise ConfigError(
+                    "`data.preprocessing.stain` is for RGB images, `data.preprocessing.foreground` for grey values. Set one of "
+                    "them to null."
+                )
+            object.__setattr__(self, "stain", {"method": str(method), "density": float(density)})
 
     @classmethod
     def from_config(
@@ -97,19 +115,27 @@ class Preprocessing:
             crop_border=preprocessing.get("crop"),
             circle=bool(preprocessing.get("circle", False)),
             foreground=foreground,
+            stain=preprocessing.get("stain"),
         )
 
     def content(self, image: np.ndarray) -> Box | None:
         """Find the part of a stored image [H, W, C] that the working raster shows; None is all of it."""
         return None if self.crop_border is None else content_box(image, **self.crop_border)
 
-    def working(self, image: np.ndarray, pixel_scale: float = 1.0, content: Box | None = None) -> np.ndarray:
-        """Turn a stored image into its working raster: standardise grey values, cut, resize, equalise, fill around the circle.
+    def stain_of(self, image: np.ndarray) -> Estimate:
+        """Describe the staining of a stored image [H, W, C], or of the overview of a slide; empty where it does not matter."""
+        return {} if self.stain is None else estimate(image, **self.stain)
+
+    def working(
+        self, image: np.ndarray, pixel_scale: float = 1.0, content: Box | None = None, stain: Estimate | None = None
+    ) -> np.ndarray:
+        """Turn a stored image into its working raster: standardise values, cut, resize, equalise, fill around the circle.
 
         Args:
             image: [H, W, C].
             pixel_scale: Stored pixels per reference pixel.
             content: Result of `content` where the caller already has it.
+            stain: Result of `stain_of` where the image is a part of something larger; None looks at the image itself.
 
         Returns:
             [H, W, C] of the image's type; float16 with `foreground`, so that a cache is half as large and loses nothing.
@@ -117,7 +143,10 @@ class Preprocessing:
         content = self.content(image) if content is None else content
         image = self.standardised(image)
         left, top, right, bottom = content or (0, 0, image.shape[1], image.shape[0])
-        raster = self.geometry.to_working(image[top:bottom, left:right], pixel_scale)
+        shown = image[top:bottom, left:right]
+        if self.stain is not None:
+            shown = restain(shown, self.stain_of(shown) if stain is None else stain)
+        raster = self.geometry.to_working(shown, pixel_scale)
         if self.clahe is not None:
             raster = equalise(raster, self.clahe["clip_limit"], int(self.clahe["tiles"]))
         if self.circle:
@@ -188,7 +217,7 @@ class Preprocessing:
         else:
             geometry["size"] = list(self.geometry.size)
         key = {"geometry": geometry, "clahe": self.clahe, "crop": self.crop_border, "circle": self.circle}
-        key |= {"foreground": self.foreground} if self.foreground else {}
+        key |= {name: value for name, value in (("foreground", self.foreground), ("stain", self.stain)) if value}
         return key | ({"fill": self.geometry.to_dict()["fill"]} if self.circle else {})
 
     def to_dict(self) -> dict[str, Any]:
@@ -199,6 +228,7 @@ class Preprocessing:
             "circle": self.circle,
             "clahe": None if self.clahe is None else dict(self.clahe),
             "foreground": None if self.foreground is None else dict(self.foreground),
+            "stain": None if self.stain is None else dict(self.stain),
             "mean": list(self.mean),
             "std": list(self.std),
         }

@@ -17,15 +17,12 @@ import numpy as np
 
 from mtl.core.errors import ConfigError
 from mtl.core.types import Objects
+from mtl.data.stain import STAINS, mix
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for a newer version otherwise
 import albumentations as A
 
-# Stain vectors of haematoxylin, eosin and the residual (Ruifrok and Johnston 2001), one per row, in optical density.
-STAINS = np.asarray([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]], np.float64)
-STAINS /= np.linalg.norm(STAINS, axis=1, keepdims=True)
 COLOUR_STEPS = ("color_jitter", "stain_jitter")
-OPTICAL_DENSITY = -np.log(np.maximum(np.arange(256), 1) / 255.0).astype(np.float32)
 
 
 class Transform:
@@ -185,8 +182,7 @@ class StainJitter(A.ImageOnlyTransform):
         """Apply to [H, W, 3] uint8."""
         # Separation, change and mixing are linear in optical density: one 3 x 4 matrix does all three.
         matrix = STAINS.T @ np.diag(factor) @ np.linalg.inv(STAINS.T)
-        density = cv2.transform(OPTICAL_DENSITY[img], np.column_stack([matrix, STAINS.T @ shift]).astype(np.float32))
-        return np.clip(np.rint(cv2.exp(-density) * 255.0), 0, 255).astype(np.uint8)
+        return mix(img, np.column_stack([matrix, STAINS.T @ shift]))
 
     def get_transform_init_args_names(self) -> tuple[str, ...]:
         """Name the arguments, for the printed form."""

@@ -165,6 +165,22 @@ def test_brain(brains: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert dead_keys(observe, config, flips_for(keys, config, table, annotations)) == []
 
 
+def test_tiger(regions: Path, tmp_path: Path) -> None:
+    config, problems = check_data(put(compose("data_tool", ["data=tiger"])[0]["data"], {"root": str(regions)}))
+    assert not problems
+    other = copy_of(regions, tmp_path / "other", lambda path: "101B" not in path.name or path.parent.name != "masks")
+    table = {
+        "root": Flip(str(other)),
+        "sets": Flip(["cells"]),
+        "tissue": Flip({"tumor": [1], "stroma": [2], "other": [3, 4, 5, 6, 7]}),
+        "spacing": Flip(0.25),
+        "spacing_of": Flip({"TCGA-*": 0.25}),
+        "sources": Flip({**config["sources"], "jb": None}),
+        "group_by": Flip("patient"),
+    }
+    assert dead_keys(observe_family, config, part_flips(SOURCES, config, table)) == []
+
+
 def test_every_family_is_flipped() -> None:
     assert set(choices("data")) - {"default"} == {
         name.removeprefix("test_") for name in globals() if name.removeprefix("test_") in choices("data")
@@ -195,6 +211,7 @@ def test_geometry(data: dict[str, Any]) -> None:
 def test_preprocessing(data: dict[str, Any]) -> None:
     table = {
         "preprocessing.foreground": Flip({"method": "zscore", "limit": 4.0}),
+        "preprocessing.stain": Flip({"method": "macenko", "density": 0.15}),
         "preprocessing.crop": Flip({"threshold": 0.9, "margin": 0.0}),
         "preprocessing.clahe": Flip({"clip_limit": 2.5, "tiles": 4}),
         "preprocessing.mean": Flip([0.1, 0.2, 0.3]),
@@ -213,6 +230,10 @@ def test_preprocessing(data: dict[str, Any]) -> None:
     flips = {"preprocessing.foreground.method": Flip("percentile"), "preprocessing.foreground.limit": Flip(1.0)}
     assert {key.rpartition(".")[2] for key in flips} == set(schema.ForegroundConfig.model_fields)
     assert dead_keys(observe_windows, grey, flips) == []
+    restained = put(data, {"preprocessing.stain": {"method": "macenko", "density": 0.15}})
+    flips = {"preprocessing.stain.method": Flip("reinhard"), "preprocessing.stain.density": Flip(0.4)}
+    assert {key.rpartition(".")[2] for key in flips} == set(schema.StainConfig.model_fields)
+    assert dead_keys(observe_windows, restained, flips) == []
 
 
 def test_augmentation(data: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""A small study of volumes and pictures: two sources, masks in one of them, subgroups."""
+"""Small studies: volumes and pictures (two sources, masks in one of them, subgroups), and slides with tissue and cells."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mtl.core.registry import STUDY_METRICS
 from mtl.core.task import TaskSpec
 from mtl.core.types import ImageResult, Window
 from mtl.metrics.evaluator import Evaluator
@@ -17,12 +18,21 @@ SPECS = {
     "tumor": TaskSpec("tumor", "segmentation", ("core", "edema"), label="mask:tumor", volumetric=True),
     "presence": TaskSpec("presence", "classification", ("no_tumor", "yes_tumor"), label="class:presence"),
 }
+REGION_SPECS = {
+    "tissue": TaskSpec("tissue", "segmentation", ("tumor", "stroma", "other"), multilabel=False),
+    "cells": TaskSpec("cells", "points", ("lymphocyte",), members=(("lymphocyte",),)),
+}
 WINDOW = Window(0, 1, (0.5, 0.5), (0, 0), (0, 0), (SIZE, SIZE), (SIZE, SIZE), (SIZE, SIZE), (2 * SIZE, 2 * SIZE))
 
 
 @pytest.fixture(scope="session")
 def case_study() -> Callable[..., Evaluator]:
     return study
+
+
+@pytest.fixture(scope="session")
+def cell_study() -> Callable[..., Evaluator]:
+    return tissue_and_cells
 
 
 def ball(centre: np.ndarray, radius: float) -> np.ndarray:
@@ -67,4 +77,32 @@ def study(cases: int = 6, pictures: int = 24, hd95: bool = True, **settings: Any
         known = ImageResult(name, name, "web", WINDOW, {"presence": {"label": np.array(present)}}, attributes)
         evaluator.update(ImageResult(name, name, "web", WINDOW, guess), known)
     evaluator.finish()
+    return evaluator
+
+
+def tissue_and_cells(slides: int = 6) -> Evaluator:
+    """Two regions per slide, one of them without tissue labels in the last slide."""
+    study = {"til_score": STUDY_METRICS.build({"name": "til_score"}, REGION_SPECS)}
+    evaluator = Evaluator(REGION_SPECS, study, hit_radius=4.0, unit="slide", native=True)
+    generator = np.random.default_rng(0)
+    window = Window(0, 1, (1, 1), (0, 0), (0, 0), (128, 128), (128, 128), (128, 128), (128, 128), pixel_scale=2.0)
+    for index in range(2 * slides):
+        cells = generator.uniform(0, 128, (int(generator.integers(5, 25)), 2))
+        points = np.concatenate([cells + generator.normal(0, 3, cells.shape), generator.uniform(0, 128, (6, 2))])
+        mask = np.zeros((128, 128), np.uint8)
+        mask[:, generator.integers(40, 100) :] = 1
+        mask[:10] = 255
+        guess = np.where(mask == 255, 0, np.roll(mask, 5, axis=1))
+        predicted: dict[str, Any] = {
+            "cells": {"points": points, "scores": generator.uniform(0, 1, len(points)), "labels": np.zeros(len(points), int)},
+            "tissue": {"probabilities": np.eye(3, dtype=np.float32)[guess].transpose(2, 0, 1)},
+        }
+        truth: dict[str, Any] = {
+            "cells": {"points": cells, "labels": np.zeros(len(cells), int), "region": mask != 255},
+            "tissue": {"mask": mask},
+        }
+        if index == 2 * slides - 1:
+            del truth["tissue"]
+        about = (f"r{index:02d}", f"s{index // 2}", ("rumc", "tcga")[index // 2 % 2], window)
+        evaluator.update(*(ImageResult(*about, tasks) for tasks in (predicted, truth)))
     return evaluator

@@ -3,9 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from data_fakes import CLASSES, Bordered
+from data_fakes import CLASSES, Bordered, FakeFamily
 
 from mtl.core.errors import DataError
+from mtl.core.task import TaskSpec
+from mtl.core.types import REGION, Record, Sample
 from mtl.data.cache import prepare
 from mtl.data.collate import Collate
 from mtl.data.dataset import SampleDataset
@@ -191,8 +193,6 @@ def test_collate_follows_the_contract(family, stretch):
 
 
 def test_collate_of_absent_objects():
-    from data_fakes import FakeFamily
-
     specs = {"detection": FakeFamily.specs(None)["detection"]}
     item = {
         "image": np.zeros((3, 8, 8), np.float32),
@@ -251,3 +251,120 @@ def test_masks_are_decoded_once_while_there_is_room(monkeypatch):
     small = make(family, Preprocessing(Geometry("stretch", (64, 96))))
     again, *_ = (small[0] for _ in range(3))
     assert len(calls) == 4 and np.array_equal(first["targets"]["mask"], again["targets"]["mask"])
+
+
+# -- points ------------------------------------------------------------------------------------------------------------
+
+
+class Pointed(FakeFamily):
+    """The discs as points to find; in the first half of the images they were looked for on the left side only."""
+
+    def specs(self) -> dict[str, TaskSpec]:
+        return {"cells": TaskSpec("cells", "points", CLASSES, members=(("infected",), ("healthy",)))}
+
+    def read_labels(self, record: Record) -> Sample:
+        sample = super().read_labels(record)
+        if int(record.sample_id[1:]) < 6:
+            sample.masks[REGION] = (np.arange(self.size[1]) < 80).astype(np.uint8)[None].repeat(self.size[0], axis=0)
+        return sample
+
+
+@pytest.fixture
+def pointed(tmp_path) -> Pointed:
+    (tmp_path / "points").mkdir()
+    return Pointed(tmp_path / "points").draw()
+
+
+def test_points_are_kept_by_their_centres(pointed, tiles):
+    """A cell belongs to every window that holds its point, however much of its box that shows."""
+    dataset = make(pointed, tiles)
+    cut = 0
+    for index in range(len(dataset)):
+        item = dataset[index]
+        target, window = item["targets"]["cells"], item["meta"].window
+        points = np.asarray(pointed.points(int(item["meta"].sample_id[1:])), np.float32)
+        mine = window.working_to_network(window.original_to_working(points))
+        inside = ((mine >= 0) & (mine < 64)).all(axis=1)
+        assert target["ids"].tolist() == np.flatnonzero(inside).tolist()
+        np.testing.assert_allclose(target["points"], mine[inside], atol=1e-4)
+        boxes = target["boxes"]
+        assert (boxes >= 0).all() and (boxes <= 64).all() and boxes.shape == (inside.sum(), 4)
+        np.testing.assert_allclose(boxes, np.clip(np.hstack([mine[inside] - 6, mine[inside] + 6]), 0, 64), atol=1e-3)
+        cut += int((boxes[:, 2:] - boxes[:, :2] < 11.9).any(axis=1).sum())
+    assert cut > 5
+
+
+STEPS = {
+    "nothing": {},
+    "horizontal_flip": {"horizontal_flip": 1.0},
+    "vertical_flip": {"vertical_flip": 1.0},
+    "rotate90": {"rotate90": 1.0},
+    "affine": AUGMENT["affine"],
+    "colours": {
+        "stain_jitter": {"probability": 1.0, "strength": 0.1},
+        "color_jitter": {"probability": 1.0, "brightness": 0.1, "contrast": 0.1, "saturation": 0.1, "hue": 0.01},
+        "blur": {"probability": 1.0, "kernel": [3, 3]},
+        "noise": {"probability": 1.0, "std": [0.01, 0.02]},
+    },
+    "all": AUGMENT,
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_points_move_with_their_pixels(pointed, name):
+    """Every point lies on a dark disc, and what is dark away from the border lies around a point."""
+    config = {"affine": STEPS[name]} if name == "affine" else STEPS[name]
+    preprocessing = Preprocessing(Geometry("tiles", (64, 64), 1.0, 32, fill=200), mean=(0, 0, 0), std=(1, 1, 1))
+    transform = Transform(config, (64, 64), fill=200) if config else None
+    dataset = SampleDataset(pointed, pointed.records(), pointed.specs(), preprocessing, transform, random_offset=True)
+    seen = 0
+    for index in range(len(dataset)):
+        item = dataset[Draw(1, index, index)]
+        dark, target = item["image"][2] < 0.65, item["targets"]["cells"]  # blue: disc 140, ground 200
+        points, boxes = target["points"], target["boxes"]
+        assert (points >= 0).all() and (points < 64).all() and len(boxes) == len(points)
+        for (x, y), box in zip(points, boxes, strict=True):
+            seen += 1
+            assert dark[int(y), int(x)]
+            assert box[0] - 1e-3 <= x <= box[2] + 1e-3 and box[1] - 1e-3 <= y <= box[3] + 1e-3
+        rows, columns = np.nonzero(dark[8:56, 8:56])
+        if len(points) and len(rows) and name != "colours":  # which make other things dark
+            away = np.hypot(columns[:, None] + 8.5 - points[:, 0], rows[:, None] + 8.5 - points[:, 1]).min(axis=1)
+            assert np.percentile(away, 90) < 9
+    assert seen > 40
+
+
+def test_no_point_without_its_pixels(pointed):
+    """Shrinking a tile shows fill around it; points of the neighbouring tiles must not land there."""
+    preprocessing = Preprocessing(Geometry("tiles", (64, 64), 1.0, 32, fill=200), mean=(0, 0, 0), std=(1, 1, 1))
+    transform = Transform({"affine": {"probability": 1.0, "scale": [0.5, 0.5]}}, (64, 64), fill=200)
+    dataset = SampleDataset(pointed, pointed.records(), pointed.specs(), preprocessing, transform)
+    plain = SampleDataset(pointed, pointed.records(), pointed.specs(), preprocessing)
+    for index in range(len(dataset)):
+        points = dataset[index]["targets"]["cells"]["points"]
+        assert (points >= 15.9).all() and (points <= 48.1).all()
+        assert dataset[index]["targets"]["cells"]["ids"].tolist() == plain[index]["targets"]["cells"]["ids"].tolist()
+
+
+def test_truth_of_points_has_the_region(pointed):
+    preprocessing = Preprocessing(Geometry("tiles", (64, 64), 0.5, 32))
+    dataset = make(pointed, preprocessing)
+    for record in pointed.records():
+        for native in (False, True):
+            truth = dataset.truth(record.sample_id, native=native).tasks["cells"]
+            points = np.asarray(pointed.points(int(record.sample_id[1:])))
+            np.testing.assert_allclose(truth["points"], points / 2, atol=1e-4)
+            assert truth["ids"].tolist() == list(range(len(points))) and truth["labels"].tolist() == [0] + [1] * (
+                len(points) - 1
+            )
+            assert truth["region"].shape == (48, 80) and truth["region"].dtype == bool
+            assert truth["region"][:, :40].all()
+            assert truth["region"][:, 40:].any() == (int(record.sample_id[1:]) >= 6)
+
+
+def test_points_are_collated_like_boxes(pointed, tiles):
+    dataset, specs = make(pointed, tiles), pointed.specs()
+    batch = Collate(specs, list(specs))([dataset[index] for index in range(4)])
+    assert len(batch.targets["cells"]) == 4 and batch.present["cells"].all()
+    assert all(set(row) == {"boxes", "labels", "points", "ids"} for row in batch.targets["cells"])
+    assert all(row["points"].dtype == torch.float32 and row["points"].shape[1:] == (2,) for row in batch.targets["cells"])
