@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from mtl.core.errors import ConfigError
 
 
 class TolerantBatchNorm1d(nn.BatchNorm1d):
@@ -95,3 +98,60 @@ def convolution_block(inputs: int, outputs: int, kernel: int = 1, dilation: int 
         else nn.Conv2d(inputs, outputs, kernel, padding=dilation * (kernel // 2), dilation=dilation)
     )
     return nn.Sequential(convolution, TolerantBatchNorm2d(outputs), nn.ReLU(inplace=True))
+
+
+def resize(maps: Tensor, size: tuple[int, ...], align_corners: bool = False) -> Tensor:
+    """Resize [B, C, h, w] bilinearly to (height, width), if needed."""
+    if tuple(maps.shape[-2:]) == tuple(size):
+        return maps
+    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=align_corners)
+
+
+def join_maps(fine: Tensor, coarse: Tensor, align_corners: bool = False) -> Tensor:
+    """Resize a coarse map to a fine one and put it in front: [B, coarse + fine channels, h, w]."""
+    return torch.cat([resize(coarse, fine.shape[-2:], align_corners), fine], dim=1)
+
+
+def fine_position(strides: tuple[int, ...], low_level: int, where: str) -> int:
+    """Return the position of the fine map that a DeepLabv3+ decoder joins with the last one; the first of several such maps.
+
+    Args:
+        strides: Strides of the maps, finest first.
+        low_level: log2 of the stride of the fine map.
+        where: Config path of the reader, for messages.
+
+    Raises:
+        ConfigError: No map before the last one has this level.
+    """
+    fine = 2**low_level if low_level >= 0 else 0
+    if fine not in strides[:-1]:
+        given = ", ".join(f"{stride.bit_length() - 1} (/{stride})" for stride in strides[:-1]) or "none"
+        raise ConfigError(
+            f"`{where}.low_level={low_level}`: expected a level before the last of the maps that it reads ({given}). Choose "
+            "one of these, or let the neck it reads pass it on (`low_level` of the neck `aspp`)."
+        )
+    return strides.index(fine)
+
+
+def decoder_blocks(
+    fine: int, coarse: int, width: int, low_channels: int, convolutions: int, separable: bool, where: str
+) -> tuple[nn.Sequential, nn.Sequential]:
+    """Build the two parts of a DeepLabv3+ decoder: a 1x1 that makes the fine map narrow, and the 3x3 that fuse both maps.
+
+    Args:
+        fine: Channels of the fine map.
+        coarse: Channels of the last map.
+        width: Channels of the 3x3 convolutions.
+        low_channels: Channels to which the fine map is reduced.
+        convolutions: Number of 3x3 convolutions.
+        separable: Depthwise-separable 3x3 convolutions.
+        where: Config path of the reader, for messages.
+
+    Raises:
+        ConfigError: Nothing would fuse the maps.
+    """
+    if convolutions < 1:
+        raise ConfigError(f"`{where}.convolutions={convolutions}`: expected at least 1.")
+    inputs = [coarse + low_channels] + [width] * (convolutions - 1)
+    fuse = nn.Sequential(*(convolution_block(size, width, 3, separable=separable) for size in inputs))
+    return convolution_block(fine, low_channels), fuse

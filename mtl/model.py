@@ -160,8 +160,8 @@ class MultiTaskModel(nn.Module):
 
         Args:
             task: Whose head.
-            maps: The maps of the encoder under `encoder`; those of the necks on the way are added, a shared neck under its name,
-                a copy as `<neck>.<task>`.
+            maps: The maps of the encoder under `encoder`; those of the necks on the way are added, of a shared neck under its
+                name, of a copy as `<neck>.<task>`.
         """
         source = ENCODER
         for name in self.chains[task]:

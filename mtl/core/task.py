@@ -40,7 +40,7 @@ def higher_is_better(metric: str) -> bool:
         metric: Its name, with a path in front (`val/detection/map50`) or a unit behind (`mae_patient`) or neither.
     """
     name = metric.rpartition("/")[2]
-    return not (name in LOWER_IS_BETTER or name.startswith(("mae_", "hd95", "images_without")))
+    return not (name in LOWER_IS_BETTER or name.startswith(("mae_", "hd95")) or "s_without_" in name)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,27 @@ def stage_names(body: nn.Module) -> list[str]:
     return names
 
 
+def check_modules(body: nn.Module, names: list[str], where: str) -> None:
+    """Refuse module names that the network does not have.
+
+    Args:
+        body: A timm network.
+        names: Module-name prefixes as in timm.
+        where: The key that gives them, for messages.
+
+    Raises:
+        ConfigError: A prefix names no parameters.
+    """
+    problems = []
+    for prefix in names:
+        if not any(under(name, str(prefix)) for name, _ in body.named_parameters()):
+            valid = stage_names(body)
+            expected = f"Expected module names such as: {', '.join(valid)}.{nearest(str(prefix), valid)}"
+            problems.append(f"`{where}` names `{prefix}`, which this network does not have. {expected}")
+    if problems:
+        raise ConfigError(problems)
+
+
 def freeze(body: nn.Module, unfreeze: list[str]) -> tuple[str, ...]:
     """Switch gradients off, except in the parts named by `unfreeze`.
 
@@ -38,15 +59,8 @@ def freeze(body: nn.Module, unfreeze: list[str]) -> tuple[str, ...]:
     Raises:
         ConfigError: A prefix names no parameters.
     """
+    check_modules(body, unfreeze, "backbone.unfreeze")
     parameters = dict(body.named_parameters())
-    problems = []
-    for prefix in unfreeze:
-        if not any(under(name, str(prefix)) for name in parameters):
-            valid = stage_names(body)
-            expected = f"Expected module names such as: {', '.join(valid)}.{nearest(str(prefix), valid)}"
-            problems.append(f"`backbone.unfreeze` names `{prefix}`, which this network does not have. {expected}")
-    if problems:
-        raise ConfigError(problems)
     for name, parameter in parameters.items():
         parameter.requires_grad_(any(under(name, str(prefix)) for prefix in unfreeze))
     return tuple(name for name, _ in body.named_modules() if name and not any(under(name, str(prefix)) for prefix in unfreeze))

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from mtl.core.errors import CheckpointError, ConfigError, nearest
 from mtl.core.registry import ENCODERS
 from mtl.encoders.base import Encoder
+from mtl.encoders.freeze import check_modules
 from mtl.encoders.freeze import freeze as freeze_body
 from mtl.encoders.hub import fetch
-from mtl.encoders.weights import KeyReport
 from mtl.encoders.weights import load_weights as load_file
+from mtl.encoders.weights import match
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -31,6 +32,7 @@ class TimmEncoder(Encoder):
         architecture: Name in timm, with or without a tag for the published weights (`resnet50`, `resnet50.tv_in1k`).
         pretrained: Start from the published weights (cache or hub). A file in `weights` takes their place.
         weights: Local file: .safetensors, torch state dict, or an mtl checkpoint, of which the encoder is taken.
+        reinitialize: Parts that stay at their random start all the same, as module names in timm (`layer4`).
         in_chans: Channels of the image; pretrained first layers are adapted.
         output_stride: Replace later strides by dilation, so that no map is coarser than this.
         image_size: [height, width] for networks that are built for one size; the others take any.
@@ -50,6 +52,7 @@ class TimmEncoder(Encoder):
         architecture: str,
         pretrained: bool = False,
         weights: str | None = None,
+        reinitialize: list = [],  # noqa: B006 (read only)
         in_chans: int | None = None,
         output_stride: int | None = None,
         image_size: list | None = None,
@@ -76,8 +79,10 @@ class TimmEncoder(Encoder):
         arguments |= {"in_chans": in_chans, "drop_path_rate": drop_path}
         self.top_convolution = top_convolution
         self.body = self._build(arguments)
+        self.fresh = [str(name) for name in reinitialize]
+        check_modules(self.body, self.fresh, "backbone.reinitialize")
         if weights is not None and load_weights:
-            self.report = load_file(self.body, weights)
+            self.report = load_file(self.body, weights, keep=self.fresh)
         elif pretrained and load_weights:
             self._load_published(arguments)
 
@@ -126,20 +131,21 @@ class TimmEncoder(Encoder):
     def _load_published(self, arguments: dict[str, Any]) -> None:
         path = fetch(self.architecture)
         try:
-            self.report = load_file(self.body, path)
+            self.report = load_file(self.body, path, keep=self.fresh)
         except CheckpointError:
             # Some files keep the key names of their first authors; timm knows how to convert these while it builds.
-            self.body = self._build(arguments, str(path))
+            converted = self._build(arguments, str(path)).state_dict()
             # timm only warns of keys it did not find; what differs between two builds still is at its random start.
             again = self._build(arguments, str(path)).state_dict()
-            state = self.body.state_dict()
-            random = [key for key, value in state.items() if not torch.equal(value, again[key])]
+            random = [key for key, value in converted.items() if not torch.equal(value, again[key])]
             if random:
-                problem = f"`{path}` gives no weights for {len(random)} of {len(state)} keys of `{self.architecture}`"
+                problem = f"`{path}` gives no weights for {len(random)} of {len(converted)} keys of `{self.architecture}`"
                 raise CheckpointError(
                     f"{problem} (first: `{random[0]}`). Give a file of this network as backbone.weights."
                 ) from None
-            self.report = KeyReport(f"{path} (converted by timm)", tuple(state))
+            report, values = match(self.body, converted, f"{path} (converted by timm)", self.fresh)
+            self.body.load_state_dict(values, strict=False)
+            self.report = report
 
     def _check(self, output_stride: int | None, drop_path: float) -> None:
         """Refuse networks that do not keep the contract, instead of failing somewhere inside a head."""

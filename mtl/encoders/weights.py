@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,24 @@ import torch
 from torch import Tensor, nn
 
 from mtl.core.errors import CheckpointError
-from mtl.encoders.base import canonical, spelled
+from mtl.encoders.base import canonical, spelled, under
 
-# Where tools put the state dict inside a file, and what wrappers put in front of its keys.
-CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "weights")
-PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.", "body.", "net.")
+# Where tools put the state dict inside a file (DINO keeps two, VISSL nests several), and what they put in front of its keys.
+CONTAINERS = (
+    "state_dict", "model_state_dict", "model_state", "classy_state_dict", "base_model", "model", "net", "weights", "teacher",
+    "student", "trunk",
+)  # fmt: skip
+# Self-supervised training keeps two copies of a network. The second is taken only from a file that has no other.
+SECOND_COPIES = (
+    "student.", "student_backbone.", "encoder_k.", "momentum_encoder.", "target_network.", "target_encoder.",
+    "backbone_momentum.",
+)  # fmt: skip
+PREFIXES = (
+    "module.", "_orig_mod.", "model.", "backbone.", "encoder.", "body.", "net.", "resnet.", "trunk.", "_feature_blocks.",
+    "teacher.", "teacher_backbone.", "encoder_q.", "base_encoder.", "online_network.", "online_encoder.", *SECOND_COPIES,
+)  # fmt: skip
+# A ResNet of torchvision that was cut open and put into `nn.Sequential`: its children by position.
+POSITIONS = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
 # Buffers that networks compute when they are built; older files still carry them. In the form of `canonical`.
 COMPUTED = ("relative.position.index", "relative.coords.table", "attn.mask", "num.batches.tracked")
 OWN_PREFIX = "model.encoder."
@@ -33,7 +47,9 @@ class KeyReport:
         unexpected: Keys of the file that belong to a part the network has, but not to its layers: another architecture.
         mismatched: Keys with another shape, as `key: file shape, network shape`.
         adapted: Loaded keys whose values were changed to fit another number of input channels.
-        leftover: Keys of the file for parts that the network does not have (classifier, decoder, adapters).
+        leftover: Keys of the file for parts that the network does not have (classifier, projection head, decoder, adapters),
+            and those of a second copy of the network.
+        kept: Keys of the network that were to stay at their random start.
     """
 
     source: str
@@ -43,6 +59,7 @@ class KeyReport:
     mismatched: tuple[str, ...] = ()
     adapted: tuple[str, ...] = ()
     leftover: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -58,13 +75,16 @@ class KeyReport:
             ("unexpected in the file", self.unexpected),
             ("of another shape", self.mismatched),
             ("left over (parts this encoder does not have)", self.leftover),
+            ("kept at their random start", self.kept),
         ):
             if keys:
                 lines.append(f"  {len(keys)} {title}: {', '.join(keys)}")
         return lines
 
 
-def load_weights(module: nn.Module, path: str | Path, *, prefix: str = "", strict: bool = True) -> KeyReport:
+def load_weights(
+    module: nn.Module, path: str | Path, *, prefix: str = "", strict: bool = True, keep: Collection[str] = ()
+) -> KeyReport:
     """Load a weight file into a network.
 
     Args:
@@ -73,6 +93,7 @@ def load_weights(module: nn.Module, path: str | Path, *, prefix: str = "", stric
             which the encoder is taken.
         prefix: Take only the keys of the file that start with this; by default known prefixes are skipped.
         strict: Refuse a file that does not fill the network exactly (leftover parts such as a classifier are fine).
+        keep: Parts of the network that stay as they are, whatever the file has for them.
 
     Raises:
         CheckpointError: No such file, not readable, nothing fits, or (`strict`) not everything fits.
@@ -80,7 +101,7 @@ def load_weights(module: nn.Module, path: str | Path, *, prefix: str = "", stric
     found = read_weights(path)
     if prefix:
         found = {key.removeprefix(prefix): value for key, value in found.items() if key.startswith(prefix)}
-    report, values = match(module, found, str(path))
+    report, values = match(module, found, str(path), keep)
     if not report.loaded:
         found_keys = ", ".join(list(found)[:3]) or "no tensors"
         expected = ", ".join(list(module.state_dict())[:3])
@@ -119,7 +140,9 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             from safetensors.torch import load_file
 
             return load_file(file)
-        content: Any = torch.load(file, map_location="cpu", weights_only=True)
+        # Some authors store their command line beside the weights.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content: Any = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = str(error).strip().split("\n")[0].rstrip(".")
         # The unpickler answers foreign bytes with a bare number or nothing.
@@ -141,27 +164,31 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     return tensors
 
 
-def match(module: nn.Module, found: dict[str, Tensor], source: str) -> tuple[KeyReport, dict[str, Tensor]]:
+def match(
+    module: nn.Module, found: dict[str, Tensor], source: str, keep: Collection[str] = ()
+) -> tuple[KeyReport, dict[str, Tensor]]:
     """Match a file's tensors with a network's; return the account and the values to load by the network's keys."""
     state = module.state_dict()
     target = {canonical(_base_key(key)): key for key in state if not _is_adapter(key)}
     parts = {spelled(key).split(".")[0] for key in state}
+    kept = {key: None for key in target.values() if any(under(key, part) for part in keep)}
     stem = _stem_key(module)
     values: dict[str, Tensor] = {}
     mismatched: list[str] = []
     adapted: list[str] = []
     unexpected: list[str] = []
-    leftover: list[str] = []
-    for key, value in found.items():
-        bare = _strip(_base_key(key), target)
-        name = canonical(bare)
+    names, leftover = _names(found, target)
+    for key, bare in names.items():
+        value, name = found[key], canonical(bare)
         if name not in target:
-            known = bare.split(".")[0] in parts and not _is_adapter(key)
+            known = bare.split(".")[0] in parts and not _is_adapter(key) and not any(under(bare, part) for part in keep)
             if not name.endswith(COMPUTED):
                 (unexpected if known else leftover).append(key)
             continue
         own = target[name]
         expected = state[own].shape
+        if own in kept:
+            continue
         if value.shape == expected:
             values[own] = value
         elif own == stem and value.ndim == 4 and value.shape[0] == expected[0] and value.shape[2:] == expected[2:]:
@@ -169,10 +196,30 @@ def match(module: nn.Module, found: dict[str, Tensor], source: str) -> tuple[Key
             adapted.append(own)
         else:
             mismatched.append(f"{own}: {list(value.shape)} in the file, {list(expected)} in the network")
-    touched = set(values) | {line.split(":")[0] for line in mismatched}
+    touched = {*values, *kept, *(line.split(":")[0] for line in mismatched)}
     missing = [key for key in target.values() if key not in touched and not key.endswith("num_batches_tracked")]
-    account = [tuple(keys) for keys in (values, missing, unexpected, mismatched, adapted, leftover)]
+    account = [tuple(keys) for keys in (values, missing, unexpected, mismatched, adapted, leftover, kept)]
     return KeyReport(source, *account), values
+
+
+def _names(found: Collection[str], target: dict[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Return the keys of a file with their names in the network, and the keys of further copies of it.
+
+    Keys with the same wrappers in front belong to one copy. Where copies hold the same layer, one of them is taken as a whole.
+    """
+    stripped = {key: _strip(_base_key(key), target) for key in found}
+    copies: dict[str, list[str]] = {}
+    for key, (wrapper, name) in stripped.items():
+        if canonical(name) in target:
+            copies.setdefault(wrapper, []).append(key)
+    taken: set[str] = set()
+    others: list[str] = []
+    for wrapper in sorted(copies, key=lambda wrapper: any(copy in wrapper for copy in SECOND_COPIES)):
+        layers = {canonical(stripped[key][1]) for key in copies[wrapper]}
+        if layers & taken:
+            others += copies[wrapper]
+        taken |= layers
+    return {key: name for key, (_, name) in stripped.items() if key not in others}, others
 
 
 def adapt_stem(weight: Tensor, in_chans: int) -> Tensor:
@@ -192,14 +239,19 @@ def adapt_stem(weight: Tensor, in_chans: int) -> Tensor:
     return (repeated * (channels / in_chans)).to(weight.dtype)
 
 
-def _strip(key: str, target: dict[str, str]) -> str:
-    """Remove known wrappers from the front of a key until it is one of the network's."""
+def _strip(key: str, target: dict[str, str]) -> tuple[str, str]:
+    """Split known wrappers from the front of a key until it is one of the network's; returns them and the rest."""
+    wrapper = ""
     while canonical(key) not in target:
+        first, _, rest = key.partition(".")
+        named = f"{POSITIONS.get(first, first)}.{rest}"
+        if canonical(named) in target:
+            return wrapper, named
         prefix = next((p for p in PREFIXES if key.startswith(p)), None)
         if prefix is None:
             break
-        key = key.removeprefix(prefix)
-    return key
+        wrapper, key = wrapper + prefix, key.removeprefix(prefix)
+    return wrapper, key
 
 
 def _base_key(key: str) -> str:

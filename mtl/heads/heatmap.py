@@ -15,7 +15,7 @@ from mtl.core.registry import HEADS
 from mtl.core.task import TaskSpec
 from mtl.heads.base import Head, Output, Prediction, labelled_loss
 from mtl.heads.pyramid import select_levels
-from mtl.layers import separable_block
+from mtl.layers import resize, separable_block
 from mtl.losses.base import build_loss
 
 
@@ -111,8 +111,10 @@ def find_peaks(heatmap: Tensor, window: int, threshold: float, limit: int, refin
     values, index = peaks.topk(min(limit, peaks.shape[1]), dim=1)
     found = []
     for row in range(rows):
-        kept = values[row] >= 0
-        flat, scores = index[row][kept], values[row][kept]
+        flat = index[row][values[row] >= 0].sort().values
+        # Equal values in the order of their cells, whatever topk makes of them.
+        scores, order = peaks[row, flat].sort(descending=True, stable=True)
+        flat = flat[order]
         labels, cell = flat.div(height * width, rounding_mode="floor"), flat % (height * width)
         y, x = cell.div(width, rounding_mode="floor"), cell % width
         position = torch.stack([x, y], dim=1).float() + 0.5
@@ -135,6 +137,43 @@ def _offset(heatmap: Tensor, labels: Tensor, y: Tensor, x: Tensor) -> Tensor:
     horizontal = vertex(log[labels, y + 1, x], log[labels, y + 1, x + 2])
     vertical = vertex(log[labels, y, x + 1], log[labels, y + 2, x + 1])
     return torch.stack([horizontal, vertical], dim=1)
+
+
+def project_maps(
+    channels: tuple[int, ...], strides: tuple[int, ...], stride: int, width: int
+) -> tuple[list[int], nn.ModuleList]:
+    """Choose maps and build a 1x1 projection for each; maps finer than `stride` are left out unless all are.
+
+    Returns:
+        Positions of the maps, and their projections.
+    """
+    positions = [index for index, given in enumerate(strides) if given >= stride] or [len(strides) - 1]
+    return positions, nn.ModuleList(nn.Conv2d(channels[position], width, 1) for position in positions)
+
+
+def sum_maps(features: tuple[Tensor, ...], positions: list[int], projections: nn.ModuleList, size: tuple[int, int]) -> Tensor:
+    """Add up the projected maps at (height, width)."""
+    projected = [resize(project(features[at]), size) for project, at in zip(projections, positions, strict=True)]
+    return torch.stack(projected).sum(dim=0)
+
+
+def heatmap_blocks(width: int, norm: str) -> nn.Sequential:
+    """Build two 3x3 convolutions, each with normalisation and ReLU."""
+
+    def block() -> list[nn.Module]:
+        normalise = nn.BatchNorm2d(width) if norm == "batch" else nn.GroupNorm(math.gcd(8, width), width)
+        return [nn.Conv2d(width, width, 3, padding=1, bias=False), normalise, nn.ReLU(inplace=True)]
+
+    return nn.Sequential(*block(), *block())
+
+
+def rare_logits(width: int, classes: int, prior_probability: float) -> nn.Conv2d:
+    """Build the 1x1 convolution of a heatmap's logits, whose sigmoid is `prior_probability` everywhere before training."""
+    logits = nn.Conv2d(width, classes, 1)
+    nn.init.normal_(logits.weight, std=0.01)
+    assert logits.bias is not None
+    nn.init.constant_(logits.bias, math.log(prior_probability / (1 - prior_probability)))
+    return logits
 
 
 @HEADS.register("heatmap")
@@ -177,27 +216,14 @@ class HeatmapHead(HeatmapBase):
         refine: bool = True,
     ) -> None:
         super().__init__(spec, channels, strides, loss, stride, sigma, peak_window, score_threshold, max_peaks, refine)
-        self.positions = [index for index, given in enumerate(strides) if given >= stride] or [len(strides) - 1]
-        self.projections = nn.ModuleList(nn.Conv2d(channels[position], width, 1) for position in self.positions)
-
-        def block() -> list[nn.Module]:
-            normalise = nn.BatchNorm2d(width) if norm == "batch" else nn.GroupNorm(math.gcd(8, width), width)
-            return [nn.Conv2d(width, width, 3, padding=1, bias=False), normalise, nn.ReLU(inplace=True)]
-
-        self.convolutions = nn.Sequential(*block(), *block())
-        self.logits = nn.Conv2d(width, len(spec.classes), 1)
-        nn.init.normal_(self.logits.weight, std=0.01)
-        assert self.logits.bias is not None
-        nn.init.constant_(self.logits.bias, math.log(prior_probability / (1 - prior_probability)))
+        self.positions, self.projections = project_maps(channels, strides, stride, width)
+        self.convolutions = heatmap_blocks(width, norm)
+        self.logits = rare_logits(width, len(spec.classes), prior_probability)
 
     def forward(self, features: tuple[Tensor, ...], image_size: tuple[int, int]) -> Output:
         """Return `heatmap` [B, K, h, w] in [0, 1]."""
-        size = self.size(image_size)
-        projected = [
-            F.interpolate(project(features[position]), size=size, mode="bilinear", align_corners=False)
-            for project, position in zip(self.projections, self.positions, strict=True)
-        ]
-        return {"heatmap": self.logits(self.convolutions(torch.stack(projected).sum(dim=0))).float().sigmoid()}
+        summed = sum_maps(features, self.positions, self.projections, self.size(image_size))
+        return {"heatmap": self.logits(self.convolutions(summed)).float().sigmoid()}
 
 
 @HEADS.register("heatmap_published")
@@ -245,7 +271,7 @@ class PublishedHeatmapHead(HeatmapBase):
     def forward(self, features: tuple[Tensor, ...], image_size: tuple[int, int]) -> Output:
         """Return `heatmap` [B, K, h, w] in [0, 1]."""
         fine, coarse = (features[position] for position in self.positions)
-        coarse = F.interpolate(self.project_coarse(coarse), size=fine.shape[-2:], mode="bilinear", align_corners=False)
+        coarse = resize(self.project_coarse(coarse), fine.shape[-2:])
         both = torch.cat([self.project_fine(fine), coarse], dim=1)
         heatmap = self.logits(self.convolutions(both * self.attention(both))).float().sigmoid()
         return {"heatmap": F.adaptive_avg_pool2d(heatmap, self.size(image_size))}

@@ -298,7 +298,9 @@ def _check_expert(expert: Any, spec: TaskSpec, where: str) -> None:
     if not isinstance(expert, dict) or "name" not in expert:
         raise ConfigError(f"`{where}` must be a head with a `name`; found {expert!r}.")
     about = HEADS.entry(expert["name"], where).constants
-    if about.get("needs_boxes", False) or not about.get("mixable", True):
+    detector = expert.get("detector")  # a head around a detector is as mixable as that is
+    inner = HEADS.entry(detector["name"], f"{where}.detector").constants if isinstance(detector, dict) else about
+    if about.get("needs_boxes", False) or not (about.get("mixable", True) and inner.get("mixable", True)):
         raise ConfigError(
             f"`{where}` is `{expert['name']}`, whose outputs cannot be averaged. Choose another head, for example unet, "
             "classifier, fcos or heatmap."

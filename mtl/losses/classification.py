@@ -29,11 +29,7 @@ class CrossEntropy(WeightedLoss):
         self, spec: TaskSpec | None = None, *, class_weights: list | dict | None = None, label_smoothing: float = 0.0
     ) -> None:
         super().__init__(spec, class_weights)
-        if spec is not None and spec.kind == "segmentation" and spec.multilabel:
-            raise ConfigError(
-                f"Loss `cross_entropy` needs one class per pixel, but `{spec.name}` has independent channels. "
-                "Use `dice_bce` or `focal`."
-            )
+        one_class_per_pixel(spec, "cross_entropy")
         self.label_smoothing = label_smoothing
 
     def compute(self, prediction: Tensor, target: Tensor) -> Tensor:
@@ -121,6 +117,18 @@ class CrossEntropyFocal(WeightedLoss):
         focal = sigmoid_focal(prediction, truth, self.gamma, self.alpha).mean(dim=1)
         weights = _target_weights(target, self.class_weights, self.ignore_index)
         return entropy + self.focal_weight * (focal * weights).sum() / weights.sum()
+
+
+def one_class_per_pixel(spec: TaskSpec | None, loss: str) -> None:
+    """Refuse a task with independent channels.
+
+    Raises:
+        ConfigError: The channels of the masks may overlap.
+    """
+    if spec is not None and spec.kind == "segmentation" and spec.multilabel:
+        raise ConfigError(
+            f"Loss `{loss}` needs one class per pixel, but `{spec.name}` has independent channels. Use `dice_bce` or `focal`."
+        )
 
 
 def sigmoid_focal(logits: Tensor, target: Tensor, gamma: float, alpha: float | None) -> Tensor:

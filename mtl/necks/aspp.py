@@ -32,6 +32,8 @@ class ASPP(nn.Module):
         separable: Depthwise-separable 3x3 branches.
         low_level: Level (log2 of the stride) of the fine map that decoders get; where several maps share it, the deepest.
             None gives the joined map alone.
+        image_pooling: The branch with the mean of the image. Without it a map depends on its surroundings only, so that the
+            windows of a large image fit together.
         dropout: Dropout on the joined map.
     """
 
@@ -44,6 +46,7 @@ class ASPP(nn.Module):
         rates: list | None = None,
         separable: bool = True,
         low_level: int | None = 2,
+        image_pooling: bool = True,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -66,8 +69,9 @@ class ASPP(nn.Module):
         size = channels[-1]
         self.point = convolution_block(size, width)
         self.dilated = nn.ModuleList(convolution_block(size, width, 3, rate, separable) for rate in used)
-        self.image = convolution_block(size, width)
-        self.project = nn.Sequential(convolution_block((len(used) + 2) * width, width), nn.Dropout(dropout))
+        self.image = convolution_block(size, width) if image_pooling else None
+        branches = 1 + len(used) + int(image_pooling)
+        self.project = nn.Sequential(convolution_block(branches * width, width), nn.Dropout(dropout))
 
     def forward(self, features: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Compute the maps.
@@ -79,6 +83,8 @@ class ASPP(nn.Module):
             [B, channels[i], H / strides[i], W / strides[i]]: the fine map (unless `low_level` is None) and the joined one.
         """
         x = features[-1]
-        pooled = self.image(x.mean(dim=(2, 3), keepdim=True)).expand(-1, -1, *x.shape[-2:])
-        joined = self.project(torch.cat([self.point(x), *(branch(x) for branch in self.dilated), pooled], dim=1))
+        views = [self.point(x), *(branch(x) for branch in self.dilated)]
+        if self.image is not None:
+            views.append(self.image(x.mean(dim=(2, 3), keepdim=True)).expand(-1, -1, *x.shape[-2:]))
+        joined = self.project(torch.cat(views, dim=1))
         return (joined,) if self.position is None else (features[self.position], joined)

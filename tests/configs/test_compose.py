@@ -29,10 +29,13 @@ from mtl.core.registry import (
 )
 
 MALARIA = "task=malaria_mttl"
-SUITE = {"malaria": MALARIA, "malaria_cells": "task=malaria_cells", "idrid": "task=idrid_mtl"}  # where parts are tried
+# Where parts are tried.
+SUITE = {
+    "malaria": MALARIA, "malaria_cells": "task=malaria_cells", "idrid": "task=idrid_mtl", "tiger": "task=tiger_mtl",
+}  # fmt: skip
 TASK_OF_KIND = {
     "detection": "detection", "roi_classification": "roi", "segmentation": "segmentation", "heatmap": "heatmap",
-    "classification": "cell", "any": "cell",
+    "classification": "cell", "any": "cell", "points": "cells",
 }  # fmt: skip
 PARTS: dict[str, Registry] = {
     "backbone": ENCODERS, "peft": ADAPTERS, "neck": NECKS, "head": HEADS, "loss": LOSSES, "balancer": BALANCERS,
@@ -78,10 +81,21 @@ def composed(*words: str) -> dict[str, Any]:
     return _composed(words)
 
 
+def suite_of(task: str) -> str:
+    return SUITE[{"cell": "malaria_cells", "cells": "tiger"}.get(task, "malaria")]
+
+
+def necks_for(source: str) -> list[str]:
+    """Words that add the necks which the malaria suites lack."""
+    return {"aspp": ["+neck@necks.aspp=aspp"], "decoder": ["+neck@necks.aspp=aspp", "+neck@necks.decoder=decoder"]}.get(
+        source, []
+    )
+
+
 def place_head(name: str) -> tuple[str, str]:
     """Return the suite and the task in which a head has its place."""
     task = TASK_OF_KIND[HEADS.entry(name).constants["kind"]]
-    return SUITE["malaria_cells" if task == "cell" else "malaria"], task
+    return suite_of(task), task
 
 
 def place_loss(name: str) -> tuple[str, str]:
@@ -90,20 +104,20 @@ def place_loss(name: str) -> tuple[str, str]:
     task = next(TASK_OF_KIND[kind] for kind in kinds if kind in TASK_OF_KIND)
     if name == "ordinal":
         return SUITE["idrid"], "grade"  # needs classes that are grades
-    return SUITE["malaria_cells" if task == "cell" else "malaria"], task
+    return suite_of(task), task
 
 
 def words_for(group: str, name: str) -> list[str]:
     """The command line that uses one YAML."""
     if group == "head":
         suite, task = place_head(name)
-        necks = ["+neck@necks.aspp=aspp"] if own(f"head/{name}.yaml")["features"] == "aspp" else []
+        necks = [] if suite == SUITE["tiger"] else necks_for(own(f"head/{name}.yaml")["features"])
         return [suite, f"head@heads.{task}={name}", *necks]
     if group == "loss":
         suite, task = place_loss(name)
         return [suite, f"loss@heads.{task}.loss={name}"]
     if group == "neck":
-        return [MALARIA, f"neck@necks.fpn={name}"]
+        return [MALARIA, f"neck@necks.fpn={name}", *necks_for(own(f"neck/{name}.yaml")["features"])]
     if group == "task":
         return [f"task={name}"]
     if group == "data":

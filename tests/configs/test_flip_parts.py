@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from flip_tools import Flip, dead_keys, part_flips
 from torch import Tensor, nn
 
 from mtl.config.compose import choices, configs_folder
-from mtl.config.load import kind_of
+from mtl.config.load import NECK_KEYS, kind_of
 from mtl.core.registry import ADAPTERS, BALANCERS, ENCODERS, HEADS, LOSSES, NECKS, SCHEDULERS
 from mtl.core.task import TaskSpec
+from mtl.data.targets import OBJECT_KINDS
 from mtl.training.optim import build_optimizer, split_parts
 from mtl.training.schedules import Horizon
 
@@ -26,6 +28,7 @@ MAPS = {
     "encoder": ((8, 16, 24, 32), (4, 8, 16, 32)),
     "fpn": ((16, 16, 16), (8, 16, 32)),
     "aspp": ((8, 16, 24), (4, 8, 16)),
+    "decoder": ((16,), (4,)),
 }
 
 
@@ -56,6 +59,7 @@ DETECTOR = {
 }
 PUBLISHED = {key: flip for key, flip in DETECTOR.items() if key != "levels"}
 PEAKS = {"prior_probability": 0.5}  # an untrained head finds none otherwise
+FEW = {"score_threshold": Flip(0.6), "max_points": Flip(3)}
 HEAD_TABLES: dict[str, dict[str, Flip]] = {
     "faster_rcnn": DETECTOR
     | {
@@ -91,6 +95,14 @@ HEAD_TABLES: dict[str, dict[str, Flip]] = {
         "refine": Flip(given=PEAKS),
     },
     "heatmap_published": {"peak_window": Flip(5), "score_threshold": Flip(0.6), "max_peaks": Flip(2)},
+    "pixelwise": {},
+    "blobs": FEW | {"suppression_radius": Flip(0.0, given={"smoothing": 0.0})},
+    "centres": {key: replace(flip, given=PEAKS) for key, flip in FEW.items()}
+    | {"stride": Flip(4), "norm": Flip("group"), "suppression_radius": Flip(8.0, given=PEAKS)},
+    "box_centres": {
+        "detector": Flip({"name": "faster_rcnn"}),
+        "suppression_radius": Flip(8.0),
+    },
     "upsampling": {"decoder_channels": Flip([256, 128, 64]), "last_channels": Flip(16)},
     "classifier": {"hidden": Flip([8])},
     "classifier_published": {"pool": Flip([5, 4])},
@@ -123,7 +135,7 @@ def objects(boxes: list[list[float]], labels: list[int]) -> dict[str, Tensor]:
 
 
 def target_for(kind: str) -> Any:
-    if kind in ("detection", "roi_classification", "heatmap"):
+    if kind in OBJECT_KINDS:
         return [
             objects([[10, 12, 38, 40], [60, 30, 90, 58], [32, 2, 95, 60], [20, 36, 44, 63]], [0, 1, 1, 1]),
             objects([[5, 30, 35, 58], [68, 10, 95, 40], [40, 30, 65, 60], [41, 29, 68, 63]], [1, 2, 1, 1]),
@@ -140,7 +152,8 @@ def observe_head(config: dict[str, Any]) -> Any:
     kind: Any = kind_of(config)
     channels, strides = MAPS[config["features"]]
     torch.manual_seed(0)
-    head = HEADS.build(settings, TaskSpec("task", kind, CLASSES, multilabel=kind == "segmentation"), channels, strides)
+    spec = TaskSpec("task", kind, CLASSES, multilabel=kind == "segmentation", resolution=2.0 if kind == "points" else 1.0)
+    head = HEADS.build(settings, spec, channels, strides)
     generator = torch.Generator().manual_seed(2)
     features = tuple(
         torch.randn(2, c, SIZE[0] // s, SIZE[1] // s, generator=generator) * 3 for c, s in zip(channels, strides, strict=True)
@@ -175,17 +188,19 @@ LOSS_TABLES = {
     "ordinal": {"class_weights": Flip([3.0, 1.0, 2.0])},
     "dice_bce": {"smooth": Flip(1.0)},
     "dice_focal": {"smooth": Flip(1.0)},
+    "dice_cross_entropy": {"class_weights": Flip([3.0, 1.0, 2.0]), "smooth": Flip(1.0)},
     "tversky_boundary": {"smooth": Flip(1.0)},
 }
 
 
 KINDS = ("classification", "roi_classification", "segmentation", "heatmap")
+ONE_CLASS = ("cross_entropy", "dice_bce_published", "dice_cross_entropy")  # per pixel
 USES = [(name, kind) for name in choices("loss") for kind in KINDS if kind in LOSSES.entry(name).constants["kinds"]]
 
 
 @pytest.mark.parametrize(("name", "kind"), USES)
 def test_losses(name: str, kind: str) -> None:
-    multilabel = kind == "segmentation" and name != "cross_entropy"
+    multilabel = kind == "segmentation" and name not in ONE_CLASS
 
     def observe(config: dict[str, Any]) -> Any:
         loss = LOSSES.build(config, TaskSpec("task", kind, CLASSES, multilabel=multilabel, ordinal=kind == "classification"))
@@ -251,6 +266,7 @@ def test_encoder(weight_file: str) -> None:
     table = {
         "architecture": Flip("resnet10t"),
         "weights": Flip(weight_file),
+        "reinitialize": Flip(["layer4"], given={"weights": weight_file}),
         "output_stride": Flip(16),
         "image_size": Flip([64, 64], refuses=True),  # takes any size; the next test has a network that does not
         "unfreeze": Flip(["layer4"], given={"freeze": "all"}),
@@ -312,7 +328,12 @@ def test_adapters(name: str) -> None:
     assert dead_keys(observe, config, part_flips(ADAPTERS, config, PEFT_TABLES.get(name, {}))) == []
 
 
-NECK_TABLES = {"fpn": {"levels": Flip([2, 4, 5])}, "aspp": {"rates": Flip([1, 2, 3]), "low_level": Flip(3)}}
+NECK_TABLES = {
+    "fpn": {"levels": Flip([2, 4, 5])},
+    "aspp": {"rates": Flip([1, 2, 3]), "low_level": Flip(3)},
+    "decoder": {"low_level": Flip(3)},
+    "logit_decoder": {"classes": Flip([3, 1]), "low_level": Flip(2)},
+}
 
 
 @pytest.mark.parametrize("name", choices("neck"))
@@ -325,7 +346,7 @@ def test_necks(name: str) -> None:
         maps = (torch.randn(2, c, 128 // s, 128 // s, generator=generator) for c, s in zip(channels, strides, strict=True))
         return [neck.channels, neck.strides, neck(tuple(maps))]
 
-    config = {key: value for key, value in read("neck", name).items() if key != "shared"}  # a key of the model
+    config = {key: value for key, value in read("neck", name).items() if key not in NECK_KEYS}  # those are the model's
     assert dead_keys(observe, config, part_flips(NECKS, config, NECK_TABLES[name])) == []
 
 

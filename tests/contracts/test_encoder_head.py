@@ -13,6 +13,7 @@ from mtl.config.compose import choices
 from mtl.config.load import load_run_config
 from mtl.core.errors import ConfigError
 from mtl.core.registry import HEADS
+from mtl.data.targets import OBJECT_KINDS
 from mtl.model import MultiTaskModel
 from mtl.training.build import model_config
 
@@ -30,8 +31,9 @@ ENCODERS = {
 SIZE = (64, 96)
 TASKS = {
     "detection": "detection", "roi_classification": "roi", "segmentation": "segmentation", "heatmap": "heatmap",
-    "classification": "cell",
+    "classification": "cell", "points": "cells",
 }  # fmt: skip
+SUITES = {"cell": "malaria_cells", "cells": "tiger_mtl"}
 MIXTURES = ["mixture:unet", "mixture:deeplabv3plus", "mixture:fcos", "mixture:heatmap"]
 HEAD_NAMES = [*choices("head"), *MIXTURES]  # `mixture` alone has classifiers inside
 # Heads that look at fine maps only: alone, they leave the deepest layers of an encoder without a gradient.
@@ -44,10 +46,14 @@ def _config(head: str) -> dict[str, Any]:
     wrapper, _, inner = head.rpartition(":")
     kind = HEADS.entry(inner).constants["kind"]
     task = TASKS["classification" if kind == "any" else kind]
-    suite = "malaria_cells" if task == "cell" else "malaria_mttl"
+    suite = SUITES.get(task, "malaria_mttl")
     words = [f"task={suite}", f"tasks=[{task}]", f"head@heads.{task}={wrapper or head}", "backbone=test_resnet"]
     words += [f"head@heads.{task}.expert={inner}"] if wrapper else []
-    words += ["+neck@necks.aspp=aspp", "necks.aspp.width=32", f"data.geometry.size={list(SIZE)}"]
+    if suite == "tiger_mtl":
+        words += ["data.geometry.overlap=0", "necks.fpn.levels=[3,4,5]"]
+    else:
+        words += ["+neck@necks.aspp=aspp", "+neck@necks.decoder=decoder"]
+    words += ["necks.aspp.width=32", "necks.decoder.width=32", f"data.geometry.size={list(SIZE)}"]
     return model_config(load_run_config(words))
 
 
@@ -77,7 +83,7 @@ def objects(boxes: list[list[float]], labels: list[int]) -> dict[str, torch.Tens
 def target_for(model: MultiTaskModel, task: str) -> Any:
     """Labels of three rows; the second is absent and holds what nobody may read."""
     spec = model.specs[task]
-    if spec.kind in ("detection", "roi_classification", "heatmap"):
+    if spec.kind in OBJECT_KINDS:
         last = len(spec.classes) - 1
         return [objects([[6, 8, 34, 36], [50, 20, 80, 50], [2, 2, 94, 62]], [0, last, 0]), None, objects([], [])]
     if spec.kind == "classification":
@@ -95,6 +101,7 @@ def check_form(model: MultiTaskModel, task: str, prediction: dict[str, torch.Ten
     expected = {
         "detection": {"boxes": (count, 4), "scores": (count,), "labels": (count,)},
         "heatmap": {"points": (count, 2), "scores": (count,), "labels": (count,), "stride": (), "sigma": ()},
+        "points": {"points": (count, 2), "scores": (count,), "labels": (count,), "radius": ()},
         "roi_classification": {"probabilities": (len(boxes), classes)},
         "segmentation": {"probabilities": (classes, *SIZE)},
         "classification": {"probabilities": (classes,)},
@@ -193,4 +200,4 @@ def test_heads_that_share_layers_between_maps_ask_for_a_neck() -> None:
             with pytest.raises(ConfigError, match="features=fpn"):
                 MultiTaskModel.from_config(config)
             refused.add(head)
-    assert refused == {"faster_rcnn", "faster_rcnn_published", "fcos", "roi_classifier"}
+    assert refused == {"box_centres", "faster_rcnn", "faster_rcnn_published", "fcos", "roi_classifier"}

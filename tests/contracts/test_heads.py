@@ -16,6 +16,7 @@ import mtl
 from mtl.config.load import kind_of
 from mtl.core.registry import HEADS
 from mtl.core.task import TaskSpec
+from mtl.data.targets import OBJECT_KINDS
 from mtl.heads.base import Head
 
 CONFIGS = Path(mtl.__file__).parents[1] / "configs"
@@ -24,7 +25,9 @@ MAPS = {
     "encoder": ((8, 16, 32, 64), (4, 8, 16, 32)),
     "fpn": ((32, 32, 32), (8, 16, 32)),
     "aspp": ((8, 32), (4, 16)),
+    "decoder": ((32,), (4,)),
 }
+POINTS_RESOLUTION = 2.0  # network pixels per micron
 CLASSES = ("Infected", "Healthy", "WBC")
 HEAD_NAMES = sorted(path.stem for path in (CONFIGS / "head").glob("*.yaml"))
 AUXILIARY = ("l1", "load_balance", "entropy", "importance", "load")
@@ -51,7 +54,8 @@ def build(name: str, multilabel: bool = True) -> tuple[Head, str]:
     kind = kind_of(config)
     if kind == "classification" or not multilabel:
         multilabel = False
-    head = HEADS.build(config, TaskSpec("task", kind, CLASSES, multilabel=multilabel), *MAPS[source])
+    spec = TaskSpec("task", kind, CLASSES, multilabel=multilabel, resolution=POINTS_RESOLUTION if kind == "points" else 1.0)
+    head = HEADS.build(config, spec, *MAPS[source])
     assert head.kind == kind
     return head, source
 
@@ -76,7 +80,7 @@ def objects(boxes: list[list[float]], labels: list[int]) -> dict[str, torch.Tens
 
 def target_for(head: Head, absent: tuple[int, ...] = ()) -> Any:
     """Labels for three rows, the last one annotated as empty; absent rows hold poison."""
-    if head.spec.kind in ("detection", "roi_classification", "heatmap"):
+    if head.spec.kind in OBJECT_KINDS:
         rows: list[Any] = [
             objects([[10, 12, 38, 40], [60, 30, 90, 58]], [0, 1]),
             objects([[5, 60, 35, 88], [100, 10, 127, 40], [50, 50, 75, 80]], [1, 2, 0]),
@@ -99,9 +103,10 @@ def target_for(head: Head, absent: tuple[int, ...] = ()) -> Any:
     return mask
 
 
-MIXTURES = [f"mixture:{name}" for name in ("classifier", "unet", "deeplabv3plus", "fcos", "heatmap")]
+EXPERTS = ("classifier", "unet", "deeplabv3plus", "fcos", "heatmap", "centres", "box_centres")
+MIXTURES = [f"mixture:{name}" for name in EXPERTS]
 CASES = [pytest.param(name, True, id=name) for name in [*HEAD_NAMES, *MIXTURES]] + [
-    pytest.param(name, False, id=f"{name}-multiclass") for name in ("unet", "unet_published", "deeplabv3plus")
+    pytest.param(name, False, id=f"{name}-multiclass") for name in ("unet", "unet_published", "deeplabv3plus", "pixelwise")
 ]
 everyone = pytest.mark.parametrize(("name", "multilabel"), CASES)
 
@@ -246,6 +251,17 @@ def check_heatmap(prediction: dict[str, torch.Tensor], head: Head) -> None:
     assert prediction["points"].shape == (count, 2) and prediction["labels"].shape == (count,)
 
 
+def check_points(prediction: dict[str, torch.Tensor], head: Head) -> None:
+    assert set(prediction) == {"points", "scores", "labels", "radius"}
+    points, scores, labels, radius = (prediction[key] for key in ("points", "scores", "labels", "radius"))
+    assert points.shape == (len(scores), 2) and points.dtype == scores.dtype == radius.dtype == torch.float32
+    assert labels.shape == scores.shape and labels.dtype == torch.int64 and radius.ndim == 0 and radius > 0
+    if len(labels):
+        assert labels.min() >= 0 and labels.max() < len(CLASSES) and (scores.diff() <= 0).all()
+        assert points.min() >= 0 and points[:, 0].max() <= SIZE[1] and points[:, 1].max() <= SIZE[0]
+        assert torch.cdist(points, points).fill_diagonal_(torch.inf).min() >= radius - 1e-3
+
+
 def check_roi(prediction: dict[str, torch.Tensor], head: Head) -> None:
     assert set(prediction) == {"probabilities"}
     assert prediction["probabilities"].shape[1] == len(CLASSES)
@@ -269,6 +285,7 @@ def check_classification(prediction: dict[str, torch.Tensor], head: Head) -> Non
 CHECKS = {
     "detection": check_detection,
     "heatmap": check_heatmap,
+    "points": check_points,
     "roi_classification": check_roi,
     "segmentation": check_segmentation,
     "classification": check_classification,

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from mtl.core.task import TaskSpec
 from mtl.heads.base import Head, Output, Prediction, labelled_loss
+from mtl.layers import resize
 from mtl.losses.base import build_loss
 
 
@@ -55,10 +55,3 @@ class SegmentationHead(Head):
         logits = resize(output["logits"].float(), output["size"])
         probabilities = logits.sigmoid() if self.spec.multilabel else logits.softmax(dim=1)
         return [{"probabilities": row} for row in probabilities]
-
-
-def resize(logits: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Resize bilinearly to (height, width), if needed."""
-    if tuple(logits.shape[-2:]) == tuple(size):
-        return logits
-    return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from mtl.core.errors import ConfigError
 from mtl.core.registry import HEADS
 from mtl.core.task import TaskSpec
-from mtl.heads.segmentation.base import SegmentationHead, resize
-from mtl.layers import convolution_block
+from mtl.heads.segmentation.base import SegmentationHead
+from mtl.layers import decoder_blocks, fine_position, join_maps
 
 
 @HEADS.register("deeplabv3plus")
@@ -49,25 +47,16 @@ class DeepLabV3PlusHead(SegmentationHead):
         dropout: float = 0.1,
     ) -> None:
         super().__init__(spec, channels, strides, loss)
-        fine = 2**low_level if low_level >= 0 else 0
-        if fine not in strides[:-1]:
-            given = ", ".join(f"{stride.bit_length() - 1} (/{stride})" for stride in strides[:-1]) or "none"
-            raise ConfigError(
-                f"`heads.{spec.name}.low_level={low_level}`: expected a level before the last of the maps that the head reads "
-                f"({given}). Choose one of these, or let the neck pass it on (`low_level` of the neck `aspp`)."
-            )
-        if convolutions < 1:
-            raise ConfigError(f"`heads.{spec.name}.convolutions={convolutions}`: expected at least 1.")
-        self.position = strides.index(fine)
-        self.reduce = convolution_block(channels[self.position], low_channels)
-        inputs = [channels[-1] + low_channels] + [width] * (convolutions - 1)
-        self.fuse = nn.Sequential(*(convolution_block(size, width, 3, separable=separable) for size in inputs))
+        where = f"heads.{spec.name}"
+        self.position = fine_position(strides, low_level, where)
+        self.reduce, self.fuse = decoder_blocks(
+            channels[self.position], channels[-1], width, low_channels, convolutions, separable, where
+        )
         self.dropout = nn.Dropout(dropout)
         self.logits = nn.Conv2d(width, len(spec.classes), 1)
 
     def maps(self, features: tuple[Tensor, ...], image_size: tuple[int, int]) -> Tensor:
         """Compute logits at the stride of the fine map."""
-        fine = self.reduce(features[self.position])
-        joined = torch.cat([resize(features[-1], fine.shape[-2:]), fine], dim=1)
+        joined = join_maps(self.reduce(features[self.position]), features[-1])
         logits: Tensor = self.logits(self.dropout(self.fuse(joined)))
         return logits

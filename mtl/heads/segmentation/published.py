@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from mtl.core.registry import HEADS
 from mtl.core.task import TaskSpec
 from mtl.heads.pyramid import select_levels
-from mtl.heads.segmentation.base import SegmentationHead, resize
-from mtl.layers import separable_block
+from mtl.heads.segmentation.base import SegmentationHead
+from mtl.layers import resize, separable_block
 
 
 @HEADS.register("unet_published")

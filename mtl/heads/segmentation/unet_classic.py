@@ -6,13 +6,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mtl.core.errors import ConfigError
 from mtl.core.registry import HEADS
 from mtl.core.task import TaskSpec
-from mtl.heads.segmentation.base import SegmentationHead, resize
-from mtl.layers import DoubleConvolution
+from mtl.heads.segmentation.base import SegmentationHead
+from mtl.layers import DoubleConvolution, resize
 
 
 class UpwardStep(nn.Module):
@@ -38,8 +37,8 @@ class UpwardStep(nn.Module):
         size = (fine.shape[-2], fine.shape[-1])
         if self.enlarge is not None:
             coarse = resize(self.enlarge(coarse), size)
-        elif tuple(coarse.shape[-2:]) != size:
-            coarse = F.interpolate(coarse, size=size, mode="bilinear", align_corners=True)
+        else:
+            coarse = resize(coarse, size, align_corners=True)
         fused: Tensor = self.fuse(torch.cat([fine, coarse], dim=1))
         return fused
 

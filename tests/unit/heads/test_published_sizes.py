@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from torch import nn
 
 from mtl.config.load import load_run_config
 from mtl.core.registry import HEADS, NECKS
@@ -19,6 +20,8 @@ RESNET50_DILATED = (64, 256, 512, 1024, 2048), (2, 4, 8, 16, 16)
 B0_TOP = (16, 24, 40, 112, 1280), (2, 4, 8, 16, 32)
 FPN = (64, 64, 64), (8, 16, 32)
 ASPP = (256, 256), (4, 16)
+FUSED = (256,), (8,)
+BLOBS = {"name": "blobs", "loss": {"name": "dice_bce"}, "background": True}
 GRADE_LOSS = {"name": "cross_entropy_focal"}
 GRADES = {"name": "classifier_published", "loss": GRADE_LOSS}
 LESIONS = {"name": "deeplabv3plus", "loss": {"name": "dice_focal"}, "low_channels": 64, "convolutions": 1, "separable": False}
@@ -42,6 +45,8 @@ LESION = {**LESIONS, "separable": True}
         (LESION, "segmentation", 1, ASPP, 102_721),
         ({"name": "upsampling", "loss": {"name": "dice_bce"}}, "segmentation", 1, B0_TOP, 10_604_289),
         ({"name": "classifier", "loss": GRADE_LOSS, "hidden": [512, 256]}, "classification", 10, B0_TOP, 789_770),
+        ({"name": "pixelwise", "loss": {"name": "dice_bce"}}, "segmentation", 3, FUSED, 771),
+        (BLOBS, "points", 1, FUSED, 514),
         (GRADES, "classification", 5, RESNET50_DILATED, 2_382_341),
         (GRADES, "classification", 3, RESNET50_DILATED, 2_381_827),
         # Beside its experts a mixture has a linear gate: 2048 * 3 + 3 and 256 * 3 + 3.
@@ -60,6 +65,13 @@ def test_exact_size_of_the_pooling(separable: bool, parameters: int) -> None:
     assert sum(parameter.numel() for parameter in neck.parameters()) == parameters
 
 
+# Of tissue and lymphocytes together, of tissue alone.
+@pytest.mark.parametrize(("classes", "parameters"), [([3, 2], 739_477), ([3], 734_355)])
+def test_exact_size_of_the_published_decoder(classes: list[int], parameters: int) -> None:
+    neck = NECKS.build({"name": "logit_decoder", "classes": classes}, (512, 256), (8, 16))
+    assert sum(parameter.numel() for parameter in neck.parameters()) == parameters
+
+
 @pytest.mark.parametrize(
     ("experiment", "total", "trainable"),
     [
@@ -69,6 +81,7 @@ def test_exact_size_of_the_pooling(separable: bool, parameters: int) -> None:
         ("idrid_seg_os8", 39_800_581, 39_800_581),
         ("idrid_grading", 25_610_312, 25_610_312),
         ("skin_b0", 15_401_607, 15_401_607),
+        ("tiger_mtl", 39_785_434, 31_242_138),
     ],
 )
 def test_the_published_networks(experiment, total, trainable):
@@ -94,6 +107,28 @@ def test_the_published_brain_networks(filters: int, depth: int, parts: tuple[int
     })  # fmt: skip
     found = (model.encoder, model.heads["whole_tumor"], model.heads["presence"], model)
     assert tuple(sum(p.numel() for p in part.parameters()) for part in found) == parts
+
+
+def test_the_published_network_for_tissue_and_lymphocytes_trains_what_was_trained():
+    model = build_model(load_run_config(["experiment=published/tiger_mtl"]), load_weights=False).train()
+    body = model.encoder.body
+    trained = {name.partition(".")[0] for name, parameter in body.named_parameters() if parameter.requires_grad}
+    assert trained == {"layer4"}
+    # Norm statistics of what is frozen stay, too.
+    moving = {
+        name.partition(".")[0] for name, part in body.named_modules() if isinstance(part, nn.BatchNorm2d) and part.training
+    }
+    assert moving == {"layer4"}
+    assert model.chains == {"tissue": ["aspp", "decoder"], "cells": ["aspp", "decoder"]}
+    rates = [
+        part.dilation[0] for part in model.necks["aspp"].modules() if isinstance(part, nn.Conv2d) and part.kernel_size == (3, 3)
+    ]
+    assert rates == [6, 12, 18] and all(part.bias is not None for part in model.necks.modules() if isinstance(part, nn.Conv2d))
+    assert (model.encoder.strides[-1], list(model.preprocessing.mean), list(model.preprocessing.std)) == (
+        16,
+        [0.0] * 3,
+        [1.0] * 3,
+    )
 
 
 def test_the_parts_of_the_published_skin_network():

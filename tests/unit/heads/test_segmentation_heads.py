@@ -60,7 +60,7 @@ def test_only_labelled_rows_are_brought_to_full_size(monkeypatch: pytest.MonkeyP
         seen.append(len(value))
         return original(value, **settings)
 
-    monkeypatch.setattr("mtl.heads.segmentation.base.F.interpolate", counted)
+    monkeypatch.setattr("mtl.layers.F.interpolate", counted)
     head, target = Probe(), truth()
     output = head(features((8,), (4,)), SIZE)
     assert seen == []

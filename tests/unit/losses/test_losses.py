@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -275,6 +276,8 @@ EDGES: list[tuple[str, TaskSpec, torch.Tensor, torch.Tensor]] = [
     ("dice_bce", CHANNELS, torch.randn(1, 3, 4, 4), torch.zeros(1, 3, 4, 4)),
     ("dice_bce", CHANNELS, torch.full((1, 3, 4, 4), 6e4), torch.zeros(1, 3, 4, 4)),
     ("dice_focal", LAYERS, torch.randn(1, 3, 4, 4), torch.full((1, 4, 4), 255)),
+    ("dice_cross_entropy", LAYERS, torch.full((1, 3, 4, 4), 6e4), torch.zeros(1, 4, 4, dtype=torch.int64)),
+    ("dice_bce_published", LAYERS, torch.full((1, 3, 4, 4), -6e4), torch.full((1, 4, 4), 2)),
     ("dice_focal", CHANNELS, torch.full((1, 3, 4, 4), 6e4), torch.zeros(1, 3, 4, 4)),
     ("dice_focal", CHANNELS, torch.full((1, 3, 4, 4), -6e4), torch.ones(1, 3, 4, 4)),
     ("cross_entropy_focal", CELLS, torch.tensor([[6e4, -6e4, 0.0]]), torch.tensor([1])),
@@ -313,6 +316,8 @@ def test_float32_under_autocast(name: str) -> None:
     target: Any = torch.rand(2, 2, 8, 8).round()
     if kind == "classification":
         prediction, target = torch.randn(4, 1 if name == "ordinal" else 2), torch.tensor([0, 1, 1, 0])
+    if name in ("dice_bce_published", "dice_cross_entropy"):
+        spec, target = replace(spec, multilabel=False), target[:, 0].long()
     loss = build_loss({"name": name}, spec)
     with torch.autocast("cpu", torch.bfloat16):
         mixed = loss(prediction, target)

@@ -70,6 +70,19 @@ def test_the_fine_map_is_passed_on_untouched() -> None:
     assert alone.strides == (16,) and alone.channels == (8,) and len(alone(features)) == 1
 
 
+def test_without_image_pooling_far_away_does_not_matter() -> None:
+    features = maps(strides=(2, 4, 8, 16, 16), height=512, width=512)
+    moved = (*features[:-1], features[-1].clone())
+    moved[-1][:, :, :, -4:] += 1
+    for image_pooling in (True, False):
+        neck = build(rates=[1, 2, 3], image_pooling=image_pooling).eval()
+        same = torch.equal(neck(features)[1][..., :16], neck(moved)[1][..., :16])
+        assert same != image_pooling
+    pooled, plain = build(), build(image_pooling=False)
+    parameters = [sum(p.numel() for p in neck.parameters()) for neck in (pooled, plain)]
+    assert parameters[0] - parameters[1] == 14 * 8 + 8 + 2 * 8 + 8 * 8  # the branch, and its part of the joining convolution
+
+
 def test_deepest_of_maps_that_share_a_level() -> None:
     neck = build((6, 8, 10), (4, 4, 8))
     assert neck.channels == (8, 8) and neck.position == 1
@@ -124,5 +137,5 @@ def test_tolerant_norm_is_batch_norm_wherever_there_is_a_variance() -> None:
 def test_shipped_config_names_every_key_with_its_default() -> None:
     config = yaml.safe_load((Path(__file__).parents[3] / "configs" / "neck" / "aspp.yaml").read_text())
     name = config.pop("name")
-    assert config.pop("shared") is True  # a key of the model
+    assert (config.pop("shared"), config.pop("features")) == (True, "encoder")  # keys of the model
     assert config == {key: parameter.default for key, parameter in NECKS.entry(name).parameters.items()}

@@ -88,5 +88,5 @@ def test_convolutions_are_initialised_for_linear_outputs() -> None:
 def test_shipped_config_names_every_key_with_its_default() -> None:
     config = yaml.safe_load((Path(__file__).parents[3] / "configs" / "neck" / "fpn.yaml").read_text())
     name = config.pop("name")
-    assert config.pop("shared") is True  # a key of the model
+    assert (config.pop("shared"), config.pop("features")) == (True, "encoder")  # keys of the model
     assert config == {key: parameter.default for key, parameter in NECKS.entry(name).parameters.items()}

@@ -1,0 +1,80 @@
+"""What heads that find points share: one point per object, and the form of a prediction."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtl.core.errors import ConfigError
+from mtl.core.task import TaskSpec
+from mtl.heads.base import Head, Output, Prediction
+
+# Points that may be objects, per row: [N, 2] (x, y) in network pixels; [N] scores, descending; [N] int64 labels.
+Candidates = tuple[Tensor, Tensor, Tensor]
+PEAK_WINDOW = 3  # cells; what lies nearer is left to the suppression
+
+
+class PointsHead(Head):
+    """A head that finds candidates in `candidates`; the best of those that lie close together remains.
+
+    Keys are in reference pixels, which are microns in data families with such a task; `spec.resolution` turns them into network
+    pixels.
+
+    Args:
+        spec: The task.
+        channels: Channels of the maps.
+        strides: Strides of the maps.
+        suppression_radius: Microns below which two points are the same object, whatever their classes.
+    """
+
+    kind = "points"
+
+    def __init__(self, spec: TaskSpec, channels: tuple[int, ...], strides: tuple[int, ...], suppression_radius: float) -> None:
+        super().__init__(spec, channels, strides)
+        if suppression_radius < 0:
+            raise ConfigError(
+                f"`heads.{spec.name}.suppression_radius={suppression_radius}`: expected a distance in microns, or 0 for none."
+            )
+        self.radius = suppression_radius * spec.resolution
+
+    @abstractmethod
+    def candidates(self, output: Output) -> list[Candidates]:
+        """Find points in the result of `forward`, for each row of the batch."""
+
+    @torch.no_grad()
+    def decode(self, output: Output, **context: Any) -> list[Prediction]:
+        """Return `points` (network pixels), `scores`, `labels` and the suppression's `radius` (network pixels), best first."""
+        predictions = []
+        for points, scores, labels in self.candidates(output):
+            keep = suppress(points, self.radius)
+            radius = torch.tensor(self.radius, dtype=torch.float32, device=points.device)
+            predictions.append({"points": points[keep], "scores": scores[keep], "labels": labels[keep], "radius": radius})
+        return predictions
+
+
+def suppress(points: Tensor, radius: float) -> Tensor:
+    """Keep the best point wherever several lie within a radius.
+
+    The result is that of going through the points from the best to the worst and dropping those that are nearer than `radius`
+    to one that was kept. It is found in rounds over all points at once: a point stays once no better one near it is undecided,
+    and takes those near it with it. There are as many rounds as the longest chain of ever weaker neighbours needs, a handful.
+
+    Args:
+        points: [N, 2], best first.
+        radius: Distance, in the unit of `points`, below which two points are the same object.
+
+    Returns:
+        [N] bool.
+    """
+    number = torch.arange(len(points), device=points.device)
+    gaps = points[:, None] - points[None, :]
+    beaten_by = (gaps.square().sum(dim=2) < radius**2) & (number[None, :] < number[:, None])
+    kept, open_ = torch.zeros_like(number, dtype=torch.bool), torch.ones_like(number, dtype=torch.bool)
+    while bool(open_.any()):
+        best = open_ & ~(beaten_by & open_[None, :]).any(dim=1)
+        kept = kept | best
+        open_ = open_ & ~best & ~(beaten_by & best[None, :]).any(dim=1)
+    return kept
