@@ -6,6 +6,7 @@ labels, matching and metrics are identical.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,8 @@ from mtl.core.types import Record
 from mtl.metrics.base import TaskMetric, mean_of
 from mtl.metrics.breakdown import by_source
 from mtl.metrics.evaluator import Evaluator
+from mtl.metrics.matching import ranked_record
+from mtl.metrics.points import DENSEST, MM2
 
 RecordChange = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -30,12 +33,14 @@ class TrainingStatistics:
         images: By task, the number of labelled training images.
         by_source: By classification task and source, per class the number of training images.
         means: By regression task or study metric, the mean training value.
+        densities: By points task, per class the number of points per mm2 of its labelled training images.
     """
 
     class_counts: dict[str, list[float]] = field(default_factory=dict)
     images: dict[str, int] = field(default_factory=dict)
     means: dict[str, float] = field(default_factory=dict)
     by_source: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    densities: dict[str, list[float]] = field(default_factory=dict)
 
     @classmethod
     def from_records(
@@ -58,6 +63,8 @@ class TrainingStatistics:
             members = spec.members or tuple((name,) for name in spec.classes)
             statistics.class_counts[task] = _count(labelled, members)
             statistics.images[task] = len(labelled)
+            if spec.kind == "points" and (area := sum(map(_area_mm2, labelled))):
+                statistics.densities[task] = [count / area for count in statistics.class_counts[task]]
             if spec.kind == "classification":
                 statistics.by_source[task] = {
                     source: _count([record for record in labelled if record.source == source], members)
@@ -75,12 +82,19 @@ def _count(records: list[Record], members: tuple[tuple[str, ...], ...]) -> list[
     return [float(sum(record.class_counts.get(name, 0) for record in records for name in names)) for names in members]
 
 
+def _area_mm2(record: Record) -> float:
+    """Area of an image whose reference pixel is a micron; 0 where its size is not known."""
+    height, width = record.size or (0, 0)
+    return height * width * MM2 / record.pixel_scale**2
+
+
 def baseline_summary(evaluator: Evaluator, statistics: TrainingStatistics) -> dict[str, dict[str, Any]]:
     """Score the baseline of every task and study metric on the images that the evaluator holds.
 
     Detection: nothing detected, and the mean training count for `count_mae`. Classes: the most frequent of training.
     Segmentation: all background or all foreground (multiclass: one class everywhere), whichever scores higher. Heatmap: zero
-    everywhere. Regression and parasitemia: the mean of training. A mean over tasks: that of their baselines.
+    everywhere. Points: nothing found, or a lattice as dense as the points in training, whichever scores higher. Regression,
+    parasitemia and TIL score: the mean of training. A mean over tasks: that of their baselines.
 
     Returns:
         By task: `name` says what the baseline does, `metrics` holds its numbers (NaN where undefined). Classification tasks
@@ -190,6 +204,12 @@ def _changes(spec: TaskSpec, statistics: TrainingStatistics) -> dict[str, Record
         return {f"nothing detected{counted}": _without_predictions}
     if spec.kind == "heatmap":
         return {"zero everywhere": _zero_heatmap}
+    if spec.kind == "points":
+        densities = statistics.densities.get(spec.name, [0.0])
+        dense = np.minimum(densities, DENSEST)
+        training = ", as in training" if sum(dense) == sum(densities) else ""
+        found = {f"a lattice of {sum(dense):,.0f} points per mm2{training}": _lattice(dense)} if sum(dense) else {}
+        return found | {"nothing found": _without_predictions}
     if spec.kind == "segmentation" and spec.multilabel:
         return {"all background": _all_background, "all foreground": _all_foreground}
     if spec.kind == "segmentation":
@@ -204,6 +224,23 @@ def _changes(spec: TaskSpec, statistics: TrainingStatistics) -> dict[str, Record
 
 def _without_predictions(record: dict[str, Any]) -> dict[str, Any]:
     return {key: record[key][:0] for key in ("scores", "labels", "hits")}
+
+
+def _lattice(densities: np.ndarray) -> RecordChange:
+    """Predict points that know nothing of the image, evenly spread and as dense per class as said (per mm2).
+
+    The first points of a lattice score best, so that each threshold leaves a sparser one; where in an image they begin differs,
+    lest all images gain a point at one threshold. Every point reaches the default threshold of 0.5.
+    """
+
+    def change(record: dict[str, Any]) -> dict[str, Any]:
+        start = zlib.crc32(record["sample_id"].encode()) / 2**32
+        density = (np.arange(len(record["chance"])) + start) / record["frame"]
+        placed, labels = np.nonzero((density[:, None] < densities) & (record["chance"] >= 0))
+        scores = 1 - 0.5 * density[placed] / densities[labels]
+        return ranked_record(scores, labels, record["chance"][placed, labels], record["truth"])
+
+    return change
 
 
 def _zero_heatmap(record: dict[str, Any]) -> dict[str, Any]:

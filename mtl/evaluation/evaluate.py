@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.progress import track
 
 from mtl.config.load import build_family
 from mtl.config.stages import stages_of, start_files, total_epochs
 from mtl.core.errors import TrainingError
-from mtl.core.types import ImageResult
+from mtl.core.types import ImageResult, Record
 from mtl.data.datamodule import MultiTaskDataModule
 from mtl.evaluation.baselines import TrainingStatistics, baseline_summary, source_notes
 from mtl.evaluation.cases import CaseKeeper
@@ -22,6 +23,7 @@ from mtl.evaluation.loop import WholeImageScorer
 from mtl.evaluation.metrics_file import main_metrics, save_cases, save_records, write_metrics
 from mtl.inference.loading import PRETRAINING_NOTE, LoadedModel, checkpoint_path, load_model
 from mtl.metrics.evaluator import Evaluator
+from mtl.metrics.til import TilScore
 from mtl.training.build import build_evaluator
 from mtl.training.history import read_history, training_summary
 from mtl.training.stages import stage_file, trained_in
@@ -197,7 +199,7 @@ def score(
     resamples = config["evaluation"]["bootstrap"] if bootstrap is None else bootstrap
     summary = evaluator.summary(loaded.thresholds, resamples)
     notes += summary.pop("notes")
-    summary["baseline"] = baseline_summary(evaluator, _training_statistics(datamodule, loaded))
+    summary["baseline"] = baseline_summary(evaluator, _training_statistics(datamodule, loaded, evaluator))
     notes += source_notes(summary["tasks"], summary["baseline"])
     return Evaluation(summary, evaluator, loaded, datamodule, split, notes, kept)
 
@@ -251,7 +253,7 @@ def _result_name(evaluation: Evaluation, root: str | None) -> str:
     return name if checkpoint == "best" else f"{checkpoint}_{name}"
 
 
-def _training_statistics(datamodule: MultiTaskDataModule, loaded: LoadedModel) -> TrainingStatistics:
+def _training_statistics(datamodule: MultiTaskDataModule, loaded: LoadedModel, evaluator: Evaluator) -> TrainingStatistics:
     """Count classes in the training images, for the baselines.
 
     For another folder than that of the training run its own images stand in; the baseline is then a little too good.
@@ -259,7 +261,20 @@ def _training_statistics(datamodule: MultiTaskDataModule, loaded: LoadedModel) -
     records = datamodule.drawn_records if datamodule.has_split else datamodule.records
     study = loaded.config["study_metrics"].items()
     percentages = {name: (metric["infected"], metric["healthy"]) for name, metric in study if "infected" in metric}
-    return TrainingStatistics.from_records(loaded.model.specs, records, percentages=percentages)
+    means = _mean_scores(datamodule, evaluator, records)
+    return TrainingStatistics.from_records(loaded.model.specs, records, means=means, percentages=percentages)
+
+
+def _mean_scores(datamodule: MultiTaskDataModule, evaluator: Evaluator, records: list[Record]) -> dict[str, float]:
+    """Average the TIL score of the training slides, for which their masks have to be read; left out where none has one."""
+    means: dict[str, float] = {}
+    for name, metric in evaluator.study.items():
+        if isinstance(metric, TilScore):
+            both = [r.sample_id for r in records if all(r.knows(evaluator.specs[task].label) for task in metric.tasks)]
+            images = datamodule.plain("train" if datamodule.has_split else "all") if both else None
+            mean = metric.mean_of_truth(images.truth(sample_id) for sample_id in both) if images else float("nan")
+            means |= {name: mean} if np.isfinite(mean) else {}
+    return means
 
 
 def write_results(evaluation: Evaluation, folder: Path, run_dir: Path, report: bool) -> dict[str, Any]:
@@ -303,8 +318,7 @@ def result_lines(metrics: dict[str, Any]) -> str:
     for task, values in metrics["tasks"].items():
         lines.append(f"  {task}: {_figures(main_metrics(values['ci95']), values, metrics['baseline'].get(task))}")
     for name, values in metrics["study"].items():
-        names = [key for key, value in values.items() if isinstance(value, float | int) and key != "n"]
-        lines.append(f"  {name}: {_figures(names, values, metrics['baseline'].get(name))}")
+        lines.append(f"  {name}: {_figures(list(values['ci95']), values, metrics['baseline'].get(name))}")
     return "\n".join(lines)
 
 

@@ -20,7 +20,9 @@ from mtl.metrics.evaluator import Evaluator
 RECORDS_FORMAT = 2
 
 # Shown beside the first metrics of a task: what challenges rank by and readers look for.
-ALSO_SHOWN = ("quadratic_kappa", "aupr", "sensitivity", "specificity", "dice_nonempty", "dice_per_case", "hd95_per_case")
+ALSO_SHOWN = (
+    "quadratic_kappa", "aupr", "sensitivity", "specificity", "dice_nonempty", "dice_per_case", "hd95_per_case", "ap",
+)  # fmt: skip
 CASE_FIELDS = (
     "task", "case", "class", "slices", "dice", "iou", "hd95", "volume_predicted_mm3", "volume_annotated_mm3"
 )  # fmt: skip

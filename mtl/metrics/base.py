@@ -100,6 +100,10 @@ class TaskMetric(ABC):
     def details(self, thresholds: dict[str, float]) -> dict[str, Any]:
         """Return `per_class` tables and curves (plain lists) for `metrics.json` and the report."""
 
+    def notes(self) -> list[str]:
+        """Return what a reader must know of the numbers, beside what holds for every task."""
+        return []
+
     @property
     @abstractmethod
     def default_thresholds(self) -> dict[str, float]:
@@ -107,7 +111,7 @@ class TaskMetric(ABC):
 
 
 class StudyMetric(ABC):
-    """A number of the whole study, made from one or several tasks (parasitemia, the mean over lesions).
+    """A number of the whole study, made from one or several tasks (parasitemia, the mean over lesions, the TIL score).
 
     Sub-classes are registered with `@STUDY_METRICS.register("name")`; keyword-only arguments are YAML keys. A key `task` (one
     name) or `tasks` (a list) names what it is made from, so that a run without one of these tasks can leave the metric out.
@@ -145,7 +149,13 @@ class StudyMetric(ABC):
 
     @abstractmethod
     def details(self, metrics: dict[str, TaskMetric], thresholds: dict[str, dict[str, float]]) -> dict[str, Any]:
-        """Return data for figures (plain lists), and tables: `per_task` holds the metrics of each task."""
+        """Return data for figures and tables, as plain lists.
+
+        Returns:
+            Any of: `per_task`, the metrics of each task; `agreement`, by what is compared (`image`, `patient`) what
+            `bland_altman` gives and the `names`; `sign`, the unit of these values; `without_truth`, by the same names how many
+            were left out.
+        """
 
     def notes(self, values: dict[str, float]) -> list[str]:
         """Return what a reader must know of the numbers that `compute` gave."""

@@ -16,6 +16,7 @@ from mtl.metrics.breakdown import by_source, by_subgroup, case_tables, confusion
 from mtl.metrics.classification import ClassificationMetric, RegressionMetric, RoiClassificationMetric
 from mtl.metrics.detection import DetectionMetric
 from mtl.metrics.heatmap import HeatmapMetric
+from mtl.metrics.points import PointsMetric
 from mtl.metrics.segmentation import SegmentationMetric
 from mtl.metrics.statistics import GroupBootstrap, bootstrap_intervals, group_notes, task_group_notes
 
@@ -24,7 +25,7 @@ Scores = dict[str, dict[str, float]]
 
 KIND_CLASSES: dict[str, Callable[[TaskSpec], TaskMetric]] = {
     "detection": DetectionMetric, "roi_classification": RoiClassificationMetric, "segmentation": SegmentationMetric,
-    "heatmap": HeatmapMetric, "classification": ClassificationMetric, "regression": RegressionMetric,
+    "heatmap": HeatmapMetric, "points": PointsMetric, "classification": ClassificationMetric, "regression": RegressionMetric,
 }  # fmt: skip
 
 
@@ -36,7 +37,7 @@ class Evaluator:
     Args:
         specs: Active tasks by name.
         study: Metrics across tasks, by name in the results.
-        hit_radius: Reference pixels within which a heatmap peak hits a point.
+        hit_radius: Reference pixels within which a heatmap peak or a predicted point hits an annotated one.
         score_weights: Weight of each task's primary metric in `score`; 1 unless named.
         unit: What the group of a sample is (`patient`, `field`): used in names and notes.
         native: Compare masks in the original raster, in which the truth then has to come; predicted probabilities are enlarged
@@ -65,7 +66,9 @@ class Evaluator:
             metric.unit = unit
 
     def _metric(self, spec: TaskSpec) -> TaskMetric:
-        return HeatmapMetric(spec, self.hit_radius) if spec.kind == "heatmap" else KIND_CLASSES[spec.kind](spec)
+        if spec.kind == "heatmap":
+            return HeatmapMetric(spec, self.hit_radius)
+        return PointsMetric(spec, self.hit_radius) if spec.kind == "points" else KIND_CLASSES[spec.kind](spec)
 
     def empty(self) -> Evaluator:
         """Return an evaluator with the same settings and no records."""
@@ -113,7 +116,8 @@ class Evaluator:
             identity["attributes"] = dict(truth.attributes)
         if truth.case:
             identity["case"] = truth.case
-        scale = truth.window.working_pixels_per_reference
+        working = truth.window.working_pixels_per_reference
+        compared = (truth.window.pixel_scale,) * 2 if self.native else working  # of masks
         made = {}
         for task, metric in self.metrics.items():
             if task not in truth.tasks:
@@ -127,7 +131,7 @@ class Evaluator:
                     found = found | {"probabilities": np.stack(maps)}
                 if truth.spacing is not None:
                     known = known | {"spacing": self._spacing(truth)}
-            made[task] = identity | metric.reduce(found, known, scale)
+            made[task] = identity | metric.reduce(found, known, compared if metric.spec.kind == "segmentation" else working)
         self._seen[truth.sample_id] = (truth.group, truth.source)
         for task, record in made.items():
             self.metrics[task].add([record])
@@ -241,7 +245,8 @@ class Evaluator:
             `score`, `n_samples`, `n_groups`, `group_by`, `resolution` of masks, `thresholds`, `tasks` (per task `n` labelled
             images, metrics with the primary one first, `ci95`, `per_class`, `per_source`, `confusion` of classes,
             `per_subgroup` and `subgroup_gaps`), `study` (same form), `cases` (volumes by task, case and class), `hd95_units`
-            by task and `notes`. An interval needs two groups with labels of the task.
+            by task and `notes`. An interval needs two groups with labels of the task. A study metric that compares values
+            has `compared`, how many by what they belong to.
         """
         values = self.compute(thresholds)
         resampling = GroupBootstrap(self.groups, bootstrap, seed)
@@ -260,7 +265,12 @@ class Evaluator:
                 **by_subgroup(metric, thresholds[task], resampling),
             }
         study = {
-            name: {**values[name], "ci95": {m: intervals.get(name, {}).get(m) for m in values[name]}} for name in self.study
+            name: {
+                **values[name],
+                "ci95": {m: intervals.get(name, {}).get(m) for m in values[name]},
+                "compared": _compared(metric.details(self.metrics, thresholds)),
+            }
+            for name, metric in self.study.items()
         }
         units, about_surfaces = surface_notes(self.metrics, "native" if self.native else "working")
         notes = self._notes(values, thresholds) + about_surfaces
@@ -286,8 +296,8 @@ class Evaluator:
     def image_scores(self, thresholds: Thresholds, among: Collection[str] | None = None) -> dict[str, float]:
         """Return `score` of each image alone, by sample id: finds the best and worst cases of a report.
 
-        A task counts for an image with its primary metric, detection with pooled F1 (average precision of one image jumps), a
-        class with the probability of the annotated one (which tells a near miss from a confident error).
+        A task counts for an image with its primary metric, detection and points with pooled F1 (average precision and FROC of
+        one image jump), a class with the probability of the annotated one (which tells a near miss from a confident error).
 
         Args:
             thresholds: By task.
@@ -296,7 +306,7 @@ class Evaluator:
         found: dict[str, list[float]] = {}
         for task, metric in self.metrics.items():
             spec = self.specs[task]
-            name = "f1_pooled" if spec.kind == "detection" else spec.primary_metric
+            name = {"detection": "f1_pooled", "points": "f1"}.get(spec.kind, spec.primary_metric)
             single = self._metric(spec)
             chosen = metric.records if among is None else [record for record in map(metric.find, among) if record]
             for record in chosen:
@@ -317,5 +327,13 @@ class Evaluator:
             rows = metric.details(thresholds[task])["per_class"]
             absent = [name for name, row in rows.items() if row.get("n") == 0]
             if absent and metric.records:
-                notes.append(f"Task `{task}`: no example of {', '.join(absent)} in this split, so no mean contains it.")
+                kept = metric.spec.kind == "segmentation" and metric.spec.multilabel
+                which = "only means over images contain it, by the rule for empty masks" if kept else "so no mean contains it"
+                notes.append(f"Task `{task}`: no example of {', '.join(absent)} in this split, {which}.")
+            notes += [f"Task `{task}`: {note}" for note in metric.notes()]
         return notes + [f"{name}: {note}" for name, study in self.study.items() for note in study.notes(values[name])]
+
+
+def _compared(details: dict[str, Any]) -> dict[str, int]:
+    """How many values a study metric compares, by what they belong to (image, patient)."""
+    return {unit: len(pairs["true"]) for unit, pairs in details.get("agreement", {}).items()}

@@ -54,9 +54,10 @@ def match_boxes(iou: np.ndarray) -> np.ndarray:
 
 
 def match_points(points: np.ndarray, targets: np.ndarray, radius: float) -> np.ndarray:
-    """Match peaks to annotated points greedily: each, in order, takes the nearest free point within the radius.
+    """Match points to annotated ones greedily: each, in order, takes the nearest free one within the radius.
 
-    Like `match_boxes` this is stable under a score threshold.
+    One-to-one, and like `match_boxes` stable under a score threshold: what hits among the points above a score is read off the
+    full list. The flags of a largest possible matching could not be reused like that.
 
     Args:
         points: [N, 2] sorted by descending score.
@@ -64,18 +65,40 @@ def match_points(points: np.ndarray, targets: np.ndarray, radius: float) -> np.n
         radius: Largest distance that counts as a hit.
 
     Returns:
-        [N] int64, 1 where the peak is a hit.
+        [N] int64, 1 where the point is a hit.
     """
     hits = np.zeros(len(points), np.int64)
-    if len(points) == 0 or len(targets) == 0:
-        return hits
-    distance = np.linalg.norm(np.asarray(points, np.float64)[:, None] - np.asarray(targets, np.float64)[None], axis=2)
-    for row in range(len(points)):
-        nearest = int(distance[row].argmin())
-        if distance[row, nearest] <= radius:
-            hits[row] = 1
-            distance[:, nearest] = np.inf
+    rows, columns, distance = _close_pairs(_xy(points), _xy(targets), radius)
+    order = np.lexsort((columns, distance, rows))
+    taken = [False] * len(targets)
+    found = [False] * len(points)
+    for row, column in zip(rows[order].tolist(), columns[order].tolist(), strict=True):
+        if not found[row] and not taken[column]:
+            found[row] = taken[column] = True
+    hits[:] = found
     return hits
+
+
+def _close_pairs(first: np.ndarray, second: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Indices of all pairs of [N, 2] and [M, 2] points within the radius, and their distance, each [pairs].
+
+    Only pairs in a strip of x are measured: all N x M distances of a large region would fill the memory.
+    """
+    order = np.argsort(second[:, 0], kind="stable")
+    x = second[order, 0]
+    # The strip is a little too wide, so that rounding loses no pair at exactly the radius.
+    begin = np.searchsorted(x, first[:, 0] - 1.001 * radius, side="left")
+    counts = np.searchsorted(x, first[:, 0] + 1.001 * radius, side="right") - begin
+    rows = np.repeat(np.arange(len(first)), counts)
+    within = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    columns = order[np.repeat(begin, counts) + within]
+    distance = np.linalg.norm(first[rows] - second[columns], axis=1)
+    close = distance <= radius
+    return rows[close], columns[close], distance[close]
+
+
+def _xy(points: np.ndarray) -> np.ndarray:
+    return np.asarray(points, np.float64).reshape(-1, 2)
 
 
 def ranked_record(scores: np.ndarray, labels: np.ndarray, hits: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
@@ -108,6 +131,7 @@ class RankedPredictions:
         self.image = np.repeat(np.arange(self.images), counts)[order]
         self.truth = np.stack([record["truth"] for record in records]) if records else np.zeros((0, classes), np.int64)
         self._positions: dict[int, tuple[np.ndarray, list[np.ndarray]]] = {}
+        self._runs: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
 
     def table(self, threshold: float) -> tuple[np.ndarray, np.ndarray]:
         """Return hits at the lowest matching threshold and predictions, each [images, C], with score >= `threshold`."""
@@ -145,15 +169,30 @@ class RankedPredictions:
         images, hits = self._of(label)
         weight = weights[images]
         claims = np.cumsum(weight)
-        curves = np.zeros((levels, len(RECALLS)))
-        for level in range(levels):
-            # The envelope of the precision is decided at the hits, so only those are kept.
-            found, claimed = np.cumsum(weight[hits[level]]), claims[hits[level]]
-            precision = np.divide(found, claimed, out=np.zeros_like(found), where=claimed > 0)
-            envelope = np.maximum.accumulate(precision[::-1])[::-1]
-            position = np.searchsorted(found / annotated, RECALLS, side="left")
-            curves[level] = np.concatenate([envelope, [0.0]])[position]
-        return curves
+        # The envelope of the precision is decided at the hits, so only those are kept.
+        ranked = hits[:levels]
+        return np.stack([interpolate_precision(np.cumsum(weight[hit]), claims[hit], annotated) for hit in ranked])
+
+    def operating_points(self, label: int, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return what each decision threshold gives: one entry per distinct score, the highest first.
+
+        A threshold takes all predictions of equal score, whatever image they are in.
+
+        Args:
+            label: Class index.
+            weights: [images] how often each image counts.
+
+        Returns:
+            Hits at the lowest matching threshold, and false positives, each [thresholds].
+        """
+        if label not in self._runs:
+            mine = self.labels == label
+            last = np.flatnonzero(np.diff(self.scores[mine], append=np.float32(-np.inf)))
+            self._runs[label] = (self.image[mine], (self.hits[mine] & 1) > 0, last)
+        images, hit, last = self._runs[label]
+        weight = weights[images]
+        found = np.cumsum(weight * hit)[last]
+        return found, np.cumsum(weight)[last] - found
 
     def _of(self, label: int) -> tuple[np.ndarray, list[np.ndarray]]:
         """Image of each prediction of a class, and the positions of the hits per IoU threshold."""
@@ -162,6 +201,19 @@ class RankedPredictions:
             bits = self.hits[mine]
             self._positions[label] = (self.image[mine], [np.flatnonzero((bits >> k) & 1) for k in range(len(IOU_THRESHOLDS))])
         return self._positions[label]
+
+
+def interpolate_precision(found: np.ndarray, claimed: np.ndarray, annotated: float) -> np.ndarray:
+    """Return the [101] highest precision at each of `RECALLS` or more.
+
+    Args:
+        found: [n] hits among the best predictions, rising.
+        claimed: [n] how many predictions these are.
+        annotated: Number of annotations.
+    """
+    precision = np.divide(found, claimed, out=np.zeros_like(found), where=claimed > 0)
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    return np.concatenate([envelope, [0.0]])[np.searchsorted(found / annotated, RECALLS, side="left")]
 
 
 class RankedMetric(TaskMetric):

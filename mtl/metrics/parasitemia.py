@@ -91,7 +91,7 @@ class Parasitemia(StudyMetric):
                 "names": [name for name, keep in zip(names[unit], known, strict=True) if keep]
             }
         silent = int(((predicted.sum(1) == 0) & (true.sum(1) > 0)).sum())
-        return {"agreement": agreement, "without_truth": left_out, "images_without_cells": silent}
+        return {"agreement": agreement, "without_truth": left_out, "images_without_cells": silent, "sign": "%"}
 
     def notes(self, values: dict[str, float]) -> list[str]:
         """Say what images without a detected red cell count as."""

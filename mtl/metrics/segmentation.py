@@ -15,6 +15,8 @@ MASK_GRID = tuple(round(step / 20, 2) for step in range(1, 20))
 STEPS = 32
 CURVE_GRID = tuple(step / STEPS for step in range(STEPS, 0, -1))
 
+# Metrics that count a mask which is empty in both as 1.
+_WITH_EMPTY = ("dice_per_image", "iou_per_image", "dice_per_case", "iou_per_case")
 # Names in the table of classes, where nothing is averaged over classes.
 _COLUMNS = {"precision_pooled": "precision", "recall_pooled": "recall"}
 
@@ -23,7 +25,8 @@ class SegmentationMetric(TaskMetric):
     """Overlap of hard masks at one stored threshold per class (multilabel), or of the arg max (one class per pixel).
 
     - `dice_per_image`, `iou_per_image`: per class the mean over images, then the mean over classes. Empty-mask rule: annotated
-      and predicted mask both empty = 1; only one of them empty = 0.
+      and predicted mask both empty = 1; only one of them empty = 0. Where a pixel has one class, those that occur in no image
+      are left out: a class that is not asked for would count as solved.
     - `dice_pooled`, `iou_pooled`, `precision_pooled`, `recall_pooled`: from pixel counts of all images together, mean over the
       classes that occur in the truth.
     - `aupr`: area under the precision-recall curve of all pixels together, mean over the classes that occur in the truth; NaN
@@ -72,9 +75,10 @@ class SegmentationMetric(TaskMetric):
         """Count pixels.
 
         Returns:
-            `hits`, `predicted` [K, thresholds], `truth` [K], `pixels`; multilabel also `curve_hits` and `curve_predicted`
-            [K, 32] at `CURVE_GRID`, multiclass also `confusion` [K, K]. Slices of volumes: `voxel`, mm3 per pixel from the
-            `spacing` [3] that the truth may hold, else NaN. What `measure_surfaces` (`mtl.metrics.volumes`) gives, where asked.
+            `hits`, `predicted` [K, thresholds], `truth` [K], `pixels`, and `pixel_area`, the square reference pixels of one;
+            multilabel also `curve_hits` and `curve_predicted` [K, 32] at `CURVE_GRID`, multiclass also `confusion` [K, K].
+            Slices of volumes: `voxel`, mm3 per pixel from the `spacing` [3] that the truth may hold, else NaN. What
+            `measure_surfaces` (`mtl.metrics.volumes`) gives, where asked.
         """
         probabilities, mask = np.asarray(prediction["probabilities"]), np.asarray(truth["mask"])
         classes = len(self.spec.classes)
@@ -86,6 +90,7 @@ class SegmentationMetric(TaskMetric):
             )
         reduce = self._reduce_channels if self.spec.multilabel else self._reduce_index
         record, spacing = reduce(probabilities, mask), truth.get("spacing")
+        record["pixel_area"] = np.float64(1 / (scale[0] * scale[1]))
         if self.spec.volumetric:
             record["voxel"] = np.float64(np.nan if spacing is None else np.prod(spacing))
         if self._surface_thresholds is not None:
@@ -183,6 +188,15 @@ class SegmentationMetric(TaskMetric):
         """Say whether distances of surfaces are in millimetres; None where none was measured."""
         return bool(self.stacked("hd95_mm").any()) if self._measured("hd95") else None
 
+    def areas(self, thresholds: dict[str, float], name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return the predicted and annotated area of a class, each [records], in square reference pixels.
+
+        Pixels to ignore are in neither.
+        """
+        column = self.spec.classes.index(name)
+        _, predicted, truth = self._counts(thresholds)
+        return predicted[:, column] * self.stacked("pixel_area"), truth[:, column] * self.stacked("pixel_area")
+
     def _measured(self, key: str) -> bool:
         return bool(self.records) and key in self.records[0]
 
@@ -219,6 +233,9 @@ class SegmentationMetric(TaskMetric):
             found["hd95_per_image"] = weighted_mean(self._distances("hd95"), weight)
         if self._measured("hd95_case"):
             found["hd95_per_case"] = weighted_mean(self._case_distances(), cases.share)
+        if not self.spec.multilabel:
+            absent = np.where(weight @ self.stacked("truth") > 0, 0.0, np.nan)
+            found |= {name: found[name] + absent for name in _WITH_EMPTY if name in found}
         return found
 
     def _case_counts(self, thresholds: dict[str, float], weight: np.ndarray) -> Cases:

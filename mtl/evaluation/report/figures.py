@@ -91,21 +91,25 @@ def draw_line(axes: Axes, index: int, x: Any, y: Any, label: str, breaks: Sequen
     axes.plot(np.insert(x, places, breaks), np.insert(y, places, np.nan), label=label, **{**style, **more})
 
 
+# What a precision-recall curve is of, by the name of the area below it.
+AREAS = {"AP50": "IoU 0.5", "AP": "points", "AUPR": "pixels of all images"}
+
+
 @styled
 def precision_recall(
-    curves: dict[str, dict[str, list[float]]], average: dict[str, float | None], pixels: bool = False
+    curves: dict[str, dict[str, list[float]]], average: dict[str, float | None], measure: str = "AP50"
 ) -> Figure | None:
     """Draw precision over recall per class, with the area below it in the legend.
 
     Args:
-        curves: By class, `recall` and `precision`: objects at IoU 0.5, interpolated, or pixels over falling thresholds.
-        average: By class, the area (AP50 or AUPR).
-        pixels: The curves are those of pixels and drawn as steps, since their area is not interpolated either.
+        curves: By class, `recall` and `precision`: objects, interpolated, or pixels over falling thresholds.
+        average: By class, the area.
+        measure: Name of the area, one of `AREAS`. Curves of pixels are drawn as steps, since their area is not interpolated.
     """
     if not curves:
         return None
     figure, (axis,) = canvas(3.6, 3.0)
-    measure, title = ("AUPR", "pixels of all images") if pixels else ("AP50", "IoU 0.5")
+    pixels, title = measure == "AUPR", AREAS[measure]
     for index, (name, curve) in enumerate(curves.items()):
         value, recall, precision = average.get(name), curve["recall"], curve["precision"]
         if pixels:
@@ -114,6 +118,44 @@ def precision_recall(
         label = name if value is None else f"{name} ({measure} {value:.3f})"
         draw_line(axis, index, recall, precision, label, drawstyle="steps-pre" if pixels else "default")
     axis.set(xlabel="recall", ylabel="precision", title=f"Precision and recall, {title}", xlim=(0, 1), ylim=(0, 1.05))
+    axis.legend(loc="best")
+    return figure
+
+
+@styled
+def free_response(
+    curve: dict[str, Any],
+    points: dict[int, float | None],
+    intervals: dict[int, list[float] | None],
+    average: dict[str, float | None],
+) -> Figure | None:
+    """Draw the free-response curve of each class, and mark the operating points with their intervals.
+
+    Args:
+        curve: `rate` (false positives per mm2, rising), `sensitivity` by class, `hit_radius` in microns, `area_mm2`.
+        points: Sensitivity by operating point.
+        intervals: 95 % interval by operating point, where there is one.
+        average: By class, the mean over the operating points.
+    """
+    if not curve["sensitivity"]:
+        return None
+    figure, (axis,) = canvas(4.4, 3.0)
+    for index, (name, values) in enumerate(curve["sensitivity"].items()):
+        value = average.get(name)
+        label = name if value is None else f"{name} (FROC {value:.3f})"
+        draw_line(axis, index, curve["rate"], values, label, drawstyle="steps-post")
+    known = {rate: value for rate, value in points.items() if value is not None}
+    for rate, value in known.items():
+        low, high = intervals.get(rate) or (value, value)
+        axis.plot([rate, rate], [low, high], color="#555555", linewidth=1, zorder=3)
+    label = "operating points" + (", 95 % interval" if any(intervals.values()) else "")
+    axis.plot(list(known), list(known.values()), "o", color="#000000", markersize=4, zorder=4, label=label)
+    axis.set_xscale("log")
+    axis.set_xticks(list(points), [str(rate) for rate in points])
+    axis.minorticks_off()
+    title = f"FROC, hits within {curve['hit_radius']:g} µm, {curve['area_mm2']:.3g} mm²"
+    axis.set(xlabel="false positives per mm²", ylabel="sensitivity", title=title, xlim=(curve["rate"][0], curve["rate"][-1]))
+    axis.set_ylim(0, 1.05)
     axis.legend(loc="best")
     return figure
 
@@ -131,8 +173,8 @@ def threshold_curve(curve: dict[str, list[float]], chosen: dict[str, float], mea
     if not lines:
         return None
     figure, (axis,) = canvas(3.6, 3.0)
-    # A class has the colour that it has in the other figures; the mean over classes takes the last one.
-    index_of = {name: index for index, name in enumerate(name for name in lines if name != "macro")}
+    # A class has the colour that it has in the other figures; what stands for all classes takes the last one.
+    index_of = {name: index for index, name in enumerate(name for name in lines if name not in ("macro", "pooled"))}
     for name, values in lines.items():
         index = index_of.get(name, len(COLOURS) - 1)
         numbers = [np.nan if value is None else value for value in values]

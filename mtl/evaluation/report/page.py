@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mtl.core.files import plain, write_text
+from mtl.core.task import FALSE_POSITIVES_PER_MM2
 from mtl.evaluation.report import figures, tables, training
 
 if TYPE_CHECKING:
@@ -176,8 +177,7 @@ def _section(
     entry = metrics[part][name]
     baseline = (metrics.get("baseline") or {}).get(name)
     thresholds = metrics.get("thresholds", {}).get(name, {})
-    per_class = entry.get("per_class") or {}
-    found = [draw(name, curves, thresholds, per_class, drawings) for draw in _DRAWERS]
+    found = [draw(name, curves, thresholds, entry, drawings) for draw in _DRAWERS]
     guess = (baseline or {}).get("from_source") or {}
     unit, cases = (metrics.get("hd95_units") or {}).get(name), (metrics.get("cases") or {}).get(name)
     return {
@@ -200,6 +200,7 @@ def _section(
             *([tables.case_table(cases, unit)] if cases else []),
         ],
         "figures": [figure for some in found for figure in some if figure],
+        "compared": [tables.counted(count, unit) for unit, count in (entry.get("compared") or {}).items()],
         "left_out": curves.get("without_truth"),
     }  # fmt: skip
 
@@ -213,13 +214,21 @@ Drawer = Callable[[str, dict[str, Any], dict[str, float], dict[str, Any], _Drawi
 
 
 def _draw_curves(
-    name: str, curves: dict[str, Any], thresholds: dict[str, float], per_class: dict[str, Any], drawings: _Drawings
+    name: str, curves: dict[str, Any], thresholds: dict[str, float], entry: dict[str, Any], drawings: _Drawings
 ) -> list[dict[str, str] | None]:
     found: list[dict[str, str] | None] = []
+    per_class = entry.get("per_class") or {}
+    if "froc" in curves:
+        keys = {rate: f"sensitivity_at_{rate}" for rate in FALSE_POSITIVES_PER_MM2}
+        points, intervals = ({rate: of.get(key) for rate, key in keys.items()} for of in (entry, entry["ci95"]))
+        average = {key: row.get("froc") for key, row in per_class.items()}
+        figure = figures.free_response(curves["froc"], points, intervals, average)
+        found.append(drawings.add(f"{name}_froc", f"{name}: sensitivity over false positives per mm²", figure))
     if "precision_recall" in curves:
-        pixels = any("aupr" in row for row in per_class.values())
-        average = {key: row.get("aupr" if pixels else "ap50") for key, row in per_class.items()}
-        figure = figures.precision_recall(curves["precision_recall"], average, pixels)
+        # Boxes have an `ap` too, but over several overlaps.
+        area = next((key for key in ("aupr", "ap50", "ap") if any(key in row for row in per_class.values())), "ap50")
+        average = {key: row.get(area) for key, row in per_class.items()}
+        figure = figures.precision_recall(curves["precision_recall"], average, area.upper())
         found.append(drawings.add(f"{name}_precision_recall", f"{name}: precision over recall", figure))
     for key, measure in (("f1", "F1"), ("dice", "Dice")):
         if key in curves:
@@ -229,7 +238,7 @@ def _draw_curves(
 
 
 def _draw_confusion(
-    name: str, curves: dict[str, Any], thresholds: dict[str, float], per_class: dict[str, Any], drawings: _Drawings
+    name: str, curves: dict[str, Any], thresholds: dict[str, float], entry: dict[str, Any], drawings: _Drawings
 ) -> list[dict[str, str] | None]:
     table = curves.get("confusion")
     if not table:
@@ -239,11 +248,11 @@ def _draw_confusion(
 
 
 def _draw_agreement(
-    name: str, curves: dict[str, Any], thresholds: dict[str, float], per_class: dict[str, Any], drawings: _Drawings
+    name: str, curves: dict[str, Any], thresholds: dict[str, float], entry: dict[str, Any], drawings: _Drawings
 ) -> list[dict[str, str] | None]:
-    sign = "%" if name == "parasitemia" else ""
+    sign, words = curves.get("sign", ""), tables.label(name)
     return [
-        drawings.add(f"{name}_{unit}", f"{name}: agreement per {unit}", figures.agreement(pairs, unit, name, sign))
+        drawings.add(f"{name}_{unit}", f"{name}: agreement per {unit}", figures.agreement(pairs, unit, words, sign))
         for unit, pairs in curves.get("agreement", {}).items()
     ]
 

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from mtl.core.task import BINARY_METRICS, higher_is_better
+from mtl.core.task import BINARY_METRICS, FALSE_POSITIVES_PER_MM2, higher_is_better
 from mtl.evaluation.metrics_file import main_metrics
 from mtl.metrics.breakdown import SUBGROUP_RESAMPLES
 from mtl.metrics.statistics import FEW_GROUPS
@@ -22,10 +22,12 @@ LABELS = {
     "hd95_per_image": "HD95, mean over images", "hd95_per_case": "HD95, mean over cases", "hd95": "HD95", "dice": "Dice",
     "iou": "IoU", "peak_f1": "peak F1", "peak_precision": "peak precision",
     "peak_recall": "peak recall", "mse": "map MSE", "mae": "MAE", "rmse": "RMSE", "pearson": "Pearson r",
-    "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "auroc": "AUROC", "ap": "AP (IoU .50:.95)",
+    "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "auroc": "AUROC", "ap": "AP",
     "quadratic_kappa": "quadratic weighted kappa", "aupr": "AUPR, pixels pooled",
     "ap50": "AP50", "ap75": "AP75", "n": "n", "f1": "F1", "precision": "precision", "recall": "recall",
     "volume_predicted_mm3": "predicted (mm³)", "volume_annotated_mm3": "annotated (mm³)",
+    "til_score": "TIL score", "froc": "FROC, mean of six sensitivities", "per_mm2": "annotated per mm²",
+    **{f"sensitivity_at_{rate}": f"sensitivity at {rate} FP/mm²" for rate in FALSE_POSITIVES_PER_MM2},
 }  # fmt: skip
 # What a table by source shows of two-class tasks, in this order.
 BY_SOURCE = (*BINARY_METRICS, "balanced_accuracy", "auroc", "accuracy", "f1_macro")

@@ -200,6 +200,65 @@ def test_scoring_a_baseline_leaves_the_model_alone(evaluator: Evaluator) -> None
     assert before["detection"]["map50"] == 1.0
 
 
+# -- points ------------------------------------------------------------------------------------------------------------
+
+CELLS = TaskSpec("cells", "points", ("lymphocyte",), members=(("lymphocyte",),))
+
+
+def regions(count: int = 8, cells: int = 40) -> Evaluator:
+    """Regions of 120 x 120 um whose cells nobody found; a third of each was not looked at."""
+    evaluator, generator = Evaluator({"cells": CELLS}, hit_radius=4.0), np.random.default_rng(0)
+    window = Window(0, 1, (1, 1), (0, 0), (0, 0), (240, 240), (240, 240), (240, 240), (240, 240), pixel_scale=2.0)
+    region = np.ones((240, 240), bool)
+    region[160:] = False
+    for index in range(count):
+        points = generator.uniform(0, 1, (cells, 2)) * (240, 160)
+        truth = {"points": points, "labels": np.zeros(cells, np.int64), "region": region}
+        guess = {"points": np.zeros((0, 2)), "scores": np.zeros(0), "labels": np.zeros(0, np.int64)}
+        evaluator.update(*(ImageResult(f"i{index}", f"p{index}", "s", window, {"cells": part}) for part in (guess, truth)))
+    return evaluator
+
+
+def labelled(count: int, size: tuple[int, int] | None = (480, 480), **more: Any) -> Record:
+    """A training image of 240 x 240 um."""
+    return Record(
+        "t", "p", "s", "x", size=size, pixel_scale=2.0, class_counts={"lymphocyte": count}, labels=("objects",), **more
+    )
+
+
+def test_density_of_the_training_images() -> None:
+    records = [labelled(10), labelled(30), labelled(0), labelled(99, training=False), replace(labelled(7), labels=())]
+    statistics = TrainingStatistics.from_records({"cells": CELLS}, records)
+    assert statistics.densities == {"cells": [pytest.approx(40 / (3 * 0.24**2))]}
+    assert TrainingStatistics.from_records({"cells": CELLS}, [labelled(10, size=None)]).densities == {}
+
+
+def test_lattice_finds_what_chance_finds() -> None:
+    """Through the same matching: a point is a hit where a cell, or several, lie within 4 um."""
+    evaluator = regions(40)
+    statistics = TrainingStatistics.from_records({"cells": CELLS}, [labelled(150)])
+    (density,) = statistics.densities["cells"]
+    found = baseline_summary(evaluator, statistics)["cells"]
+    assert found["name"] == "a lattice of 2,604 points per mm2, as in training" and round(density) == 2604
+    metrics = found["metrics"]
+    assert metrics["precision"] == pytest.approx(1 - np.exp(-40 / 0.0096 * np.pi * 4**2 * 1e-6), rel=0.12)
+    assert metrics["recall"] == pytest.approx(metrics["precision"] * density * 0.0096 / 40, rel=0.15)
+    assert metrics["count_mae"] == pytest.approx(40 - density * 0.0096, abs=0.5)
+    assert 0 < metrics["sensitivity_at_300"] < 0.05 and metrics["froc"] > 0
+    assert found == baseline_summary(evaluator, statistics)["cells"]
+
+
+def test_without_a_density_nothing_is_found() -> None:
+    found = baseline_summary(regions(), TrainingStatistics())["cells"]
+    assert found["name"] == "nothing found" and found["metrics"]["froc"] == found["metrics"]["recall"] == 0.0
+    assert found["metrics"]["count_mae"] == 40
+
+
+def test_training_denser_than_the_lattice_can_be() -> None:
+    statistics = TrainingStatistics.from_records({"cells": CELLS}, [labelled(1000)])
+    assert baseline_summary(regions(2), statistics)["cells"]["name"] == "a lattice of 5,000 points per mm2"
+
+
 # -- what the source gives away ----------------------------------------------------------------------------------------
 
 PRESENCE = TaskSpec("presence", "classification", ("no", "yes"), label="class:presence")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -202,6 +203,25 @@ def test_study_metric_is_missing_where_an_arm_lacks_a_task() -> None:
     markdown, rows = comparison_table(runs, "stl", bootstrap=20)
     assert {row["arm"] for row in rows if row["task"] in ("lesions", "large")} == {"mtl"}
     assert all(row["difference"] == "" for row in rows if row["task"] == "lesions") and "nan" not in markdown
+
+
+def test_til_score_of_single_task_runs_is_made_from_them_together(cell_study: Callable[..., Evaluator]) -> None:
+    """Cells from one network, tissue from another: the images are brought together by name."""
+    whole = cell_study()
+    thresholds = whole.thresholds()
+    runs = [RunSummary("mtl", 0, whole, thresholds, "hash", 100)]
+    for task, spec in whole.specs.items():
+        alone = Evaluator({task: spec}, hit_radius=4.0, unit="slide", native=True)
+        alone.extend({"samples": whole.records()["samples"], "tasks": {task: whole.records()["tasks"][task]}})
+        runs.append(RunSummary("stl", 0, alone, {task: thresholds[task]}, "hash", 100))
+    markdown, rows = comparison_table(runs, "stl", bootstrap=30)
+    found = {(row["arm"], row["task"], row["metric"]): row for row in rows}
+    for metric in ("mae_slide", "pearson_slide"):
+        ours = found["mtl", "til_score", metric]
+        assert ours["mean"] == found["stl", "til_score", metric]["mean"] == whole.compute(thresholds)["til_score"][metric]
+        assert (ours["difference"], ours["low"], ours["high"]) == (0, 0, 0)
+    assert "sensitivity_at_300 ↑" in markdown and "mae_slide ↓" in markdown and "slides_without_stroma ↓" in markdown
+    assert found["mtl", "cells", "froc"]["mean"] > 0
 
 
 def test_one_patient_gives_no_interval() -> None:

@@ -14,8 +14,9 @@ import pytest
 
 from mtl.core.registry import STUDY_METRICS
 from mtl.core.task import TaskSpec
-from mtl.core.types import ImageResult, Window
+from mtl.core.types import ImageResult, Record, Window
 from mtl.evaluation.baselines import TrainingStatistics, baseline_summary
+from mtl.evaluation.metrics_file import load_records, save_records
 from mtl.evaluation.report import figures, training
 from mtl.evaluation.report.page import Case, ReportContent, image_uri, write_report
 from mtl.evaluation.report.tables import number
@@ -268,7 +269,7 @@ def test_experts_are_no_metrics_of_the_training_figure() -> None:
 
 def test_pixel_curves_are_steps_under_their_area() -> None:
     curves = {"specks": {"recall": [0.0, 0.5, 1.0], "precision": [None, 0.8, 0.1], "threshold": [1.0, 0.5, 0.0]}}
-    figure = figures.precision_recall(curves, {"specks": 0.45}, pixels=True)
+    figure = figures.precision_recall(curves, {"specks": 0.45}, "AUPR")
     assert figure is not None
     (line,) = figure.axes[0].get_lines()
     assert line.get_drawstyle() == "steps-pre" and line.get_label() == "specks (AUPR 0.450)"
@@ -313,6 +314,53 @@ def test_masks_of_several_tasks_from_several_sources(tmp_path: Path) -> None:
     assert page.count('<figure class="case wide">') == 1 and page.count("Annotation of and prediction for i00") == 1
     assert page.count("Use of experts over training") == 1 and (tmp_path / "figures" / "experts.svg").is_file()
     assert "nan" not in re.findall(r"[a-z]+", text.lower()) and "None" not in text
+
+
+def test_cells_tissue_and_the_score_of_slides(tmp_path: Path, cell_study: Any) -> None:
+    evaluator = cell_study()
+    thresholds = evaluator.thresholds()
+    metrics = {"suite": "s", "split": "test", "checkpoint": "c", "seed": 0} | evaluator.summary(thresholds, bootstrap=20)
+    training_images = [
+        Record("t", "t", "rumc", "t", size=(128, 128), pixel_scale=2.0, class_counts={"lymphocyte": 12}, labels=("objects",))
+    ]
+    statistics = TrainingStatistics.from_records(evaluator.specs, training_images, means={"til_score": 25.0})
+    metrics["baseline"] = baseline_summary(evaluator, statistics)
+    page = write_report(tmp_path, ReportContent(metrics, evaluator.curves(thresholds))).read_text()
+    text = " ".join(" ".join(parsed(page).text).split())
+    for words in (
+        "FROC, mean of six sensitivities ↑", "sensitivity at 300 FP/mm² ↑", "a lattice of 2,930 points per mm2, as in training",
+        "annotated per mm²", "Compared: 6 slides.", "training mean 25", "MAE per slide ↓", "slides without stroma ↓",
+        "where a single false positive is", "no example of other in this split, so no mean contains it", "Per source",
+    ):  # fmt: skip
+        assert words in text, words
+    drawn = {entry.stem for entry in (tmp_path / "figures").iterdir()}
+    assert drawn == {"cells_froc", "cells_f1", "cells_precision_recall", "til_score_slide", "tissue_confusion"}
+    assert "nan" not in re.findall(r"[a-z]+", text.lower()) and "None" not in text
+    constant = metrics["baseline"]["til_score"]["metrics"]
+    true = evaluator.curves(thresholds)["til_score"]["agreement"]["slide"]["true"]
+    assert constant["mae_slide"] == pytest.approx(np.mean(np.abs(np.array(true) - 25)))
+
+
+def test_records_of_cells_survive_the_file(tmp_path: Path, cell_study: Any) -> None:
+    evaluator = cell_study(2)
+    save_records(tmp_path / "records.json", evaluator)
+    again = evaluator.empty()
+    again.extend(load_records(tmp_path / "records.json"))
+    thresholds = evaluator.thresholds()
+    assert str(again.compute(thresholds)) == str(evaluator.compute(thresholds)) and again.thresholds() == thresholds
+    assert baseline_summary(again, TrainingStatistics(densities={"cells": [900.0]})).keys() == {"tissue", "cells"}
+
+
+def test_operating_points_lie_on_the_curve() -> None:
+    curve = {"rate": [5.0, 10.0, 20.0, 100.0], "sensitivity": {"cell": [0.1, 0.2, 0.2, 0.7]}, "hit_radius": 4, "area_mm2": 0.5}
+    figure = figures.free_response(curve, {10: 0.2, 20: 0.2, 100: None}, {10: [0.1, 0.4], 20: None}, {"cell": 0.3})
+    assert figure is not None
+    (axis,) = figure.axes
+    line, marked = axis.get_lines()[0], axis.get_lines()[-1]
+    assert axis.get_xscale() == "log" and line.get_drawstyle() == "steps-post" and line.get_label() == "cell (FROC 0.300)"
+    assert list(marked.get_xdata()) == [10, 20] and marked.get_label() == "operating points, 95 % interval"
+    assert "4 µm" in axis.get_title() and [label.get_text() for label in axis.get_xticklabels()] == ["10", "20", "100"]
+    assert figures.free_response(curve | {"sensitivity": {}}, {}, {}, {}) is None
 
 
 def test_chosen_threshold_is_marked() -> None:

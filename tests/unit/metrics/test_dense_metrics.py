@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from mtl.core.task import KIND_METRICS, TaskSpec
+from mtl.metrics.evaluator import Evaluator
 from mtl.metrics.heatmap import HeatmapMetric
 from mtl.metrics.matching import match_points
 from mtl.metrics.segmentation import CURVE_GRID, MASK_GRID, SegmentationMetric
@@ -94,7 +95,54 @@ def test_multiclass_confusion_skips_ignored_pixels() -> None:
     assert list(values) == list(KIND_METRICS["segmentation"]) and np.isnan(values["aupr"])
     assert values["precision_pooled"] == pytest.approx(1.0) and values["recall_pooled"] == pytest.approx((1 + 1 / 2) / 2)
     assert values["dice_pooled"] == pytest.approx((1 + 2 / 3) / 2)
-    assert values["dice_per_image"] == pytest.approx((1 + 2 / 3 + 0) / 3)
+    # `c` is predicted on the ignored pixel and once by mistake, which costs `b` its recall; it has no Dice of its own.
+    assert values["dice_per_image"] == pytest.approx((1 + 2 / 3) / 2)
+
+
+def test_tissue_by_class_equals_a_naive_count(generator: np.random.Generator) -> None:
+    """Each class against the rest, per region and pooled; ignored pixels count nowhere, not even as false positives."""
+    spec = TaskSpec("tissue", "segmentation", ("tumor", "stroma", "other", "never"), multilabel=False, ignore_index=255)
+    images = []
+    for shape in ((12, 9), (7, 16), (10, 10)):
+        probabilities = generator.dirichlet([1, 1, 1, 0.2], shape).transpose(2, 0, 1).astype(np.float32)
+        mask = generator.choice([0, 1, 2, 255], shape, p=[0.3, 0.2, 0.2, 0.3]).astype(np.uint8)
+        images.append((probabilities, mask))
+    images[1][1][images[1][1] == 1] = 2  # a region without stroma
+    metric = fill(SegmentationMetric(spec), [({"probabilities": guess}, {"mask": mask}) for guess, mask in images])
+    rows, values = metric.details({})["per_class"], metric.compute({})
+    for index, name in enumerate(("tumor", "stroma", "other")):
+        counts = []
+        for guess, mask in images:
+            hits = predicted = truth = 0
+            for y, x in np.ndindex(mask.shape):
+                if mask[y, x] != 255:
+                    mine, annotated = int(guess[:, y, x].argmax()) == index, mask[y, x] == index
+                    hits, predicted, truth = hits + (mine and annotated), predicted + mine, truth + annotated
+            counts.append((hits, predicted, truth))
+        per_region = [2 * h / (p + t) if p + t else 1.0 for h, p, t in counts]
+        total = np.sum(counts, axis=0)
+        assert rows[name]["dice_per_image"] == pytest.approx(np.mean(per_region))
+        annotated_in = [dice for dice, c in zip(per_region, counts, strict=True) if c[2]]
+        assert rows[name]["dice_nonempty"] == pytest.approx(np.mean(annotated_in))
+        assert rows[name]["dice_pooled"] == pytest.approx(2 * total[0] / (total[1] + total[2]))
+        assert rows[name]["n"] == sum(c[2] > 0 for c in counts)
+    assert rows["stroma"]["n"] == 2 and rows["never"]["n"] == 0
+    assert all(np.isnan(value) for key, value in rows["never"].items() if key != "n")
+    assert values["dice_per_image"] == pytest.approx(np.mean([rows[name]["dice_per_image"] for name in spec.classes[:3]]))
+    evaluator = Evaluator({"tissue": spec})
+    evaluator.extend({"samples": metric.records, "tasks": {"tissue": metric.records}})
+    notes = evaluator.summary({"tissue": {}}, bootstrap=0)["notes"]
+    assert "Task `tissue`: no example of never in this split, so no mean contains it." in notes
+
+
+def test_ignored_pixels_change_nothing(generator: np.random.Generator) -> None:
+    spec = TaskSpec("tissue", "segmentation", ("a", "b"), multilabel=False)
+    probabilities = generator.dirichlet([1, 1], (8, 8)).transpose(2, 0, 1).astype(np.float32)
+    mask = generator.integers(0, 2, (8, 8)).astype(np.uint8)
+    mask[:, 5:] = 255
+    whole = fill(SegmentationMetric(spec), [({"probabilities": probabilities}, {"mask": mask})]).compute({})
+    cut = {"probabilities": probabilities[:, :, :5]}, {"mask": mask[:, :5]}
+    assert str(whole) == str(fill(SegmentationMetric(spec), [cut]).compute({}))
 
 
 def test_mask_weights_equal_repeated_images(generator: np.random.Generator) -> None:

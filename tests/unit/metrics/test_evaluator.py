@@ -22,6 +22,7 @@ SPECS = {
     "roi": TaskSpec("roi", "roi_classification", ("Infected", "Healthy")),
     "mask": TaskSpec("mask", "segmentation", ("cell",)),
     "heatmap": TaskSpec("heatmap", "heatmap", ("Infected",)),
+    "points": TaskSpec("points", "points", ("lymphocyte",)),
     "grade": TaskSpec("grade", "classification", ("a", "b")),
     "value": TaskSpec("value", "regression", ()),
 }
@@ -37,6 +38,7 @@ def image(build: Any, seed: int, absent: tuple[str, ...] = ()) -> tuple[ImageRes
         "mask": {"probabilities": generator.random((1, 16, 16)).astype(np.float32)},
         "heatmap": {"heatmap": generator.random((1, 8, 8)).astype(np.float32), "points": point + 4, "scores": [0.9, 0.4],
                     "labels": [0, 0], "stride": 8.0, "sigma": 1.0},
+        "points": {"points": point + 2, "scores": [0.8, 0.3], "labels": [0, 0], "radius": 6.0},
         "grade": {"probabilities": generator.dirichlet([1, 1])},
         "value": {"value": generator.random()},
     }  # fmt: skip
@@ -45,6 +47,7 @@ def image(build: Any, seed: int, absent: tuple[str, ...] = ()) -> tuple[ImageRes
         "roi": {"labels": generator.integers(0, 2, 5), "ids": np.arange(5)},
         "mask": {"mask": (generator.random((1, 16, 16)) < 0.5).astype(np.uint8)},
         "heatmap": {"points": point, "labels": [0, 0]},
+        "points": {"points": point, "labels": [0, 0], "region": np.ones((64, 64), bool)},
         "grade": {"label": generator.integers(0, 2)},
         "value": {"value": generator.random()},
     }
