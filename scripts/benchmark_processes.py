@@ -55,7 +55,7 @@ def memory_rows(overrides: list[str]) -> list[Row]:
     for name, extra in MEMORY_VARIANTS.items():
         taken = {word.partition("=")[0] for word in extra}
         words = [word for word in overrides if word.partition("=")[0] not in taken] + extra
-        output = subprocess.run([sys.executable, str(HERE), *words], capture_output=True, text=True, env=_environment())
+        output = subprocess.run([sys.executable, str(HERE), *words], capture_output=True, text=True, env=child_environment())
         if output.returncode:
             print(f"memory ({name}) was not measured: {output.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
             continue
@@ -87,10 +87,10 @@ def measure_memory(overrides: list[str]) -> dict[str, Any]:
         peak, kind = torch.cuda.max_memory_allocated() / 2**20, "CUDA allocations"
     else:
         _reset_peak()
-        before = _resident()
+        before = resident_memory()
         for _ in range(2):
             step(batch)
-        peak, kind = _peak(), "resident set"
+        peak, kind = peak_memory(), "resident set"
     return {"added": peak - before, "before": before, "kind": kind}
 
 
@@ -107,11 +107,11 @@ def _status(key: str) -> float | None:
     return int(match[1]) / 1024 if match else None
 
 
-def _resident() -> float:
-    return _status("VmRSS") or _peak()
+def resident_memory() -> float:
+    return _status("VmRSS") or peak_memory()
 
 
-def _peak() -> float:
+def peak_memory() -> float:
     unit = 2**20 if sys.platform == "darwin" else 1024
     return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
@@ -141,7 +141,7 @@ def startup_rows(overrides: list[str], folder: Path) -> list[Row]:
 
 def _timed(command: list[str], status: int) -> float:
     started = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, env=_environment())
+    done = subprocess.run(command, capture_output=True, text=True, env=child_environment())
     seconds = time.perf_counter() - started
     if done.returncode != status:
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}, expected {status}:\n{done.stderr[-2000:]}")
@@ -150,14 +150,16 @@ def _timed(command: list[str], status: int) -> float:
 
 def _first_step(overrides: list[str]) -> float:
     started = time.time()
-    done = subprocess.run([sys.executable, "-c", FIRST_STEP, *overrides], capture_output=True, text=True, env=_environment())
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST_STEP, *overrides], capture_output=True, text=True, env=child_environment()
+    )
     found = re.search(r"FIRST_STEP ([\d.]+)", done.stdout)
     if found is None:
         raise RuntimeError(f"no training step was made:\n{done.stderr[-2000:]}")
     return float(found[1]) - started
 
 
-def _environment() -> dict[str, str]:
+def child_environment() -> dict[str, str]:
     """Let children find the package of this checkout, wherever the script was started."""
     root = str(HERE.parents[1])
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}

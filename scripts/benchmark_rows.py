@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-BEGIN, END = "<!-- benchmark: begin (written by scripts/benchmark.py) -->", "<!-- benchmark: end -->"
+BEGIN, END = "<!-- benchmark: begin (written by {script}) -->", "<!-- benchmark: end -->"
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,14 @@ def _number(value: float) -> str:
     return f"{value:.3f}" if value < 10 else f"{value:.1f}"
 
 
-def write_section(path: Path, text: str) -> None:
-    """Replace the generated section of a page, or add it at the end."""
+def write_section(path: Path, text: str, script: str = "scripts/benchmark.py") -> None:
+    """Replace the section of a page that a script generates, or add it at the end."""
     page = path.read_text(encoding="utf-8") if path.is_file() else "# Benchmarks\n"
-    section = f"{BEGIN}\n{text}\n{END}"
-    if BEGIN in page and END in page:
-        page = page[: page.index(BEGIN)] + section + page[page.index(END) + len(END) :]
+    begin = BEGIN.format(script=script)
+    section = f"{begin}\n{text}\n{END}"
+    if begin in page and END in page.partition(begin)[2]:
+        before, _, after = page.partition(begin)
+        page = before + section + after.partition(END)[2]
     else:
         page = f"{page.rstrip()}\n\n{section}\n"
     path.parent.mkdir(parents=True, exist_ok=True)

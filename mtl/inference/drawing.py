@@ -11,7 +11,7 @@ import numpy as np
 from mtl.core.raster import content_in, resize_map, resize_mask
 from mtl.core.task import TaskSpec
 from mtl.core.types import Window
-from mtl.inference.tiling import Arrays
+from mtl.inference.joiners import Arrays
 
 if TYPE_CHECKING:
     from PIL import ImageFont
@@ -24,6 +24,8 @@ CLASS_COLOURS: dict[str, Colour] = {
     # Retinal lesions, as published.
     "microaneurysms": (0, 255, 255), "haemorrhages": (255, 0, 255), "hard_exudates": (182, 245, 0),
     "soft_exudates": (0, 255, 0), "optic_disc": (255, 11, 85),
+    # What stands out from haematoxylin and eosin.
+    "tumor": (213, 94, 0), "stroma": (0, 158, 115), "other": (86, 180, 233), "lymphocyte": (255, 235, 0),
 }  # fmt: skip
 UNREMARKABLE = frozenset({"Healthy"})  # drawn with thin lines
 # Okabe and Ito: told apart with colour-deficient sight.
@@ -44,6 +46,8 @@ class Layers:
         heat: [h, w] float in [0, 1] at any resolution, or None.
         heat_extent: (height, width) that the heat covers; its last cells may reach over the edge of the image.
         points: [N, 2].
+        dots: (name of the class, [N, 2] points).
+        dot_radius: Radius of a dot as a fraction of the width: the distance below which two points would be one object.
         legend: (colour, text) entries.
         window: Of an image of which masks and heat show a part only (a border was cut off); None where they cover all of it.
     """
@@ -53,6 +57,8 @@ class Layers:
     heat: np.ndarray | None = None
     heat_extent: tuple[float, float] = (1.0, 1.0)
     points: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.float32))
+    dots: list[tuple[str, np.ndarray]] = field(default_factory=list)
+    dot_radius: float = 0.0
     legend: list[tuple[Colour, str]] = field(default_factory=list)
     window: Window | None = None
 
@@ -92,6 +98,10 @@ def layers_of(
         kept = arrays["scores"] >= own.get("score", DEFAULT_THRESHOLD) if "scores" in arrays else slice(None)
         if spec.kind == "detection":
             _add_boxes(layers, arrays["boxes"][kept].reshape(-1, 4) / np.tile(scale, 2), arrays["labels"][kept], spec)
+        elif spec.kind == "points":
+            width = size[1] if window is None else window.working_size[1]
+            layers.dot_radius = _dot_radius(arrays) / width
+            _add_dots(layers, arrays["points"][kept].reshape(-1, 2) / scale, arrays["labels"][kept], spec)
         elif spec.kind == "segmentation":
             _add_masks(layers, hard_masks(arrays, spec, own), spec, names)
         elif spec.kind in ("classification", "regression"):
@@ -117,6 +127,20 @@ def _add_boxes(layers: Layers, boxes: np.ndarray, labels: np.ndarray, spec: Task
     cells = by_name.get("Infected", 0) + by_name.get("Healthy", 0)
     if {"Infected", "Healthy"} <= by_name.keys() and cells:
         layers.legend.append((PAPER, f"parasitemia {100 * by_name['Infected'] / cells:.1f} %"))
+
+
+def _add_dots(layers: Layers, points: np.ndarray, labels: np.ndarray, spec: TaskSpec) -> None:
+    for index, name in enumerate(spec.classes):
+        layers.dots.append((name, points[labels == index]))
+        layers.legend.append((colour_of(name, spec.classes), f"{name} {int((labels == index).sum())}"))
+
+
+def _dot_radius(arrays: Arrays) -> float:
+    """Return the distance below which two points would be one object; of an annotation, a quarter of a box."""
+    if "radius" in arrays:
+        return float(arrays["radius"])
+    sides = np.asarray(arrays.get("boxes", []), np.float32).reshape(-1, 2, 2)
+    return float(np.median(sides[:, 1] - sides[:, 0])) / 4 if len(sides) else 0.0
 
 
 def _add_masks(layers: Layers, masks: list[np.ndarray], spec: TaskSpec, names: list[str]) -> None:
@@ -186,6 +210,8 @@ def paint(image: np.ndarray, layers: Layers) -> np.ndarray:
         thickness = thin if name in UNREMARKABLE else 2 * thin
         for x1, y1, x2, y2 in np.rint(boxes * [width, height, width, height]).astype(int).tolist():
             cv2.rectangle(canvas, (x1, y1), (x2, y2), colour_of(name, names), thickness)
+    for name, points in layers.dots:
+        _dot(canvas, points, layers.dot_radius * width, colour_of(name, tuple(name for name, _ in layers.dots)), thin)
     if layers.heat is None:
         _mark(canvas, layers.points, thin)
     return canvas
@@ -233,6 +259,16 @@ def _mark(canvas: np.ndarray, points: np.ndarray, thin: int) -> None:
     radius = max(4, round(max(height, width) / 150))  # a ring, so that what it marks stays visible
     for x, y in np.rint(points * [width, height]).astype(int).tolist():
         cv2.circle(canvas, (x, y), radius, PEAK_COLOUR, thin, cv2.LINE_AA)
+
+
+def _dot(canvas: np.ndarray, points: np.ndarray, radius: float, colour: Colour, thin: int) -> None:
+    """Circle points [N, 2] (fractions); where the picture is too small for circles they are spots."""
+    import cv2
+
+    height, width = canvas.shape[:2]
+    size, line = (round(radius), thin) if radius >= 3 else (max(1, round(radius)), cv2.FILLED)
+    for x, y in np.floor(points * [width, height]).astype(int).tolist():
+        cv2.circle(canvas, (x, y), size, colour, line, cv2.LINE_AA)
 
 
 def to_rgb(image: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ from mtl.inference.drawing import (
     paint,
     value_words,
 )
-from mtl.inference.tiling import Arrays
+from mtl.inference.joiners import Arrays
 
 COLUMNS = 4
 GRID_FROM = 3  # masks; fewer are told apart in one overlay
@@ -73,7 +73,7 @@ def draw_grid(
                 for what, masks in zip(("annotation", "prediction"), both, strict=True):
                     picture = _dim(base) if masks is None else tint(base, masks[index], colour_of(name, tuple(names)))
                     panels.append((f"{title}: {what}", picture))
-        elif spec.kind in ("detection", "heatmap"):
+        elif spec.kind in ("detection", "heatmap", "points"):
             for what, tasks in (("annotation", truth), ("prediction", prediction)):
                 picture = _dim(base)
                 if task in tasks:

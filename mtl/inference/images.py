@@ -1,4 +1,4 @@
-"""Finding images and volumes for prediction. Imports no torch, so that a wrong `source` is answered at once."""
+"""Finding images, slides and volumes for prediction. Imports no torch, so that a wrong `source` is answered at once."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from mtl.core.errors import ConfigError, DataError
 from mtl.data.base import IMAGE_SUFFIXES
 from mtl.data.brain_files import MODALITIES
 from mtl.data.volumes import SUFFIXES, is_volume
+from mtl.inference.slides.files import SLIDE_SUFFIXES, is_tissue_mask
 
 RESULTS = "predictions.csv"  # tells a folder of results from a folder of images
 ENDINGS = {"seg": "seg"} | {ending: name for name, endings in MODALITIES.items() for ending in endings}
-EXPECTED = f"files with one of these suffixes: {', '.join(sorted([*IMAGE_SUFFIXES, *SUFFIXES]))}"
+EXPECTED = f"files with one of these suffixes: {', '.join(sorted([*IMAGE_SUFFIXES, *SUFFIXES, *SLIDE_SUFFIXES]))}"
 
 
 def find_images(source: str | Path, leave_out: Path | None = None) -> list[Path]:
-    """List the images and volumes that `source` names: a file, a folder (searched recursively) or a glob; sorted, each once.
+    """List the images, slides and volumes that `source` names: a file, a folder (searched recursively) or a glob.
 
-    Hidden files and folders below a folder are skipped. The volumes `<case>_<modality>.nii[.gz]` of one case are one entry:
-    their folder, or `<folder>/<case>` where a folder holds several cases (`case_files` knows the files). Other volumes beside
-    them, such as the mask `<case>_seg.nii.gz`, are left out.
+    Sorted, each once. Hidden files and folders below a folder are skipped, and so are tissue masks (`<slide>_tissue.tif`).
+    The volumes `<case>_<modality>.nii[.gz]` of one case are one entry: their folder, or `<folder>/<case>` where a folder holds
+    several cases (`case_files` knows the files). Other volumes beside them, such as the mask `<case>_seg.nii.gz`, are left out.
 
     Args:
         source: What to look for.
@@ -77,8 +78,8 @@ def split_name(path: Path) -> tuple[str, str]:
 
 
 def stem(path: Path) -> str:
-    """Return the name without the suffix of an image or a volume; other names, as of folders, stay whole."""
-    suffixes = sorted((*IMAGE_SUFFIXES, *SUFFIXES), key=len, reverse=True)
+    """Return the name without the suffix of an image, a slide or a volume; other names, as of folders, stay whole."""
+    suffixes = sorted((*IMAGE_SUFFIXES, *SUFFIXES, *SLIDE_SUFFIXES), key=len, reverse=True)
     ending = next((suffix for suffix in suffixes if path.name.lower().endswith(suffix)), "")
     return path.name[: len(path.name) - len(ending)] or path.name
 
@@ -94,6 +95,8 @@ def _find(source: str | Path) -> list[Path]:
             raise DataError(
                 f"`source={text}` is a mask: its name ends in `seg`; expected an MR volume. Choose one, or the case folder."
             )
+        if is_tissue_mask(path):
+            raise DataError(f"`source={text}` is a tissue mask: its name ends in `_tissue`; expected a slide. Choose one.")
         return [path]
     if path.is_dir():
         inside = (found for found in path.rglob("*") if not any(part.startswith(".") for part in found.relative_to(path).parts))
@@ -114,15 +117,15 @@ def _find(source: str | Path) -> list[Path]:
 
 
 def _entries(paths: Iterable[Path]) -> list[Path]:
-    """Keep images and volumes, and join the volumes of a case."""
+    """Keep images, slides and volumes, and join the volumes of a case."""
     found: list[Path] = []
     cases: dict[Path, set[str]] = defaultdict(set)
     others: list[Path] = []
     for path in paths:
         if not path.is_file():
             continue
-        if path.suffix.lower() in IMAGE_SUFFIXES:
-            found.append(path)
+        if path.suffix.lower() in (*IMAGE_SUFFIXES, *SLIDE_SUFFIXES):
+            found += [] if is_tissue_mask(path) else [path]
         elif is_volume(path):
             case, ending = split_name(path)
             if ending in MODALITIES:

@@ -108,21 +108,17 @@ def _some(names: set[str]) -> str:
 
 def load_predictor(checkpoint: str | Path, device: str = "auto") -> Predictor:
     """Load a checkpoint as a `Predictor`."""
+    from mtl.config.load import build_family
     from mtl.inference.predictor import Predictor
 
     loaded = load_model(checkpoint, device)
+    family = build_family(loaded.config["data"])
     return Predictor(
         loaded.model, device=next(loaded.model.parameters()).device, thresholds=loaded.thresholds,
-        pixel_scale=pixel_scale_rule(loaded.config), modalities=loaded.config["data"].get("modalities", ()),
+        pixel_scale=family.pixel_scale_of, microns=family.microns,
+        modalities=loaded.config["data"].get("modalities", ()),
         picture_modality=loaded.config["data"].get("unknown_modality", "repeat"),
     )  # fmt: skip
-
-
-def pixel_scale_rule(config: dict[str, Any]) -> Any:
-    """Return the data family's rule for stored pixels per reference pixel of an image of a given (height, width)."""
-    from mtl.config.load import build_family
-
-    return build_family(config["data"]).pixel_scale_of
 
 
 def checkpoint_path(checkpoint: str | Path) -> Path:

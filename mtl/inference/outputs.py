@@ -18,11 +18,13 @@ from mtl.core.task import TaskSpec
 from mtl.data.volumes import write_mask
 from mtl.inference.drawing import overlay
 from mtl.inference.images import is_case, stem
-from mtl.inference.prediction import Prediction
+from mtl.inference.prediction import Prediction, counting_task
 from mtl.inference.predictor import Outcome
+from mtl.inference.slides.outputs import SCORE, SlideOutcome
 from mtl.inference.volumes import CaseOutcome, VolumePrediction
 
 OBJECT_COLUMNS = ["object", "task", "class", "score", "x_min", "y_min", "x_max", "y_max", "x", "y"]
+SLIDE_COLUMNS = ["til_score", "stroma_area_um2"]
 SUFFIX_OF: dict[str, tuple[str, ...]] = {"mask": (), "confidence_map": ("confidence",), "heatmap": ()}
 SPREADSHEET_FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 
@@ -64,8 +66,8 @@ class PredictionWriter:
     `<name>_<task>_confidence.png` beside a mask (16 bit), all with the class in the name where a task has several channels;
     `<name>_overlay.png`. Per volume: `<name>.json`, masks as `<name>_<task>.nii.gz` on the voxels of the volume
     (`mtl.inference.volumes.labels_of`), an overlay of the slice with the largest predicted area. For all: `predictions.csv`
-    with one row per object, image-level values repeated, and one row without object for an image in which nothing was found
-    and for a volume. The CSV is complete on `close`.
+    with one row per object, image-level values repeated, and one row without object for an image in which nothing was found,
+    for a volume and for a slide (its files lie in `<name>/`, see `mtl.inference.slides.run`). The CSV is complete on `close`.
 
     Args:
         folder: Created if needed.
@@ -73,11 +75,13 @@ class PredictionWriter:
         specs: The tasks; they decide the columns.
         overlays: Write overlays.
         masks: Write masks, confidence maps and heatmaps.
+        slides: Some inputs are predicted as slides.
     """
 
     def __init__(
-        self, folder: str | Path, paths: Iterable[Path], specs: dict[str, TaskSpec], overlays: bool = True, masks: bool = True
-    ) -> None:
+        self, folder: str | Path, paths: Iterable[Path], specs: dict[str, TaskSpec], overlays: bool = True, masks: bool = True,
+        slides: bool = False,
+    ) -> None:  # fmt: skip
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.names = output_names(paths)
@@ -87,14 +91,18 @@ class PredictionWriter:
         self.table = self.folder / "predictions.csv"
         self._partial = self.folder / f".predictions.csv.{os.getpid()}.partial"
         self._file: IO[str] | None = self._partial.open("w", newline="", encoding="utf-8")
-        columns = csv_columns(specs, any(map(is_case, self.names)))
+        columns = csv_columns(specs, any(map(is_case, self.names)), slides)
         self._rows = csv.DictWriter(self._file, columns, restval="", extrasaction="raise")
         self._rows.writeheader()
 
-    def write(self, outcome: Outcome | CaseOutcome) -> Path:
-        """Write one image or volume; returns its JSON file."""
-        if outcome.prediction is None or self._file is None:
+    def write(self, outcome: Outcome | CaseOutcome | SlideOutcome) -> Path:
+        """Write one image or volume, or the row of a slide, whose files are there; returns its JSON file."""
+        if self._file is None or not (outcome.summary if isinstance(outcome, SlideOutcome) else outcome.prediction):
             raise ValueError("only successful outcomes can be written, and only before close()")
+        if isinstance(outcome, SlideOutcome):
+            self._rows.writerow(slide_row(outcome.path, outcome.summary))
+            return self.folder / self.names[outcome.path] / SCORE
+        assert outcome.prediction is not None
         name, prediction = self.names[outcome.path], outcome.prediction
         if isinstance(prediction, VolumePrediction):
             content = {"volume": str(outcome.path), **self._write_volume(name, prediction)}
@@ -144,14 +152,14 @@ class PredictionWriter:
         self.close()
 
 
-def csv_columns(specs: dict[str, TaskSpec], volumes: bool = False) -> list[str]:
-    """Return the columns of `predictions.csv` for a set of tasks; `volumes`: there are some among the inputs."""
-    finds_objects = any(spec.kind in ("detection", "heatmap") for spec in specs.values())
+def csv_columns(specs: dict[str, TaskSpec], volumes: bool = False, slides: bool = False) -> list[str]:
+    """Return the columns of `predictions.csv` for a set of tasks; `volumes`, `slides`: there are some among the inputs."""
+    finds_objects = any(spec.kind in ("detection", "heatmap", "points") for spec in specs.values())
     columns = ["image", "width", "height", *(OBJECT_COLUMNS if finds_objects else [])]
-    detections = [spec for spec in specs.values() if spec.kind == "detection"]
-    if detections:
-        columns += [f"n_{name}" for name in detections[0].classes]
-        if {"Infected", "Healthy"} <= set(detections[0].classes):
+    counted = counting_task(specs, specs)
+    if counted is not None:
+        columns += [f"n_{name}" for name in specs[counted].classes]
+        if specs[counted].kind == "detection" and {"Infected", "Healthy"} <= set(specs[counted].classes):
             columns.append("parasitemia")
     for task, spec in specs.items():
         if spec.kind in ("classification", "roi_classification"):
@@ -164,7 +172,7 @@ def csv_columns(specs: dict[str, TaskSpec], volumes: bool = False) -> list[str]:
             columns += [f"{task}_{name}_volume_mm3" for name in spec.classes]
         if volumes and spec.kind in ("classification", "segmentation"):
             columns += [f"{task}_{name}_slices" for name in spec.classes]
-    return [*columns, "slices"] if volumes else columns
+    return [*columns, *(["slices"] if volumes else []), *(SLIDE_COLUMNS if slides else [])]
 
 
 def csv_rows(path: Path, content: dict[str, Any]) -> list[dict[str, Any]]:
@@ -204,6 +212,12 @@ def volume_row(path: Path, prediction: VolumePrediction) -> dict[str, Any]:
         best = [int(np.argmax(probabilities)) for probabilities in rows.values()]
         row |= {f"{task}_{name}_slices": best.count(index) for index, name in enumerate(prediction.specs[task].classes)}
     return row
+
+
+def slide_row(path: Path, summary: dict[str, Any]) -> dict[str, Any]:
+    """Return the row of one slide, of which `summary` is the content of its `til-score.json`."""
+    row = {key: summary[key] for key in ("width", "height", *SLIDE_COLUMNS)} | {"image": _cell(str(path))}
+    return row | {f"n_{name}": count for name, count in summary["counts"].items()}
 
 
 def _class_cells(task: str, entry: dict[str, Any]) -> dict[str, Any]:

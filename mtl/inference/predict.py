@@ -6,13 +6,19 @@ import sys
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 
+from mtl.config.schema import SlideConfig
+from mtl.core.files import file_hash
 from mtl.inference.images import find_images, is_case
-from mtl.inference.loading import load_predictor
+from mtl.inference.loading import checkpoint_path, load_predictor
 from mtl.inference.outputs import PredictionWriter
 from mtl.inference.predictor import Outcome, Predictor
+from mtl.inference.slides.files import SLIDE_SUFFIXES, is_slide, require_readers
+from mtl.inference.slides.outputs import SlideOutcome
+from mtl.inference.slides.run import SlidePredictor
 from mtl.inference.volumes import CaseOutcome, predict_case
 
 
@@ -25,18 +31,20 @@ def predict(
     overlays: bool = True,
     masks: bool = True,
     pixel_scale: float | None = None,
+    slide: dict[str, Any] | None = None,
 ) -> list[str]:
-    """Predict every image and volume of `source` and write JSON, CSV, PNG and NIfTI files.
+    """Predict every image, slide and volume of `source` and write their files.
 
     Args:
         checkpoint: File or run directory.
-        source: An image, a volume, a folder or a glob.
+        source: An image, a slide, a volume, a folder or a glob.
         output: Folder for the results.
         batch_size: Windows per step.
         device: `auto`, `cpu`, `cuda`, ...
-        overlays: Draw overlays.
+        overlays: Draw overlays, and overviews of slides.
         masks: Write masks, confidence maps and heatmaps.
-        pixel_scale: Stored pixels per reference pixel; None applies the data family's rule.
+        pixel_scale: Stored pixels per reference pixel of images; None applies the data family's rule.
+        slide: Keys of `mtl.config.schema.SlideConfig`.
 
     Returns:
         One sentence per file that could not be read; those are skipped.
@@ -44,27 +52,64 @@ def predict(
     paths = find_images(source, leave_out=Path(output))
     predictor = load_predictor(checkpoint, device)
     predictor.batch_size = batch_size
+    kinds = {path: kind_of(path, predictor) for path in paths}
+    slides = None
+    if "slide" in kinds.values():
+        require_readers()
+        settings = SlideConfig(**slide or {})
+        slides = SlidePredictor(predictor, settings, file_hash(checkpoint_path(checkpoint)), masks, overlays)
     problems = []
     with (
         Progress(transient=True, disable=not sys.stdout.isatty()) as progress,
-        PredictionWriter(Path(output), paths, predictor.specs, overlays, masks) as writer,
+        PredictionWriter(Path(output), paths, predictor.specs, overlays, masks, slides is not None) as writer,
     ):
         bar = progress.add_task("predicting", total=len(paths))
-        for outcome in _outcomes(predictor, paths, pixel_scale):
-            if outcome.error is not None:
-                problems.append(str(outcome.error))
-                print(f"error: {outcome.error}", file=sys.stderr)
+        for kind, group in groupby(paths, key=kinds.__getitem__):
+            outcomes: Iterator[Outcome | CaseOutcome | SlideOutcome]
+            if kind == "volume":
+                outcomes = (predict_case(predictor, path) for path in group)
+            elif kind == "slide":
+                assert slides is not None
+                outcomes = _slides(slides, group, writer, progress)
             else:
-                writer.write(outcome)
-            progress.advance(bar)
-    what = "volumes" if all(map(is_case, paths)) else "images and volumes" if any(map(is_case, paths)) else "images"
-    print(f"{len(paths) - len(problems)} {what} predicted, {len(problems)} skipped: {output}")
+                outcomes = predictor.predict_paths(group, pixel_scale)
+            for outcome in outcomes:
+                if outcome.error is not None:
+                    problems.append(str(outcome.error))
+                    print(f"error: {outcome.error}", file=sys.stderr)
+                else:
+                    writer.write(outcome)
+                progress.advance(bar)
+    print(f"{len(paths) - len(problems)} {_what(set(kinds.values()))} predicted, {len(problems)} skipped: {output}")
     return problems
 
 
-def _outcomes(predictor: Predictor, paths: list[Path], pixel_scale: float | None) -> Iterator[Outcome | CaseOutcome]:
-    for volumes, group in groupby(paths, key=is_case):
-        if volumes:
-            yield from (predict_case(predictor, path) for path in group)
-        else:
-            yield from predictor.predict_paths(group, pixel_scale)
+def kind_of(path: Path, predictor: Predictor) -> str:
+    """Say as what a file is predicted: `volume`, `slide` or `image`.
+
+    Networks that do not count in microns know no slides: for them a tiled TIFF is an image like any other.
+    """
+    if is_case(path):
+        return "volume"
+    return "slide" if is_slide(path) and (predictor.microns or path.suffix.lower() in SLIDE_SUFFIXES) else "image"
+
+
+def _slides(
+    slides: SlidePredictor, paths: Iterator[Path], writer: PredictionWriter, progress: Progress
+) -> Iterator[SlideOutcome]:
+    for path in paths:
+        bar = progress.add_task(path.name, total=None)
+
+        def advance(done: int, total: int, bar: TaskID = bar) -> None:
+            progress.update(bar, completed=done, total=total)
+
+        outcome = slides.predict(path, writer.folder / writer.names[path], advance)
+        progress.remove_task(bar)
+        if outcome.skipped:
+            print(f"{path}: finished before with the same checkpoint and settings, left as it is")
+        yield outcome
+
+
+def _what(kinds: set[str]) -> str:
+    names = [f"{kind}s" for kind in ("image", "slide", "volume") if kind in kinds]
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

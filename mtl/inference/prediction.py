@@ -11,7 +11,7 @@ import numpy as np
 from mtl.core.raster import to_original
 from mtl.core.task import TaskSpec
 from mtl.core.types import Window
-from mtl.inference.tiling import Arrays
+from mtl.inference.joiners import Arrays
 
 DEFAULT_THRESHOLD = 0.5
 DIGITS = 4  # decimals of scores and probabilities in files
@@ -31,7 +31,8 @@ class Prediction:
         tasks: By task. detection: `boxes` [N, 4], `scores`, `labels`, above the head's low floor, best first.
             roi_classification: `probabilities` [N, C], row by row for the boxes of the first detection task. segmentation:
             `probabilities` [K, h, w]. heatmap: `heatmap` [K, h, w], `stride` (working pixels), `points`, `scores`, `labels`.
-            classification: `probabilities` [C]. regression: `value` ().
+            points: `points` [N, 2], `scores`, `labels`, best first, and `radius` (): working pixels within which two points
+            would be one cell. classification: `probabilities` [C]. regression: `value` ().
     """
 
     window: Window
@@ -63,13 +64,13 @@ class Prediction:
 
     @property
     def detection_task(self) -> str | None:
-        """Name of the task that counts come from: the first detection task."""
+        """Name of the task whose boxes others look at: the first detection task."""
         return first_detection(self.specs, self.tasks)
 
     @property
     def counts(self) -> dict[str, int]:
-        """Number of detected objects per class at the stored threshold; empty without a detection task."""
-        task = self.detection_task
+        """Number of objects per class of `counting_task` at the stored threshold; empty where no task finds objects."""
+        task = counting_task(self.specs, self.tasks)
         if task is None:
             return {}
         classes = self.specs[task].classes
@@ -162,15 +163,17 @@ class Prediction:
         tasks = {task: {"kind": self.specs[task].kind, **self._summary(task)} for task in self.tasks}
         height, width = self.size
         content: dict[str, Any] = {"width": width, "height": height}
+        if counting_task(self.specs, self.tasks) is not None:
+            content["counts"] = self.counts
         if self.detection_task is not None:
-            content |= {"counts": self.counts, "parasitemia": self.parasitemia}
+            content["parasitemia"] = self.parasitemia
         return {**content, "thresholds": {task: self.thresholds.get(task, {}) for task in self.tasks}, "tasks": tasks}
 
     def _summary(self, task: str) -> dict[str, Any]:
         spec, arrays = self.specs[task], self.tasks[task]
         if spec.kind == "detection":
             return {"objects": self._objects_json(task, "boxes", "box")}
-        if spec.kind == "heatmap":
+        if spec.kind in ("heatmap", "points"):
             return {"points": self._objects_json(task, "points", "point")}
         if spec.kind == "segmentation":
             return {name: round(share, 6) for name, share in self.area_ratios(task).items()}
@@ -195,6 +198,13 @@ class Prediction:
 def first_detection(specs: Mapping[str, TaskSpec], among: Iterable[str]) -> str | None:
     """Return the name of the first detection task among those given."""
     return next((task for task, spec in specs.items() if spec.kind == "detection" and task in among), None)
+
+
+def counting_task(specs: Mapping[str, TaskSpec], among: Iterable[str]) -> str | None:
+    """Return the name of the task that counts come from: the first that finds boxes, else the first that finds points."""
+    given = list(among)
+    found = (task for task, spec in specs.items() if spec.kind == "points" and task in given)
+    return first_detection(specs, given) or next(found, None)
 
 
 def class_entry(probabilities: np.ndarray, spec: TaskSpec, digits: int | None = None) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ from mtl.core.errors import DataError
 from mtl.core.task import TaskSpec
 from mtl.core.types import ImageResult, SampleMeta, Window
 from mtl.data.images import grey_channels, grey_values, read_grey, read_rgb
+from mtl.inference.ahead import ahead
+from mtl.inference.joiners import Arrays
 from mtl.inference.prediction import Prediction, first_detection
 from mtl.inference.tiling import Stitcher
 
@@ -58,6 +59,7 @@ class Predictor:
         modalities: Names of the channels of a network for MR slices; empty for one that takes pictures in colour. None looks
             at the preprocessing: whoever standardises a foreground takes grey values.
         picture_modality: Which channel a picture fills, or `repeat` for all of them.
+        microns: The reference pixel is a micron (`DataFamily.microns`); slides need that.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Predictor:
         batch_size: int = 4,
         modalities: Sequence[str] | None = None,
         picture_modality: str = "repeat",
+        microns: bool = False,
     ) -> None:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -84,6 +87,7 @@ class Predictor:
             modalities = ("grey",) * len(preprocessing.mean) if preprocessing.foreground is not None else ()
         self.modalities = tuple(modalities)
         self.picture_modality = picture_modality
+        self.microns = microns
 
     def predict(self, image: np.ndarray, pixel_scale: float | None = None) -> Prediction:
         """Predict one image.
@@ -116,7 +120,12 @@ class Predictor:
         order: deque[int] = deque()
 
         def jobs() -> Iterator[_Job]:
-            for number, (path, result) in enumerate(self._read_ahead(paths, pixel_scale, prefetch)):
+            read = read_grey if self.modalities else read_rgb
+
+            def work(item: tuple[int, Path]) -> _Job:
+                return self._prepare(item[0], read(item[1]), pixel_scale)
+
+            for (number, path), result in ahead(work, enumerate(paths), prefetch):
                 order.append(number)
                 waiting[number] = Outcome(path)
                 try:
@@ -135,25 +144,6 @@ class Predictor:
             waiting[number].prediction = prediction
             yield from finished()
         yield from finished()
-
-    def _read_ahead(
-        self, paths: Iterable[Path], pixel_scale: float | None, prefetch: int
-    ) -> Iterator[tuple[Path, Future[_Job]]]:
-        read = read_grey if self.modalities else read_rgb
-
-        def work(number: int, path: Path) -> _Job:
-            return self._prepare(number, read(path), pixel_scale)
-
-        queue: deque[tuple[Path, Future[_Job]]] = deque()
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read") as pool:
-            try:
-                for number, path in enumerate(paths):
-                    queue.append((path, pool.submit(work, number, path)))
-                    if len(queue) > prefetch:
-                        yield queue.popleft()
-                yield from queue
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
 
     def _prepare(self, number: int, image: np.ndarray, pixel_scale: float | None) -> _Job:
         preprocessing = self.model.preprocessing
@@ -175,31 +165,43 @@ class Predictor:
         return grey_channels(grey_values(array), self.modalities, self.picture_modality)
 
     def _run(self, jobs: Iterable[_Job]) -> Iterator[tuple[int, Prediction]]:
-        """Feed windows of all images through the network in full batches; yield images as they complete."""
+        """Yield images as they complete; windows of several images share a forward pass."""
         stitcher = Stitcher(self.specs)
-        batch: list[tuple[SampleMeta, np.ndarray]] = []
-
-        def flush() -> Iterator[tuple[int, Prediction]]:
-            self._forward(batch, stitcher)
-            batch.clear()
+        for meta, arrays in self.predict_windows(self._crops(jobs)):
+            stitcher.add(meta, arrays)
             for result in stitcher.pop_complete():
                 yield int(result.sample_id), self._to_original(result)
 
+    def _crops(self, jobs: Iterable[_Job]) -> Iterator[tuple[SampleMeta, np.ndarray]]:
+        preprocessing = self.model.preprocessing
         for job in jobs:
             for window in job.windows:
-                crop = self.model.preprocessing.geometry.crop(job.working, window)
-                meta = SampleMeta(str(job.number), "", "", window)
-                batch.append((meta, self.model.preprocessing.normalize(crop)))
-                if len(batch) >= self.batch_size:
-                    yield from flush()
+                crop = preprocessing.geometry.crop(job.working, window)
+                yield SampleMeta(str(job.number), "", "", window), preprocessing.normalize(crop)
+
+    def predict_windows(
+        self, windows: Iterable[tuple[SampleMeta, np.ndarray]]
+    ) -> Iterator[tuple[SampleMeta, dict[str, Arrays]]]:
+        """Feed windows [C, h, w], normalised, through the network in full batches.
+
+        Yields:
+            Each window, in order, with what the heads say of it, in network pixels: by task, numpy arrays.
+        """
+        batch: list[tuple[SampleMeta, np.ndarray]] = []
+        for window in windows:
+            batch.append(window)
+            if len(batch) >= self.batch_size:
+                yield from self._forward(batch)
+                batch = []
         if batch:
-            yield from flush()
+            yield from self._forward(batch)
 
     @torch.inference_mode()
-    def _forward(self, batch: list[tuple[SampleMeta, np.ndarray]], stitcher: Stitcher) -> None:
+    def _forward(self, batch: list[tuple[SampleMeta, np.ndarray]]) -> list[tuple[SampleMeta, dict[str, Arrays]]]:
         images = torch.from_numpy(np.stack([pixels for _, pixels in batch])).to(self.device)
         predictions = self.model.decode(self.model(images))
         detection = first_detection(self.specs, predictions)
+        found = []
         for row, (meta, _) in enumerate(batch):
             arrays = {task: {key: _to_numpy(value) for key, value in rows[row].items()} for task, rows in predictions.items()}
             for task, spec in self.specs.items():
@@ -208,7 +210,8 @@ class Predictor:
                     probabilities = arrays.pop(task)["probabilities"]
                     if detection is not None:
                         arrays[detection][f"probabilities/{task}"] = probabilities
-            stitcher.add(meta, arrays)
+            found.append((meta, arrays))
+        return found
 
     def _to_original(self, result: ImageResult) -> Prediction:
         window, tasks = result.window, {task: dict(arrays) for task, arrays in result.tasks.items()}

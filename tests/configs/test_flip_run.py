@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from flip_tools import Flip, dead_keys, flips_for, put, tree
+from PIL import Image
 
 from mtl.config import schema
 from mtl.config.load import active_specs, check_run_config, load_run_config
@@ -202,6 +203,37 @@ def test_evaluation_and_study_metrics(base: dict[str, Any]) -> None:
     }
     assert set(base["study_metrics"]["parasitemia"]) == {"name", *study["parasitemia"]}
     assert dead_keys(observe, {"evaluation": base["evaluation"], "study_metrics": study}, flips) == []
+
+
+def test_til_score(base: dict[str, Any]) -> None:
+    from mtl.core.registry import STUDY_METRICS
+    from mtl.training.build import build_evaluator
+
+    tissue = TaskSpec("tissue", "segmentation", ("tumor", "stroma"), multilabel=False)
+    specs = {"cells": TaskSpec("cells", "points", ("lymphocyte",)), "tissue": tissue, "second": tissue}
+    window = Window(0, 1, (1, 1), (0, 0), (0, 0), (64, 64), (64, 64), (64, 64), (64, 64), pixel_scale=2.0)
+    rng = np.random.default_rng(0)
+    pairs = []
+    for number in range(3):
+        points, mask = rng.uniform(0, 64, (9, 2)).astype(np.float32), rng.integers(0, 2, (64, 64)).astype(np.uint8)
+        found = {"points": points[:5], "scores": np.full(5, 0.9, np.float32), "labels": np.zeros(5, np.int64)}
+        maps = [rng.dirichlet([1, 1], (64, 64)).transpose(2, 0, 1).astype(np.float32) for _ in range(2)]
+        guess = {"cells": found, "tissue": {"probabilities": maps[0]}, "second": {"probabilities": maps[1]}}
+        known = {"points": points, "labels": np.zeros(9, np.int64), "region": np.ones((64, 64), bool)}
+        truth = {"cells": known, "tissue": {"mask": mask}, "second": {"mask": mask}}
+        pairs.append([ImageResult(f"s{number}", f"p{number}", "tcga", window, tasks) for tasks in (guess, truth)])
+
+    def observe(config: dict[str, Any]) -> Any:
+        evaluator = build_evaluator({**base, "study_metrics": {"til_score": config}}, specs)
+        for prediction, truth in pairs:
+            evaluator.update(prediction, truth)
+        return evaluator.compute(evaluator.default_thresholds())["til_score"]
+
+    flips = {"tasks": Flip(["cells", "second"]), "stroma": Flip("tumor"), "cell_diameter": Flip(16.0)}
+    parameters = STUDY_METRICS.entry("til_score").parameters
+    assert set(parameters) == set(flips)
+    config = {"name": "til_score", **{name: parameter.default for name, parameter in parameters.items()}}
+    assert dead_keys(observe, config, flips) == []
 
 
 # -- the run itself ----------------------------------------------------------------------------------------------------
@@ -398,8 +430,42 @@ def test_predict(trained: Path, smears: Path, tmp_path: Path, monkeypatch: pytes
         "masks": Flip(False),
         "pixel_scale": Flip(0.05),
     }
-    assert set(flips) == set(schema.PredictConfig.model_fields)
+    assert set(flips) | {"slide"} == set(schema.PredictConfig.model_fields)  # test_slides
     assert dead_keys(observe, config, flips) == []
+
+
+def test_slides(slide: Path, slide_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tifffile
+
+    from mtl.inference.predict import predict
+
+    monkeypatch.setattr("mtl.inference.slides.tumor_bulk.CLOSING_UM", 20.0)  # the slide is 100 microns wide
+    masks, small = tmp_path / "masks", tmp_path / "small.tif"
+    masks.mkdir()
+    Image.fromarray(np.tri(16, 20, dtype=np.uint8)).save(masks / "small_tissue.tif")
+    corner = tifffile.imread(slide)[:160, 100:300]
+    tifffile.imwrite(small, corner, tile=(64, 64), resolution=(20_000, 20_000), resolutionunit="CENTIMETER")
+
+    def observe(config: dict[str, Any]) -> Any:
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        predict(str(slide_checkpoint), str(small), str(tmp_path / "out"), overlays=False, device="cpu", slide=config)
+        files = tree(tmp_path / "out" / "small")
+        summary = json.loads((tmp_path / "out" / "small" / "til-score.json").read_text())
+        said = {key: value for key, value in summary.items() if key not in ("settings", "fingerprint", "tumor_bulk")}
+        return [said, {name: body for name, body in files.items() if name != "til-score.json"}]
+
+    flips = {
+        "spacing": Flip(1.0),
+        "tissue_masks": Flip(str(masks)),
+        "min_saturation": Flip(None),
+        "tumor_bulk": Flip(True),
+        "cells": Flip("none"),
+        "tissue": Flip("none"),
+        "stroma": Flip("tumor"),
+        "tumor": Flip("other", given={"tumor_bulk": True}),
+    }
+    assert set(flips) == set(schema.SlideConfig.model_fields)
+    assert dead_keys(observe, schema.SlideConfig().model_dump(), flips) == []
 
 
 def test_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -223,7 +223,7 @@ FOUNDATION = {"core"}
 NETWORK = {"heads", "necks", "encoders", "losses"}
 ALLOWED: dict[str, set[str]] = {
     "core": set(),
-    "layers": set(),
+    "layers": FOUNDATION,
     "losses": FOUNDATION,
     "balancing": FOUNDATION,
     "necks": FOUNDATION | {"layers"},
@@ -233,7 +233,7 @@ ALLOWED: dict[str, set[str]] = {
     "heads": FOUNDATION | {"losses", "layers"},
     "config": FOUNDATION | {"data"},  # the base class of the data families, which tell what they can label
     "model": FOUNDATION | NETWORK | {"data"},  # the preprocessing object that travels with the weights
-    "inference": FOUNDATION | NETWORK | {"data", "config", "model"},
+    "inference": FOUNDATION | NETWORK | {"data", "config", "model", "metrics"},  # the TIL score has one definition
     # One floor: training scores whole images as evaluation does, evaluation rebuilds what training built.
     "training": FOUNDATION | NETWORK | {"data", "config", "model", "inference", "metrics", "balancing", "evaluation", ""},
     "evaluation": FOUNDATION | NETWORK | {"data", "config", "model", "inference", "metrics", "training"},

@@ -11,7 +11,8 @@ import pytest
 from mtl.core.task import TaskSpec
 from mtl.core.types import SampleMeta, Window
 from mtl.data.geometry import Geometry
-from mtl.inference.tiling import Stitcher, owners
+from mtl.inference.territories import owners
+from mtl.inference.tiling import Stitcher
 
 SPECS = {
     "detection": TaskSpec("detection", "detection", ("Infected", "Healthy")),

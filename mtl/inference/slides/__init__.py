@@ -1,0 +1,1 @@
+"""Whole-slide images: files, rasters, one pass of a network, results."""

@@ -1,0 +1,222 @@
+"""One slide from file to results, and whether that has been done before."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import deque
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mtl.config.schema import SlideConfig
+from mtl.core.errors import DataError
+from mtl.core.files import plain, write_json
+from mtl.data.stain import restain
+from mtl.inference.outputs import write_png
+from mtl.inference.prediction import DEFAULT_THRESHOLD
+from mtl.inference.predictor import Predictor
+from mtl.inference.slides import outputs
+from mtl.inference.slides.files import SlideFile, open_slide
+from mtl.inference.slides.outputs import SlideOutcome
+from mtl.inference.slides.raster import Resized, Tissue, mask_of, overview, overview_size, tissue_by_colour, tissue_from_file
+from mtl.inference.slides.scan import NO_TISSUE, Scan, scan_tasks, tissue_values
+from mtl.inference.slides.tumor_bulk import tumor_bulk
+
+FORMAT = 1  # of the results; a higher one makes finished slides start again
+# Spacings that differ by less are taken for equal: nothing is resized, and areas and distances use the true one.
+SAME_SPACING = 0.02
+Progress = Callable[[int, int], None]
+
+
+class SlidePredictor:
+    """Predicts slides and writes a folder for each; what is finished is not done again.
+
+    Args:
+        predictor: Of a network that can be used on slides.
+        settings: The keys of `slide`.
+        checkpoint: sha256 of the checkpoint.
+        masks: Write `tissue.tif`.
+        overviews: Write `overview.png`.
+
+    Raises:
+        ConfigError: The network cannot be used on slides.
+    """
+
+    def __init__(
+        self, predictor: Predictor, settings: SlideConfig, checkpoint: str, masks: bool = True, overviews: bool = True
+    ) -> None:
+        self.predictor, self.settings, self.checkpoint = predictor, settings, checkpoint
+        self.cells, self.tissue = scan_tasks(predictor, settings)
+        wanted = {
+            outputs.MASK: masks and self.tissue is not None, outputs.POINTS: self.cells is not None,
+            outputs.OVERVIEW: overviews, outputs.SCORE: True,
+        }  # fmt: skip
+        self.files = [name for name, wanted_too in wanted.items() if wanted_too]
+
+    def predict(self, path: Path, folder: Path, progress: Progress = lambda done, total: None) -> SlideOutcome:
+        """Predict one slide; a file that cannot be read gives an outcome with `error`.
+
+        `til-score.json` is written last and marks a finished slide.
+
+        Args:
+            path: The slide.
+            folder: For its results.
+            progress: Called with rows done and rows in all.
+        """
+        try:
+            fingerprint = self.fingerprint(path)
+            done = self._finished(folder, fingerprint)
+            if done is not None:
+                return SlideOutcome(path, done, skipped=True)
+            outputs.clear(folder, (outputs.SCORE, outputs.MASK, outputs.POINTS, outputs.OVERVIEW))
+            with ExitStack() as stack:
+                slide = stack.enter_context(open_slide(path))
+                summary = self._predict(slide, folder, stack, progress)
+            summary |= {"fingerprint": fingerprint}
+            write_json(folder / outputs.SCORE, summary)
+            return SlideOutcome(path, plain(summary))
+        except DataError as error:
+            return SlideOutcome(path, error=error)
+
+    def fingerprint(self, path: Path) -> str:
+        """Return what decides the results: checkpoint, settings, files wanted, and size and time of slide and mask."""
+        inputs = [path] if self.settings.tissue_masks is None else [path, mask_of(path, self.settings.tissue_masks)]
+        try:
+            stamps = [[file.stat().st_size, file.stat().st_mtime_ns] for file in inputs]
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from error
+        facts = [FORMAT, self.checkpoint, self.settings.model_dump(), sorted(self.files), stamps]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+    def _finished(self, folder: Path, fingerprint: str) -> dict[str, Any] | None:
+        try:
+            summary = json.loads((folder / outputs.SCORE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        complete = isinstance(summary, dict) and all((folder / name).is_file() for name in self.files)
+        return summary if complete and summary.get("fingerprint") == fingerprint else None
+
+    def _predict(self, slide: SlideFile, folder: Path, stack: ExitStack, progress: Progress) -> dict[str, Any]:
+        um = self._spacing(slide)
+        geometry, preprocessing = self.predictor.model.preprocessing.geometry, self.predictor.model.preprocessing
+        mean_um = (um[0] + um[1]) / 2
+        same = abs(mean_um * geometry.scale - 1) <= SAME_SPACING
+        pixel_scale = geometry.scale if same else 1 / mean_um
+        size = geometry.working_size(slide.size, pixel_scale)
+        picture = self._picture(slide, size)
+        stain = None if preprocessing.stain is None or picture is None else preprocessing.stain_of(picture)
+        raster = Resized(slide, size, treat=None if stain is None else lambda pixels: restain(pixels, stain))
+        tissue = self._find_tissue(slide, picture, size, stack)
+        scan = Scan(self.predictor, raster, pixel_scale, tissue, self.cells, self.tissue)
+        bands = scan.bands(progress)
+        network_um = um[0] / scan.window.scale[0], um[1] / scan.window.scale[1]
+        if outputs.MASK in self.files and self.tissue is not None:
+            values = {"no tissue": NO_TISSUE, **tissue_values(self.predictor, self.tissue)}
+            outputs.write_mask(folder / outputs.MASK, size, bands, network_um, values)
+        else:
+            deque(bands, maxlen=0)
+        return self._report(scan, slide, folder, um, network_um, picture)
+
+    def _spacing(self, slide: SlideFile) -> tuple[float, float]:
+        given = self.settings.spacing
+        if given is not None:
+            return given, given
+        if slide.spacing is None:
+            raise DataError(
+                f"{slide.path}: does not say how many microns a pixel measures. Set slide.spacing=<microns per pixel>."
+            )
+        x, y = slide.spacing
+        if abs(x / y - 1) > SAME_SPACING:
+            raise DataError(
+                f"{slide.path}: its pixels measure {x:.3g} x {y:.3g} microns; expected squares. Set "
+                "slide.spacing=<microns per pixel>."
+            )
+        return x, y
+
+    def _picture(self, slide: SlideFile, size: tuple[int, int]) -> np.ndarray | None:
+        """Return the overview, of the size of the grid of areas, if anything needs it."""
+        by_colour = self.settings.tissue_masks is None and self.settings.min_saturation is not None
+        if by_colour or outputs.OVERVIEW in self.files or self.predictor.model.preprocessing.stain is not None:
+            return overview(slide, overview_size(size))
+        return None
+
+    def _find_tissue(
+        self, slide: SlideFile, picture: np.ndarray | None, size: tuple[int, int], stack: ExitStack
+    ) -> Tissue | None:
+        if self.settings.tissue_masks is not None:
+            tissue, close = tissue_from_file(mask_of(slide.path, self.settings.tissue_masks), slide, size)
+            stack.callback(close)
+            return tissue
+        if self.settings.min_saturation is None or picture is None:
+            return None
+        return tissue_by_colour(picture, self.settings.min_saturation, size)
+
+    def _report(
+        self, scan: Scan, slide: SlideFile, folder: Path, um: tuple[float, float], network_um: tuple[float, float],
+        picture: np.ndarray | None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Write the cells and the overview; return the content of `til-score.json`."""
+        from mtl.metrics.til import til_score
+
+        specs, pixel = self.predictor.specs, network_um[0] * network_um[1]
+        areas = dict(zip(specs[self.tissue].classes, scan.areas, strict=True)) if self.tissue else {}
+        names = specs[self.cells].classes if self.cells else ()
+        if self.cells is not None:
+            labels = [names[label] for label in scan.points["labels"]] if len(names) > 1 else None
+            outputs.write_points(folder / outputs.POINTS, scan.points["points"], scan.points["scores"], um, labels)
+        threshold = float(self.predictor.thresholds.get(self.cells or "", {}).get("score", DEFAULT_THRESHOLD))
+        sure = scan.points["scores"] >= threshold
+        rows, columns = scan.cell_of(scan.points["points"][sure])
+        bulk = self._bulk(areas, pixel, scan)
+        cells = int(sure.sum()) if bulk is None else int(bulk[rows, columns].sum())
+        stroma = areas.get(self.settings.stroma)
+        area = None if stroma is None else float((stroma if bulk is None else stroma[bulk]).sum()) * pixel
+        counts = np.bincount(scan.points["labels"][sure], minlength=len(names))
+        grid_um = um[0] * slide.size[1] / scan.grid[1], um[1] * slide.size[0] / scan.grid[0]
+        summary = {
+            "slide": str(slide.path), "width": slide.size[1], "height": slide.size[0],
+            "til_score": til_score(cells, area) if self.cells is not None and area is not None else None,
+            "cells": cells if self.cells is not None else None, "stroma_area_um2": area,
+            "tumor_bulk": self.settings.tumor_bulk,
+            "bulk_area_um2": None if bulk is None else float(bulk.sum()) * grid_um[0] * grid_um[1],
+            "counts": {name: int(counts[index]) for index, name in enumerate(names)},
+            "areas_um2": {name: float(counted.sum()) * pixel for name, counted in areas.items()},
+            "spacing_um": list(um), "mask_spacing_um": list(network_um),
+            "windows": scan.window.count, "windows_with_tissue": scan.looked_at,
+            "thresholds": {task: self.predictor.thresholds.get(task, {}) for task in (self.cells, self.tissue) if task},
+            "checkpoint": self.checkpoint, "settings": self.settings.model_dump(),
+        }  # fmt: skip
+        if picture is not None and outputs.OVERVIEW in self.files:
+            shares = [(name, counted.astype(np.float32) / np.float32(scan.cell_pixels)) for name, counted in areas.items()]
+            density = None
+            if self.cells is not None:
+                extent = slide.size[0] * um[1], slide.size[1] * um[0]
+                density = outputs.density_of(scan.points["points"][sure] * um, extent)
+            drawn = outputs.draw_overview(picture, shares, density, bulk, legend_lines(summary, density))
+            write_png(folder / outputs.OVERVIEW, drawn)
+        return summary
+
+    def _bulk(self, areas: dict[str, np.ndarray], pixel: float, scan: Scan) -> np.ndarray | None:
+        if not self.settings.tumor_bulk or self.settings.tumor not in areas:
+            return None
+        # More than half of a cell of the grid.
+        return tumor_bulk(areas[self.settings.tumor] > scan.cell_pixels / 2, float(np.sqrt(scan.cell_pixels * pixel)))
+
+
+def legend_lines(summary: dict[str, Any], density: np.ndarray | None) -> list[str]:
+    """Say the figures of a slide in a few words."""
+    score = summary["til_score"]
+    lines = [] if score is None else [f"TIL score {score:.1f} %" if np.isfinite(score) else "TIL score: no stroma"]
+    if summary["cells"] is not None:
+        lines.append(f"{summary['cells']} cells")
+    if summary["stroma_area_um2"] is not None:
+        lines.append(f"stroma {summary['stroma_area_um2'] / 1e6:.2f} mm2")
+    if summary["tumor_bulk"]:
+        lines.append("inside the tumour bulk (outlined)")
+    if density is not None:
+        lines.append(f"up to {float(density.max()):.0f} cells per mm2")
+    return lines

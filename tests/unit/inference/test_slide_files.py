@@ -1,0 +1,204 @@
+"""Slides on disk: what is one, what it says of itself, and reading any part of it at any scale."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+from slide_tools import draw, save
+
+from mtl.core.errors import ConfigError, DataError
+from mtl.inference.images import find_images, is_case
+from mtl.inference.outputs import output_names
+from mtl.inference.slides.files import ScannerSlide, is_slide, is_tissue_mask, open_slide
+from mtl.inference.slides.raster import Resized, Tissue, array_reader, overview, tissue_by_colour, tissue_from_file
+
+
+def test_what_counts_as_a_slide(tmp_path: Path) -> None:
+    image = draw(100, 130)
+    assert is_slide(save(tmp_path / "tiled.tif", image)) and is_slide(save(tmp_path / "big.tiff", image, bigtiff=True))
+    assert is_slide(save(tmp_path / "motorola.tif", image, byteorder=">"))
+    assert not is_slide(save(tmp_path / "strips.tif", image, tile=0))
+    Image.fromarray(image).save(tmp_path / "plain.png")
+    (tmp_path / "text.tif").write_text("II no picture")
+    (tmp_path / "short.tif").write_bytes(b"II*\0")
+    assert not any(is_slide(tmp_path / name) for name in ("plain.png", "text.tif", "short.tif", "nowhere.tif"))
+    assert is_slide(tmp_path / "scan.SVS")
+    assert is_tissue_mask(save(tmp_path / "tiled_tissue.tif", image[..., 0])) and not is_tissue_mask(tmp_path / "tiled.tif")
+
+
+def test_folders_name_slides_but_not_their_masks(tmp_path: Path) -> None:
+    image = draw(64, 64)
+    for name in ("images/b.tif", "images/a.svs", "c.tiff"):
+        save(tmp_path / name, image)
+    save(tmp_path / "masks" / "b_tissue.tif", image[..., 0])
+    save(tmp_path / "d_tissue.tif", image, tile=0)  # not in tiles: an image like any other
+    found = [str(path.relative_to(tmp_path)) for path in find_images(tmp_path)]
+    assert found == ["c.tiff", "d_tissue.tif", "images/a.svs", "images/b.tif"] and not any(map(is_case, find_images(tmp_path)))
+    with pytest.raises(DataError, match="is a tissue mask"):
+        find_images(tmp_path / "masks" / "b_tissue.tif")
+    with pytest.raises(DataError, match="holds no image"):
+        find_images(tmp_path / "masks")
+    names = output_names([Path("x/a.svs"), Path("x/a.tif"), Path("y/b.ndpi")])
+    assert names == {Path("x/a.svs"): "a_svs", Path("x/a.tif"): "a_tif", Path("y/b.ndpi"): "b"}
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"compression": "jpeg"}, {"tile": 32, "bigtiff": True}, {"compression": "lzw", "byteorder": ">"}], ids=str
+)
+def test_any_rectangle_is_what_decoding_all_gives(tmp_path: Path, options: dict) -> None:
+    path = save(tmp_path / "slide.tif", draw(150, 210), **options)
+    whole = tifffile.imread(path)
+    with open_slide(path) as slide:
+        assert slide.size == (150, 210) and slide.spacing == pytest.approx((0.5, 0.5))
+        for x, y, width, height in ((0, 0, 210, 150), (63, 60, 5, 70), (64, 64, 64, 64), (209, 149, 1, 1), (10, 100, 200, 50)):
+            np.testing.assert_array_equal(slide.read(x, y, width, height), whole[y : y + height, x : x + width])
+
+
+def test_tiles_that_are_not_stored_are_glass_and_alpha_is_dropped(tmp_path: Path) -> None:
+    def tiles():
+        yield np.full((64, 64, 3), 9, np.uint8)
+        yield None  # sparse
+
+    with tifffile.TiffWriter(tmp_path / "sparse.tif") as writer:
+        writer.write(tiles(), shape=(64, 128, 3), dtype=np.uint8, tile=(64, 64), photometric="rgb", compression="zlib")
+    with open_slide(tmp_path / "sparse.tif") as slide:
+        pixels = slide.read(60, 0, 8, 1)
+        assert pixels[0, :4].tolist() == [[9] * 3] * 4 and pixels[0, 4:].tolist() == [[255] * 3] * 4
+    clear = np.dstack([draw(64, 64), np.full((64, 64), 7, np.uint8)])
+    with open_slide(save(tmp_path / "rgba.tif", clear, extrasamples=["unassalpha"])) as slide:
+        np.testing.assert_array_equal(slide.read(0, 0, 64, 64), clear[..., :3])
+
+
+def test_pyramids_are_found_marked_or_not(tmp_path: Path) -> None:
+    image = draw(256, 384)
+    for name, marked in (("marked.tif", 1), ("bare.tif", 0)):
+        with tifffile.TiffWriter(tmp_path / name) as writer:
+            for level, step in enumerate((1, 2, 4)):
+                writer.write(
+                    image[::step, ::step], tile=(64, 64), photometric="rgb", metadata=None,
+                    subfiletype=marked if level else 0, resolution=(20_000, 20_000), resolutionunit="CENTIMETER",
+                )  # fmt: skip
+            writer.write(image[:64, :64], tile=(64, 64), photometric="rgb", metadata=None)  # a label, no level
+        with open_slide(tmp_path / name) as slide:
+            assert slide.levels == [(256, 384), (128, 192), (64, 96)] and slide.spacing == pytest.approx((0.5, 0.5))
+            np.testing.assert_array_equal(slide.read(5, 7, 40, 30, level=1), image[14:74:2, 10:90:2])
+            assert [slide.level_for(size) for size in ((200, 300), (128, 192), (100, 100), (10, 10))] == [0, 1, 1, 2]
+
+
+@pytest.mark.parametrize(("unit", "value", "um"), [("INCH", 50_800, 0.5), ("CENTIMETER", 40_000, 0.25), ("MILLIMETER", 500, 2)])
+def test_spacing_by_units(tmp_path: Path, unit: str, value: float, um: float) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", draw(64, 64), tile=(64, 64), resolution=(value, value), resolutionunit=unit)
+    with open_slide(tmp_path / "a.tif") as slide:
+        assert slide.spacing == pytest.approx((um, um))
+
+
+def test_a_resolution_for_screens_says_nothing(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "none.tif", draw(64, 64), tile=(64, 64))
+    for path in (save(tmp_path / "screen.tif", draw(64, 64), spacing=None), tmp_path / "none.tif"):
+        with open_slide(path) as slide:
+            assert slide.spacing is None
+
+
+def test_formats_of_scanners_go_through_tiffslide(tmp_path: Path) -> None:
+    image = draw(300, 200)
+    path = save(tmp_path / "scan.svs", image)
+    with open_slide(path) as slide:
+        assert isinstance(slide, ScannerSlide) and slide.size == (300, 200) and slide.spacing == pytest.approx((0.5, 0.5))
+        np.testing.assert_array_equal(slide.read(20, 30, 100, 250), image[30:280, 20:120])
+    (tmp_path / "mirax.mrxs").write_bytes(b"\xff\xd8 no tiff")
+    with pytest.raises(DataError, match=r"mirax\.mrxs: cannot be read as a slide"):
+        open_slide(tmp_path / "mirax.mrxs")
+
+
+def test_broken_and_foreign_files_are_named(tmp_path: Path) -> None:
+    path = save(tmp_path / "half.tif", draw(200, 200), compression=None)
+    path.write_bytes(path.read_bytes()[:60_000])
+    with pytest.raises(DataError, match=r"half\.tif: cannot be read as a slide"), open_slide(path) as slide:
+        slide.read(0, 0, 200, 200)
+    deep = save(tmp_path / "deep.tif", draw(64, 64).astype(np.uint16))
+    grey = save(tmp_path / "grey.tif", draw(64, 64)[..., 0])
+    for wrong in (deep, grey):
+        with pytest.raises(DataError, match="expected a tiled picture in RGB of 8 bits"):
+            open_slide(wrong)
+
+
+def test_what_is_missing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "imagecodecs", None)
+    with pytest.raises(ConfigError, match=r"`imagecodecs` is not installed. Run: pip install 'mtl\[slides\]'"):
+        open_slide(save(tmp_path / "a.tif", draw(64, 64), compression=None))
+
+
+# -- other scales ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(75, 105), (61, 83), (149, 210), (200, 300), (150, 210)])
+def test_a_part_of_a_resized_slide_is_that_part_of_the_whole(tmp_path: Path, size: tuple[int, int]) -> None:
+    image = draw(150, 210)
+    with open_slide(save(tmp_path / "slide.tif", image)) as slide:
+        raster = Resized(slide, size)
+        whole = raster.read(0, 0, size[1], size[0])
+        for x, y, width, height in ((0, 0, 40, 40), (33, 21, 17, 30), (size[1] - 9, size[0] - 8, 9, 8)):
+            np.testing.assert_array_equal(raster.read(x, y, width, height), whole[y : y + height, x : x + width])
+        shrinks = size[0] < 150
+        expected = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+        assert np.abs(whole.astype(int) - expected).max() <= 1
+
+
+def test_the_overview_is_the_same_with_and_without_a_pyramid(tmp_path: Path) -> None:
+    image = np.repeat(np.repeat(draw(128, 192), 4, axis=0), 4, axis=1)
+    with open_slide(save(tmp_path / "flat.tif", image)) as slide:
+        flat = overview(slide, (64, 96))
+    with tifffile.TiffWriter(tmp_path / "pyramid.tif") as writer:
+        for step in (1, 4):
+            writer.write(image[::step, ::step], tile=(64, 64), photometric="rgb", subfiletype=int(step > 1), metadata=None)
+    with open_slide(tmp_path / "pyramid.tif") as slide:
+        np.testing.assert_array_equal(overview(slide, (64, 96)), flat)
+    assert flat.shape == (64, 96, 3) and abs(float(flat.mean()) - float(image.mean())) < 0.5
+
+
+# -- tissue ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{"tile": 64}, {"tile": 0}, {"tile": 0, "compression": None}])
+@pytest.mark.parametrize("factor", [1, 4])
+def test_tissue_masks_of_any_scale(tmp_path: Path, factor: int, options: dict) -> None:
+    small = np.zeros((256 // factor, 384 // factor), np.uint8)
+    small[80 // factor : 160 // factor, 200 // factor :] = 1
+    path = save(tmp_path / "a_tissue.tif", small, **options)
+    with open_slide(save(tmp_path / "a.tif", draw(256, 384))) as slide:
+        tissue, close = tissue_from_file(path, slide, (256, 384))
+        full = np.kron(small, np.ones((factor, factor), int)) > 0
+        np.testing.assert_array_equal(tissue.within(0, 0, 384, 256), full)
+        np.testing.assert_array_equal(tissue.within(190, 70, 33, 50), full[70:120, 190:223])
+        points = np.array([[201.0, 81.0], [199.0, 81.0], [384.0, 159.0]], np.float32)
+        assert tissue.at(points).tolist() == [True, False, True] and tissue.at(points[:0]).shape == (0,)
+        close()
+        other = save(tmp_path / "b_tissue.tif", np.ones((64, 64), np.uint8))
+        with pytest.raises(DataError, match="does not cover"):
+            tissue_from_file(other, slide, (256, 384))
+        (tmp_path / "c_tissue.tif").write_text("nothing")
+        with pytest.raises(DataError, match="cannot be read as a tissue mask"):
+            tissue_from_file(tmp_path / "c_tissue.tif", slide, (256, 384))
+
+
+def test_a_mask_says_where_another_raster_shows_tissue() -> None:
+    mask = np.zeros((10, 20), np.uint8)
+    mask[5:, 10:] = 1
+    tissue = Tissue((10, 20), array_reader(mask), (33, 66))  # 3.3 pixels per cell
+    inside = tissue.within(0, 0, 66, 33)
+    assert not inside[:16].any() and inside[17:, 34:].all() and not inside[:, :32].any()
+
+
+def test_tissue_by_colour() -> None:
+    image = draw(200, 300)
+    image[:, 280:] = 0  # what the scanner left out
+    found = tissue_by_colour(image, 0.05, (200, 300)).within(0, 0, 300, 200)
+    assert found[:, :200].all() and not found[:, 250:275].any() and not found[:, 285:].any()
+    strict = tissue_by_colour(image, 0.8, (200, 300)).within(0, 0, 300, 200)
+    assert strict.sum() < found.sum() / 2

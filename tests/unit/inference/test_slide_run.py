@@ -1,0 +1,270 @@
+"""What is left on disk for a slide, and when it is left alone."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+from slide_tools import draw, make_predictor, save
+
+from mtl.config.schema import SlideConfig
+from mtl.core.errors import DataError
+from mtl.data.stain import restain
+from mtl.inference.predictor import Predictor
+from mtl.inference.slides.outputs import density_of, draw_overview, tiles_of, write_mask, write_points
+from mtl.inference.slides.run import SlidePredictor, legend_lines
+from mtl.inference.slides.tumor_bulk import tumor_bulk
+from mtl.metrics.til import til_score
+
+SIZE = (200, 260)
+FILES = ["detected-lymphocytes.json", "overview.png", "til-score.json", "tissue.tif"]
+
+
+def run(predictor: Predictor | None = None, /, *, checkpoint: str = "abc", masks: bool = True, overviews: bool = True,
+        **settings: Any) -> SlidePredictor:  # fmt: skip
+    settings = {"min_saturation": None, **settings}
+    return SlidePredictor(predictor or make_predictor(), SlideConfig(**settings), checkpoint, masks, overviews)
+
+
+def content(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Path:
+    return save(tmp_path / "slides" / "a.tif", draw(*SIZE))
+
+
+def test_everything_is_written_and_agrees(stored: Path, tmp_path: Path) -> None:
+    out, steps = tmp_path / "out" / "a", []
+    outcome = run().predict(stored, out, lambda done, total: steps.append((done, total)))
+    assert outcome.error is None and sorted(path.name for path in out.iterdir()) == FILES
+    assert steps[-1] == (200, 200) and [done for done, _ in steps] == sorted(done for done, _ in steps)
+    expected = make_predictor().predict(draw(*SIZE), 2.0)
+    with tifffile.TiffFile(out / "tissue.tif") as tiff:
+        page = tiff.pages[0]
+        assert page.is_tiled and page.compression == tifffile.COMPRESSION.ADOBE_DEFLATE and page.dtype == np.uint8
+        assert page.get_resolution("CENTIMETER") == pytest.approx((20_000, 20_000))
+        assert json.loads(page.description) == {"no tissue": 0, "tumor": 1, "stroma": 2, "other": 3}
+        np.testing.assert_array_equal(page.asarray(), expected.mask("tissue") + 1)
+    cells, found = content(out / "detected-lymphocytes.json"), expected.tasks["cells"]
+    assert cells["type"] == "Multiple points" and cells["version"] == {"major": 1, "minor": 0}
+    assert len(cells["points"]) == len(found["points"]) > expected.counts["lymphocyte"] > 5  # those below the threshold too
+    for entry, point, score in zip(cells["points"], found["points"], found["scores"], strict=True):
+        assert entry["point"] == pytest.approx([*(point * 0.5 / 1000), 0.5], abs=1e-6)
+        assert set(entry) == {"point", "probability"} and entry["probability"] == pytest.approx(score, abs=1e-6)
+    summary = content(out / "til-score.json")
+    stroma = (expected.mask("tissue") == 1).sum() * 0.25
+    assert summary["cells"] == expected.counts["lymphocyte"] and summary["stroma_area_um2"] == pytest.approx(stroma)
+    assert summary["til_score"] == pytest.approx(til_score(summary["cells"], stroma)) and summary["til_score"] > 0
+    assert summary["checkpoint"] == "abc" and summary["thresholds"]["cells"] == {"score": 0.7}
+    assert summary["spacing_um"] == pytest.approx([0.5, 0.5]) and summary["tumor_bulk"] is False
+    assert cv2.imread(str(out / "overview.png")).shape[1] == 3 * 260 + 16
+
+
+def test_the_true_spacing_counts_and_small_differences_resize_nothing(tmp_path: Path) -> None:
+    image = draw(200, 300)
+    exact = run().predict(save(tmp_path / "a.tif", image), tmp_path / "a").summary
+    near = run().predict(save(tmp_path / "b.tif", image, spacing=0.504), tmp_path / "b").summary
+    assert near["stroma_area_um2"] / exact["stroma_area_um2"] == pytest.approx((0.504 / 0.5) ** 2)
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "a/tissue.tif"), tifffile.imread(tmp_path / "b/tissue.tif"))
+    far = run().predict(save(tmp_path / "c.tif", image, spacing=0.25), tmp_path / "c").summary
+    assert tifffile.imread(tmp_path / "c/tissue.tif").shape == (100, 150)
+    assert far["mask_spacing_um"] == pytest.approx([0.5, 0.5])
+    assert far["stroma_area_um2"] / exact["stroma_area_um2"] == pytest.approx(0.25, rel=0.1)
+    point = content(tmp_path / "c/detected-lymphocytes.json")["points"][0]["point"]
+    assert 0 <= point[0] <= 300 * 0.25e-3 and 0 <= point[1] <= 200 * 0.25e-3
+
+
+def test_a_spacing_that_nobody_knows_must_be_given(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.tif", draw(100, 100), spacing=None)
+    outcome = run().predict(path, tmp_path / "out")
+    assert (
+        str(outcome.error) == f"{path}: does not say how many microns a pixel measures. Set slide.spacing=<microns per pixel>."
+    )
+    assert run(spacing=0.5).predict(path, tmp_path / "out").summary["spacing_um"] == [0.5, 0.5]
+    options = {"tile": (64, 64), "resolution": (20_000, 40_000), "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(tmp_path / "b.tif", draw(100, 100), **options)
+    assert "0.5 x 0.25 microns; expected squares" in str(run().predict(tmp_path / "b.tif", tmp_path / "out").error)
+
+
+def test_masks_and_colour_say_where_tissue_is(stored: Path, tmp_path: Path) -> None:
+    marked = np.zeros((50, 65), np.uint8)
+    marked[:, :20] = 1
+    save(tmp_path / "masks" / "a_tissue.tif", marked)
+    folder = str(tmp_path / "masks")
+    summary = run(tissue_masks=folder).predict(stored, tmp_path / "one").summary
+    mask = tifffile.imread(tmp_path / "one" / "tissue.tif")
+    assert (mask[:, :80] > 0).all() and not mask[:, 80:].any()
+    assert summary["windows_with_tissue"] < summary["windows"] / 2
+    by_colour = run(min_saturation=0.05).predict(stored, tmp_path / "two").summary
+    assert by_colour["windows_with_tissue"] < by_colour["windows"]
+    mask = tifffile.imread(tmp_path / "two" / "tissue.tif")
+    assert (mask[:, :160] > 0).all() and not mask[:, 230:].any()
+    other = save(tmp_path / "slides" / "b.tif", draw(100, 100))
+    assert "holds no `b_tissue.tif`" in str(run(tissue_masks=folder).predict(other, tmp_path / "three").error)
+
+
+def test_without_one_of_the_tasks(stored: Path, tmp_path: Path) -> None:
+    summary = run(make_predictor(tasks=("tissue",))).predict(stored, tmp_path / "mask").summary
+    assert summary["til_score"] is None and summary["cells"] is None and summary["areas_um2"]["stroma"] > 0
+    assert sorted(path.name for path in (tmp_path / "mask").iterdir()) == FILES[1:]
+    summary = run(make_predictor(tasks=("cells",))).predict(stored, tmp_path / "cells").summary
+    assert summary["til_score"] is None and summary["cells"] > 5 and summary["stroma_area_um2"] is None
+    assert sorted(path.name for path in (tmp_path / "cells").iterdir()) == FILES[:3]
+    summary = run(stroma="cartilage").predict(stored, tmp_path / "no_stroma").summary
+    assert summary["til_score"] is None and summary["cells"] > 5
+    run(masks=False, overviews=False).predict(stored, tmp_path / "few")
+    assert sorted(path.name for path in (tmp_path / "few").iterdir()) == [FILES[0], FILES[2]]
+
+
+def test_a_slide_of_glass(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.tif", np.full((150, 150, 3), 243, np.uint8))
+    outcome = run(min_saturation=0.05).predict(path, tmp_path / "out")
+    assert outcome.summary["cells"] == 0 and outcome.summary["windows_with_tissue"] == 0
+    assert outcome.summary["til_score"] is None  # no stroma
+    assert content(tmp_path / "out" / FILES[0])["points"] == []
+
+
+def test_stain_is_measured_once_and_applied_to_every_window(stored: Path, tmp_path: Path) -> None:
+    predictor = make_predictor()
+    predictor.model.preprocessing = replace(predictor.model.preprocessing, stain={"method": "reinhard", "density": 0.15})
+    assert run(predictor).predict(stored, tmp_path / "out").error is None
+    preprocessing, image = predictor.model.preprocessing, draw(*SIZE)
+    normal = restain(image, preprocessing.stain_of(image))  # the overview is the slide itself
+    expected = make_predictor().predict(normal, 2.0).mask("tissue")
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "out" / "tissue.tif") - 1, expected)
+    assert (make_predictor().predict(image, 2.0).mask("tissue") != expected).any()
+
+
+# -- done before -------------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_slide_is_left_alone_until_something_changes(tmp_path: Path) -> None:
+    stored, out = save(tmp_path / "slide.tif", draw(100, 130)), tmp_path / "out"
+    first = run().predict(stored, out)
+    times = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    predictor = make_predictor()
+    again = run(predictor).predict(stored, out)
+    assert again.skipped and not first.skipped and again.summary == first.summary and predictor.model.seen == 0
+    assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == times
+    for changed in (run(checkpoint="other"), run(tumor_bulk=True), run(spacing=0.25), run(overviews=False), run()):
+        assert not changed.predict(stored, out).skipped and changed.predict(stored, out).skipped
+    assert sorted(path.name for path in out.iterdir()) == FILES
+    os.utime(stored, (1, 1))
+    assert not run().predict(stored, out).skipped
+    (out / "tissue.tif").unlink()
+    assert not run().predict(stored, out).skipped
+    (out / "til-score.json").write_text("{")
+    assert not run().predict(stored, out).skipped
+
+
+def test_an_interrupted_slide_starts_again_and_leaves_nothing_half(stored: Path, tmp_path: Path) -> None:
+    out, predictor = tmp_path / "out", make_predictor(batch_size=1)
+    decode = predictor.model.decode
+
+    def stop(outputs: Any, boxes: Any = None) -> Any:
+        if predictor.model.seen > 10:
+            raise KeyboardInterrupt
+        return decode(outputs, boxes)
+
+    predictor.model.decode = stop
+    with pytest.raises(KeyboardInterrupt):
+        run(predictor).predict(stored, out)
+    assert list(out.iterdir()) == []
+    (out / ".tissue.tif.1.partial").write_text("killed")
+    (out / "overview.png").write_text("of other settings")
+    assert not run().predict(stored, out).skipped
+    assert sorted(path.name for path in out.iterdir()) == FILES and (out / "overview.png").stat().st_size > 1000
+
+
+def test_a_damaged_slide_is_an_outcome_and_leaves_nothing(stored: Path, tmp_path: Path) -> None:
+    pixels = stored.read_bytes()
+    at = len(pixels) // 2
+    stored.write_bytes(pixels[:at] + b"\0" * 4000 + pixels[at + 4000 :])
+    outcome = run(overviews=False).predict(stored, tmp_path / "out")
+    assert "cannot be read as a slide" in str(outcome.error) and list((tmp_path / "out").iterdir()) == []
+    assert "cannot be read" in str(run().predict(tmp_path / "nowhere.tif", tmp_path / "out").error)
+
+
+# -- parts -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(512, 512), (1025, 600), (10, 2000)])
+def test_bands_of_any_height_become_tiles(tmp_path: Path, size: tuple[int, int]) -> None:
+    mask = np.random.default_rng(0).integers(0, 4, size, np.uint8)
+    cuts = [0, 1, 200, 201, 900, 10_000]
+    bands = [mask[a:b] for a, b in pairwise(cuts)]
+    assert all(tile.shape == (512, 512) for tile in tiles_of(bands, size))
+    write_mask(tmp_path / "mask.tif", size, bands, (0.5, 0.25), {"no tissue": 0})
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "mask.tif"), mask)
+
+    def broken():
+        yield mask[:5]
+        raise DataError("stop")
+
+    with pytest.raises(DataError, match="stop"):
+        write_mask(tmp_path / "other.tif", size, broken(), (0.5, 0.5), {})
+    assert [path.name for path in tmp_path.iterdir()] == ["mask.tif"]
+
+
+def test_points_of_several_classes_carry_names(tmp_path: Path) -> None:
+    write_points(tmp_path / "a.json", np.array([[10.0, 20.0]]), np.array([0.5]), (0.5, 0.25), ["plasma"])
+    entry = {"name": "plasma", "point": [0.005, 0.005, 0.5], "probability": 0.5}
+    assert content(tmp_path / "a.json")["points"] == [entry]
+
+
+def test_the_bulk_joins_near_nests_and_leaves_out_small_ones() -> None:
+    tumor = np.zeros((200, 300), bool)
+    tumor[40:60, 40:60] = tumor[40:60, 90:110] = True  # 30 pixels apart
+    tumor[150:170, 240:270] = True  # far away, large enough
+    tumor[180:183, 20:23] = True  # far away, small
+    bulk = tumor_bulk(tumor, um=10.0)  # a disc of 50 pixels
+    assert bulk[50, 75] and bulk[tumor & (np.arange(200)[:, None] < 180)].all()
+    assert not bulk[180:183, 20:23].any() and not bulk[100, 150] and bulk[160, 255]
+    assert not tumor_bulk(tumor, um=25.0)[50, 75]  # a disc of 20 pixels does not bridge the gap
+    assert not tumor_bulk(np.zeros((5, 5), bool), 10.0).any()
+    edge = np.zeros((50, 50), bool)
+    edge[:, :4] = True
+    assert (tumor_bulk(edge, 10.0) == edge).all()
+
+
+def test_only_what_lies_in_the_bulk_counts(stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mtl.inference.slides.tumor_bulk.CLOSING_UM", 5.0)  # the slide is 130 microns wide
+    plain = run().predict(stored, tmp_path / "plain").summary
+    bulk = run(tumor_bulk=True).predict(stored, tmp_path / "bulk").summary
+    mask = tifffile.imread(tmp_path / "bulk" / "tissue.tif")
+    inside = tumor_bulk(mask == 1, 0.5)
+    x, y = (
+        np.array([e["point"][:2] for e in content(tmp_path / "bulk" / FILES[0])["points"] if e["probability"] >= 0.7]).T * 2000
+    )
+    assert bulk["cells"] == inside[y.astype(int), x.astype(int)].sum() < plain["cells"]
+    assert bulk["stroma_area_um2"] == pytest.approx((inside & (mask == 2)).sum() * 0.25) and bulk["stroma_area_um2"] > 0
+    assert bulk["bulk_area_um2"] == pytest.approx(inside.sum() * 0.25)
+    assert bulk["til_score"] == pytest.approx(til_score(bulk["cells"], bulk["stroma_area_um2"]))
+
+
+def test_density_and_overview() -> None:
+    density = density_of(np.tile([600.0, 1000.0], (40, 1)), (2000.0, 4000.0))  # 40 cells at one place of 8 mm2
+    assert density.shape == (80, 160) and density.mean() * 8 == pytest.approx(40, rel=1e-3)
+    assert np.unravel_index(density.argmax(), density.shape) == (40, 24)
+    picture = np.full((100, 200, 3), 200, np.uint8)
+    share = np.zeros((100, 200))
+    share[:, 100:] = 1
+    drawn = draw_overview(picture, [("tumor", share)], density, share > 0, ["TIL score 5.0 %"])
+    assert drawn.shape[1] == 616 and len(drawn) > 100
+    plain, tissue, cells = (drawn[:100, at : at + 200].astype(int) for at in (0, 208, 416))
+    assert (plain[50, 10:90] == 200).all() and np.ptp(tissue[50, 10]) == 0 and tissue[50, 150, 0] > tissue[50, 150, 2] + 80
+    assert np.ptp(cells[50, 30]) > 50 and np.ptp(cells[5, 90]) == 0
+    assert draw_overview(picture, [], None, None, []).shape[1] == 200
+    facts = {"til_score": math.nan, "cells": 3, "stroma_area_um2": 2e6, "tumor_bulk": True}
+    assert legend_lines(facts, None)[0] == "TIL score: no stroma" and math.isnan(til_score(3, 0.0))
