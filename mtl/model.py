@@ -217,7 +217,10 @@ def _build_necks(sections: dict[str, dict[str, Any]], encoder: nn.Module, chains
 
     def build(name: str, source: nn.Module) -> nn.Module:
         own = {key: value for key, value in sections[name].items() if key not in ("shared", "features")}
-        neck: nn.Module = NECKS.build(own, source.channels, source.strides, where=f"necks.{name}")
+        try:
+            neck: nn.Module = NECKS.build(own, source.channels, source.strides, where=f"necks.{name}")
+        except ConfigError as error:  # a neck does not know its name
+            raise ConfigError([problem.replace("`neck.", f"`necks.{name}.") for problem in error.problems]) from None
         return neck
 
     for task, chain in chains.items():

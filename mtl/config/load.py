@@ -170,6 +170,12 @@ def _check_fit(values: dict[str, Any]) -> list[str]:
             problems.append(
                 f"`heads.{task}.expert` is `{head['expert']['name']}`, whose outputs cannot be averaged. Choose another head."
             )
+        inner = head.get("expert", {}).get("detector")
+        if inner and not entries[inner["name"]].constants.get("mixable", True):
+            problems.append(
+                f"`heads.{task}.expert.detector` is `{inner['name']}`, whose outputs cannot be averaged. Choose another "
+                "head, for example fcos."
+            )
         if "detector" in head and kind_of(head["detector"]) != "detection":
             problems.append(
                 f"`heads.{task}.detector` is `{head['detector']['name']}`, a {kind_of(head['detector'])} head. Choose one that "

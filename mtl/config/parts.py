@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
@@ -44,6 +44,11 @@ def check_part(
     valid = [*entry.parameters, *sorted(extra)]
     problems = [unknown("key", key, valid, where) for key in own if key not in entry.parameters]
     own = {key: value for key, value in own.items() if key in entry.parameters}
+    problems += [
+        f"`{where}.{key}` is `{value!r}`. Input should be a number."  # pydantic would take true for 1
+        for key, value in own.items()
+        if isinstance(value, bool) and {int, float} >= {*_kinds(entry.parameters[key].annotation)} - {type(None)}
+    ]
     values, found = validate(_model(registry.package, name, entry), own, where)
     problems += found
     for key, (nested, consumed) in NESTED.items():
@@ -93,6 +98,11 @@ def _valid_keys(model: type[BaseModel], location: list[str]) -> list[str]:
         models = [entry for entry in candidates if isinstance(entry, type) and issubclass(entry, BaseModel)]
         current = models[0] if models else current
     return list(getattr(current, "model_fields", {}))
+
+
+def _kinds(annotation: Any) -> tuple[Any, ...]:
+    """Return the members of a union, or the annotation itself."""
+    return get_args(annotation) or (annotation,)
 
 
 def _model(package: str, name: str, entry: Entry) -> type[BaseModel]:

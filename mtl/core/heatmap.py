@@ -48,7 +48,7 @@ def render_shapes(points: Tensor, labels: Tensor, classes: int, size: tuple[int,
         labels: [N] int64 channel of each point.
         classes: Number of channels K.
         size: (height, width) of the map.
-        radius: Of the disc, or half the side of the square, in pixels.
+        radius: In pixels. A disc holds the pixels at most this far from the middle one, a square 2 * int(radius) + 1 a side.
         square: Squares instead of discs.
 
     Returns:

@@ -242,9 +242,9 @@ class TaskBatch:
     Attributes:
         images: [B, C, H, W] float32, normalised.
         targets: By task. detection, roi_classification, heatmap, points: list of B dicts `boxes` [N, 4] float32, `labels` [N]
-            int64, `points` [N, 2] float32, `ids` [N] int64, in network pixels. segmentation: [B, K, H, W] float32
-            (multilabel) or [B, H, W] int64. classification: [B] int64. regression: [B] float32. Where a label is
-            absent the row holds a placeholder that nobody may read.
+            int64, `points` [N, 2] float32, `ids` [N] int64, in network pixels; points also `region` [H, W] bool where they
+            were not looked for everywhere. segmentation: [B, K, H, W] float32 (multilabel) or [B, H, W] int64. classification:
+            [B] int64. regression: [B] float32. Where a label is absent the row holds a placeholder that nobody may read.
         present: By task, [B] bool: is the label known? Always on the CPU: it decides what is computed, and asking a GPU would
             make every training step wait for it.
         meta: One entry per row.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -75,9 +76,18 @@ class DataFamily(ABC):
     def read_labels(self, record: Record) -> Sample:
         """Return the sample with its labels and an empty (0, 0, 3) image."""
 
-    def pixel_scale_of(self, size: tuple[int, int]) -> float:
-        """Return stored pixels per reference pixel for an image of (height, width); 1 unless the family has a rule."""
+    def pixel_scale_of(self, size: tuple[int, int], name: str = "") -> float:
+        """Return stored pixels per reference pixel of an image; 1 unless the family has a rule.
+
+        Args:
+            size: (height, width).
+            name: Of the file, without folder and suffix; empty where there is none.
+        """
         return 1.0
+
+    def known_classes(self) -> tuple[str, ...]:
+        """Return every class that tasks may have, those that the settings leave out among them."""
+        return self.object_classes
 
     def person_of(self, group: str) -> str:
         """Return the part of a group's name that related data sets share, to find a patient again in another one.
@@ -138,6 +148,20 @@ def find_root(root: str | None, family: str, is_root: str, candidates: tuple[str
         if folder.is_dir():
             return folder
     raise DataError(f"No `{family}` data below MTL_DATA_DIR (`{base}`). {hint}")
+
+
+def suggest_root(root: Path, fits: Callable[[Path], bool], levels: int = 3) -> str:
+    """Word what to do where `data.root` is not the folder of the data set: a sub-folder of it, or a folder above, may be.
+
+    Args:
+        root: What was given.
+        fits: Says whether a folder looks like the data set.
+        levels: How many folders above are looked at.
+    """
+    below = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    around = [*below, *root.resolve().parents[:levels]]
+    near = next((path for path in around if fits(path)), None)
+    return f"Did you mean data.root={near}?" if near else "Set data.root to the folder that holds them."
 
 
 def check_usable(family: str, folder: Path, problems: list[str], records: list[Record], expected: str) -> None:

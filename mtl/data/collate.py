@@ -54,4 +54,5 @@ def _objects(row: dict[str, np.ndarray] | None) -> dict[str, torch.Tensor]:
     return {
         **{name: torch.from_numpy(np.array(row[name], np.float32)) for name in floats},
         **{name: torch.from_numpy(np.array(row[name], np.int64)) for name in integers},
+        **{name: torch.from_numpy(row[name]) for name in ("region",) if name in row},
     }

@@ -114,6 +114,7 @@ class SampleDataset(Dataset):
         if self.transform is not None:
             image, objects, masks = self.transform(image, objects, masks, int(rng.integers(2**63)))
         masks = self._mark_padding(masks)
+        unseen = masks.pop(REGION, None)
         visible = in_heatmap = by_point = objects
         if objects is not None:
             visible = clip_objects(objects.select(enough), window.size, geometry.min_visible)[0]
@@ -125,6 +126,8 @@ class SampleDataset(Dataset):
             spec = self.specs[task]
             mine = {"heatmap": in_heatmap, "points": by_point}.get(spec.kind, visible)
             targets[task] = encode(spec, objects, masks, sample.labels, self.family.object_classes, window.size, visible=mine)
+            if spec.kind == "points" and targets[task] is not None and unseen is not None:
+                targets[task]["region"] = unseen == 0
         return {
             "image": self.preprocessing.normalize(image),
             "targets": targets,
@@ -174,7 +177,9 @@ class SampleDataset(Dataset):
             points = window.working_to_network(window.original_to_working(objects.points))
             inside = ((points >= 0) & (points < np.asarray(window.size[::-1]))).all(axis=1)
             labels, counts = np.unique(objects.labels[inside], return_counts=True)
-            presence.append({self.family.object_classes[k]: int(n) for k, n in zip(labels, counts, strict=True)})
+            # What else an image shows (tissue) is known of the whole image only.
+            found = {n: c for n, c in self.records[image_number].class_counts.items() if n not in self.family.object_classes}
+            presence.append(found | {self.family.object_classes[k]: int(n) for k, n in zip(labels, counts, strict=True)})
         return presence
 
     def raster(self, sample_id: str) -> np.ndarray:
@@ -250,7 +255,9 @@ class SampleDataset(Dataset):
 
     def _window_masks(self, sample: Sample, window: Window) -> dict[str, np.ndarray]:
         geometry = self.preprocessing.geometry
-        masks = {name: geometry.crop(mask, window, fill=0) for name, mask in sample.masks.items()}
+        masks = {name: geometry.crop(mask, window, fill=name == REGION) for name, mask in sample.masks.items()}
+        if REGION in masks:  # upside down, since what a transform moves into the frame is 0: there is nothing to be found there
+            masks[REGION] = (masks[REGION] == 0).astype(np.uint8)
         if masks:
             masks[INSIDE] = geometry.crop(np.ones(window.working_size, np.uint8), window, fill=0)
         return masks

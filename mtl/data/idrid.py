@@ -20,7 +20,7 @@ from mtl.core.errors import ConfigError, DataError, unknown
 from mtl.core.registry import SOURCES
 from mtl.core.task import TaskSpec
 from mtl.core.types import Objects, Record, Sample
-from mtl.data.base import CheckReport, DataFamily, check_usable, find_root
+from mtl.data.base import CheckReport, DataFamily, check_usable, find_root, suggest_root
 from mtl.data.duplicates import connected, near_duplicates
 from mtl.data.idrid_files import CODES, LANDMARKS, SETS, Contents, Picture, find_sets, read_contents
 from mtl.data.images import image_size, read_mask, read_rgb
@@ -142,7 +142,7 @@ class Idrid(DataFamily):
         given = {} if width is None else {"width": width}
         draw_idrid(output, patients, fields, seed, overwrite=overwrite, **given)
 
-    def pixel_scale_of(self, size: tuple[int, int]) -> float:
+    def pixel_scale_of(self, size: tuple[int, int], name: str = "") -> float:
         """Return the width in widths of a photograph as taken."""
         return size[1] / CAMERA_WIDTH
 
@@ -154,9 +154,7 @@ class Idrid(DataFamily):
         present = find_sets(root)
         missing = [name for name in wanted if name not in present]
         if missing and (self.sets or not present):
-            around = [*sorted(path for path in root.iterdir() if path.is_dir()), *root.resolve().parents[:3]]
-            near = next((path for path in around if any(name in find_sets(path) for name in wanted)), None)
-            hint = f"Did you mean data.root={near}?" if near else "Set data.root to the folder that holds them."
+            hint = suggest_root(root, lambda path: any(name in find_sets(path) for name in wanted))
             raise DataError(f"`{root}` holds no {' and no '.join(f'`{SETS[name][1]}/`' for name in missing)}. {hint}")
         return root
 

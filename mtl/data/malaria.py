@@ -22,7 +22,7 @@ from mtl.core.errors import ConfigError, DataError
 from mtl.core.registry import SOURCES
 from mtl.core.task import TaskSpec
 from mtl.core.types import Objects, Record, Sample
-from mtl.data.base import IMAGE_SUFFIXES, CheckReport, DataFamily, find_root, listed_errors
+from mtl.data.base import IMAGE_SUFFIXES, CheckReport, DataFamily, find_root, listed_errors, suggest_root
 from mtl.data.images import check_images, image_size, read_rgb
 from mtl.data.malaria_annotations import Cell, centroid, read_annotation
 
@@ -152,9 +152,8 @@ class Malaria(DataFamily):
         present = {folder.name.casefold() for folder in _folders(root)}
         missing = [name for name in wanted if name.casefold() not in present]
         if missing and (self.sets or len(missing) == len(wanted)):
-            near = [folder for folder in [*_folders(root), *root.resolve().parents[:3]] if _holds(folder, wanted)]
-            hint = f" Did you mean data.root={near[0]}?" if near else " Set data.root to the folder that holds them."
-            raise DataError(f"`{root}` holds no {' and no '.join(f'`{name}/`' for name in missing)}.{hint}")
+            hint = suggest_root(root, lambda folder: _holds(folder, wanted))
+            raise DataError(f"`{root}` holds no {' and no '.join(f'`{name}/`' for name in missing)}. {hint}")
         return root
 
     def records(self) -> list[Record]:
@@ -192,7 +191,7 @@ class Malaria(DataFamily):
             pixel_scale=record.pixel_scale,
         )
 
-    def pixel_scale_of(self, size: tuple[int, int]) -> float:
+    def pixel_scale_of(self, size: tuple[int, int], name: str = "") -> float:
         """Return `data.pixel_scale`, or what the proportions of the image say."""
         return self.pixel_scale or field_scale(size)
 

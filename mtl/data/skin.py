@@ -21,7 +21,7 @@ from mtl.core.errors import ConfigError, DataError
 from mtl.core.registry import SOURCES
 from mtl.core.task import TaskSpec
 from mtl.core.types import Record, Sample
-from mtl.data.base import CheckReport, DataFamily, check_usable, find_root
+from mtl.data.base import CheckReport, DataFamily, check_usable, find_root, suggest_root
 from mtl.data.duplicates import connected, near_duplicates
 from mtl.data.images import image_size, read_mask, read_rgb
 from mtl.data.skin_files import Attributes, Contents, Picture, find_layout, looks_alike, read_isic, read_native
@@ -135,10 +135,7 @@ class Skin(DataFamily):
         found = find_layout(root)
         if found is None or (self.layout == "native" and not (root / "images").is_dir()):
             expected = "no `images/`" if self.layout == "native" else "neither `images/` nor images named ISIC_*"
-            around = [*sorted(path for path in root.iterdir() if path.is_dir()), root.resolve().parent]
-            near = next((path for path in around if looks_alike(path)), None)
-            hint = f"Did you mean data.root={near}?" if near else "Set data.root to the folder that holds them."
-            raise DataError(f"`{root}` holds {expected}. {hint}")
+            raise DataError(f"`{root}` holds {expected}. {suggest_root(root, looks_alike, levels=1)}")
         return root
 
     def records(self) -> list[Record]:

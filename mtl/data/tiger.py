@@ -22,7 +22,7 @@ from mtl.core.errors import ConfigError, DataError, unknown
 from mtl.core.registry import SOURCES
 from mtl.core.task import TaskSpec
 from mtl.core.types import REGION, Objects, Record, Sample
-from mtl.data.base import CheckReport, DataFamily, check_usable, find_root
+from mtl.data.base import CheckReport, DataFamily, check_usable, find_root, suggest_root
 from mtl.data.images import check_images, image_size, read_rgb
 from mtl.data.tables import some
 from mtl.data.tiger_coco import Listed
@@ -33,6 +33,7 @@ from mtl.data.tiger_files import (
     Contents,
     Region,
     find_sets,
+    parse_name,
     read_contents,
     read_tissue,
     tissue_summary,
@@ -92,15 +93,23 @@ class Tiger(DataFamily):
         problems = [unknown("set", name, SETS, "data.sets") for name in sets or [] if name not in SETS]
         if sets is not None and not sets:
             problems.append("`data.sets` is empty; expected bcss, cells or both, or null.")
-        self._tissue = {str(name): list(values) for name, values in tissue.items() if values is not None}
-        problems += _wrong_tissue(self._tissue)
+        given = {str(name): values for name, values in tissue.items() if values is not None}
+        problems += _wrong_tissue(given)
         for key, value in (("spacing", spacing), *((f"spacing_of.{pattern}", value) for pattern, value in spacing_of.items())):
-            if value is not None and not (isinstance(value, int | float) and value > 0):
+            fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
+            if value is not None and not fits:
                 problems.append(f"`data.{key}` is {value}; expected microns per pixel, above 0.")
+        for name, pattern in sources.items():
+            if pattern is not None and not (isinstance(pattern, str) and pattern):
+                problems.append(
+                    f'`data.sources.{name}` is {pattern}; expected a pattern of slide names such as "TCGA-*", or null.'
+                )
         if problems:
             raise ConfigError(problems)
+        self._tissue_names = tuple(map(str, tissue))
+        self._tissue = {name: list(values) for name, values in given.items()}
         self._spacings = {str(pattern): float(value) for pattern, value in spacing_of.items() if value is not None}
-        self._patterns = {str(name): str(pattern) for name, pattern in sources.items() if pattern is not None}
+        self._patterns = {str(name): pattern for name, pattern in sources.items() if pattern is not None}
         self._table = np.full(HIGHEST + 1, IGNORED, np.uint8)
         for number, values in enumerate(self._tissue.values()):
             self._table[values] = number
@@ -128,9 +137,13 @@ class Tiger(DataFamily):
         given: dict[str, Any] = {key: value for key, value in (("width", width), ("kind", kind)) if value is not None}
         draw_tiger(output, patients, fields, seed, overwrite=overwrite, **given)
 
-    def pixel_scale_of(self, size: Size) -> float:
-        """Return stored pixels per micron of an image of which only the size is known."""
-        return 1 / self.spacing
+    def pixel_scale_of(self, size: Size, name: str = "") -> float:
+        """Return stored pixels per micron: by the slide in the name of the image, if there is one."""
+        return self._scale_of_slide(parse_name(name)[0])
+
+    def known_classes(self) -> tuple[str, ...]:
+        """Return the cells and every class of `data.tissue`, those that are null among them."""
+        return (*self.object_classes, *self._tissue_names)
 
     def locate(self) -> Path:
         """Return the folder of the data set."""
@@ -140,9 +153,7 @@ class Tiger(DataFamily):
         present = find_sets(root)
         missing = [name for name in wanted if name not in present]
         if missing and (self.sets or not present):
-            around = [*sorted(path for path in root.iterdir() if path.is_dir()), *root.resolve().parents[:3]]
-            near = next((path for path in around if any(name in find_sets(path) for name in wanted)), None)
-            hint = f"Did you mean data.root={near}?" if near else "Set data.root to the folder that holds them."
+            hint = suggest_root(root, lambda path: any(name in find_sets(path) for name in wanted))
             raise DataError(f"`{root}` holds no {' and no '.join(f'`{SETS[name]}/`' for name in missing)}. {hint}")
         return root
 
@@ -220,7 +231,7 @@ class Tiger(DataFamily):
             return self._index
         root = self.locate()
         sets = {name: folder for name, folder in find_sets(root).items() if name in (self.sets or SETS)}
-        index = _Index(read_contents(sets))
+        index, left_out = _Index(read_contents(sets)), 0
         regions = index.contents.regions
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
             looked = list(pool.map(lambda region: _look(region, index.contents.coco), regions))
@@ -228,11 +239,20 @@ class Tiger(DataFamily):
             size, values, problems = found
             index.contents.problems += problems
             if size != (0, 0):
+                left_out += 0 if region.listed is None else region.listed.leave_out(size)
                 index.values.update(values)
                 index.regions[region.sample_id] = region
                 index.records.append(self._record(region, size, values))
+        if left_out:
+            index.contents.notes.append(
+                f"{index.contents.coco}: {left_out} boxes are left out, since their centres lie beyond the border of the image."
+            )
         self._index = index
         return index
+
+    def _scale_of_slide(self, slide: str) -> float:
+        """Return stored pixels per micron."""
+        return 1 / next((um for pattern, um in self._spacings.items() if fnmatchcase(slide, pattern)), self.spacing)
 
     def _record(self, region: Region, size: Size, values: tuple[int, ...]) -> Record:
         labels, counts = [], {}
@@ -243,7 +263,6 @@ class Tiger(DataFamily):
             labels.append(f"mask:{TISSUE}")
             counts |= {name: int(bool(set(members) & set(values))) for name, members in self._tissue.items()}
         groups = {"slide": region.slide, "patient": region.patient}
-        spacing = next((um for name, um in self._spacings.items() if fnmatchcase(region.slide, name)), self.spacing)
         source = next((name for name, pattern in self._patterns.items() if fnmatchcase(region.slide, pattern)), region.set_name)
         return Record(
             sample_id=region.sample_id,
@@ -252,7 +271,7 @@ class Tiger(DataFamily):
             path=str(region.path),
             annotation=None if region.mask is None else str(region.mask),
             size=size,
-            pixel_scale=1 / spacing,
+            pixel_scale=self._scale_of_slide(region.slide),
             # Splits spread what is labelled: nothing, cells, tissue, both.
             stratum=(region.listed is not None) + 2 * (region.mask is not None),
             class_counts=counts,
@@ -336,18 +355,19 @@ def _other_extent(region: Region, size: Size | None) -> bool:
     return (y2 - y1, x2 - x1) != size
 
 
-def _wrong_tissue(tissue: dict[str, list[int]]) -> list[str]:
+def _wrong_tissue(tissue: dict[str, Any]) -> list[str]:
     """Word what is wrong with `data.tissue`."""
     problems = []
+    lists = {name: values for name, values in tissue.items() if isinstance(values, list | tuple)}
     for name, values in tissue.items():
-        whole = all(isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= HIGHEST for value in values)
-        if not whole or not values:
+        whole = all(type(value) is int and 0 <= value <= HIGHEST for value in lists.get(name, []))
+        if not whole or not lists.get(name):
             problems.append(f"`data.tissue.{name}` is {values}; expected a list of mask values from 0 to {HIGHEST}.")
     if len(tissue) < 2 or LYMPHOCYTE in tissue:
         problems.append(
             f"`data.tissue` names {', '.join(tissue) or 'no class'}; expected two classes or more, none called {LYMPHOCYTE}."
         )
-    uses = Counter(str(value) for values in tissue.values() for value in values)
+    uses = Counter(str(value) for values in lists.values() for value in values)
     if twice := [value for value, count in uses.items() if count > 1]:
         problems.append(f"`data.tissue` has {', '.join(twice)} in several classes; expected each value at most once.")
     return problems

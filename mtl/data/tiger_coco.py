@@ -1,7 +1,8 @@
 """The cell boxes of TIGER: a COCO file that lists images and, for some of them, boxes of lymphocytes and plasma cells.
 
-A listed image without boxes holds no such cell; of an image that is not listed nobody knows. `file_name` may carry any folder,
-in the spelling of any system: only the name of the file counts, without case.
+A listed image without boxes holds no such cell; of an image that is not listed nobody knows. A cell belongs to the image that
+its centre is in: a box whose centre lies beyond the border is left out, and one that does not reach the image is an error.
+`file_name` may carry any folder, in the spelling of any system: only the name of the file counts, without case.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Listed:
     places: list[int] = field(default_factory=list)
 
     def misplaced(self, path: Path, size: tuple[int, int]) -> list[str]:
-        """Word which boxes do not belong to an image of (height, width): those whose centre is outside."""
+        """Word which boxes do not belong to an image of (height, width): those that lie outside."""
         if self.size is not None and self.size != size:
             return [
                 f"{path}: lists `{self.name}` with {self.size[1]} x {self.size[0]} pixels, but the image has "
@@ -47,8 +48,21 @@ class Listed:
             f"{path}: annotation {number}: the box around ({(left + right) / 2:g}, {(top + bottom) / 2:g}) lies outside "
             f"`{self.name}`, which is {width} x {height} pixels. Correct or remove it."
             for number, (left, top, right, bottom) in zip(self.ids, self.boxes, strict=True)
-            if not (0 <= left + right < 2 * width and 0 <= top + bottom < 2 * height)
+            if not (left < width and right > 0 and top < height and bottom > 0)
         ]
+
+    def leave_out(self, size: tuple[int, int]) -> int:
+        """Remove the boxes whose centre no pixel of an image of (height, width) contains; return how many there were."""
+        height, width = size
+        kept = [
+            index
+            for index, (left, top, right, bottom) in enumerate(self.boxes)
+            if 0 <= left + right < 2 * width and 0 <= top + bottom < 2 * height
+        ]
+        left_out = len(self.boxes) - len(kept)
+        self.boxes = [self.boxes[index] for index in kept]
+        self.ids, self.places = [self.ids[index] for index in kept], [self.places[index] for index in kept]
+        return left_out
 
 
 @dataclass

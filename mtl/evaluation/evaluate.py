@@ -232,8 +232,8 @@ def _choose_split(datamodule: MultiTaskDataModule, loaded: LoadedModel, split: s
     development = [row for row in loaded.split if row["split"] in ("train", "val")]
     used, groups = {row["content_hash"] for row in development}, {(row["source"], row["group"]) for row in development}
     notes = [
-        f"Not the images of the training run: all {len(hashed)} images of the data folder are scored, and baselines that need "
-        "class counts take them from these images."
+        f"Not the images of the training run: all {len(datamodule.labelled)} labelled images of the data folder are scored, "
+        "and baselines that need class counts take them from these images."
     ]
     if seen := sum(record.content_hash in used for record in hashed):
         notes.append(f"{seen} of them were used in training or selection, so these figures are not a test.")

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from mtl.core.task import TaskSpec
@@ -87,4 +88,14 @@ def labelled_loss(function: Callable[[Tensor, Tensor], Tensor], logits: Tensor, 
     """Apply a loss to the labelled rows in float32; `0 * logits` where there is none."""
     if not bool(present.any()):
         return logits.float().sum() * 0.0
-    return function(logits[present].float(), target[present])
+    return function(labelled_rows(logits, present).float(), labelled_rows(target, present))
+
+
+def labelled_rows(values: Tensor, present: Tensor) -> Tensor:
+    """Return the labelled rows of [B, ...]; at least one must be.
+
+    Row by row, because an index by a mask has to be counted first, for which the host would wait for a GPU.
+    """
+    if bool(present.all()):
+        return values
+    return torch.stack([values[row] for row, labelled in enumerate(present.tolist()) if labelled])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mtl.core.errors import ConfigError
 from mtl.core.registry import HEADS
 from mtl.core.task import TaskSpec
-from mtl.heads.base import Head, Output, Prediction
+from mtl.heads.base import Head, Output, Prediction, labelled_rows
 from mtl.heads.pyramid import attached_zero
 
 # Keeps shares finite where all scores are 0, as published.
@@ -213,9 +213,9 @@ class MixtureHead(Head):
         active = {name: weight for name, weight in self.auxiliary_weights.items() if weight}
         if not active:
             return {}
-        scores, weights = output["gate"][present], output["weights"][present]
-        if len(scores) == 0:
+        if not bool(present.any()):
             return dict.fromkeys(active, output["gate"].sum() * 0.0)
+        scores, weights = labelled_rows(output["gate"], present), labelled_rows(output["weights"], present)
         shares = scores / (scores.sum(dim=1, keepdim=True) + EPS)
         selected = (weights.detach() > 0).float().mean(dim=0)
         return {name: weight * AUXILIARY[name](scores, shares, selected) for name, weight in active.items()}

@@ -20,7 +20,7 @@ from mtl.inference.joiners import Arrays
 from mtl.inference.prediction import Prediction, first_detection
 from mtl.inference.tiling import Stitcher
 
-PixelScale = float | Callable[[tuple[int, int]], float]
+PixelScale = float | Callable[[tuple[int, int], str], float]
 
 
 @dataclass
@@ -54,7 +54,8 @@ class Predictor:
         model: Offers `specs`, `preprocessing`, `forward` and `decode`; moved to `device` and put into eval mode.
         device: `auto` or a torch device.
         thresholds: Decision thresholds by task, from the checkpoint.
-        pixel_scale: Original pixels per reference pixel: a number, or a rule that takes (height, width).
+        pixel_scale: Original pixels per reference pixel: a number, or a rule that takes (height, width) and the name of the
+            file without folder and suffix, empty for arrays.
         batch_size: Windows per forward pass.
         modalities: Names of the channels of a network for MR slices; empty for one that takes pictures in colour. None looks
             at the preprocessing: whoever standardises a foreground takes grey values.
@@ -123,7 +124,7 @@ class Predictor:
             read = read_grey if self.modalities else read_rgb
 
             def work(item: tuple[int, Path]) -> _Job:
-                return self._prepare(item[0], read(item[1]), pixel_scale)
+                return self._prepare(item[0], read(item[1]), pixel_scale, item[1].stem)
 
             for (number, path), result in ahead(work, enumerate(paths), prefetch):
                 order.append(number)
@@ -145,12 +146,12 @@ class Predictor:
             yield from finished()
         yield from finished()
 
-    def _prepare(self, number: int, image: np.ndarray, pixel_scale: float | None) -> _Job:
+    def _prepare(self, number: int, image: np.ndarray, pixel_scale: float | None, name: str = "") -> _Job:
         preprocessing = self.model.preprocessing
         pixels = self._grey(image) if self.modalities else check_image(image, len(preprocessing.mean))
         size = (pixels.shape[0], pixels.shape[1])
         rule = self.pixel_scale if pixel_scale is None else pixel_scale
-        scale = float(rule(size)) if callable(rule) else float(rule)
+        scale = float(rule(size, name)) if callable(rule) else float(rule)
         if not scale > 0:
             raise DataError(f"pixel_scale is {scale}; expected a number above 0 (original pixels per reference pixel).")
         content = preprocessing.content(pixels)

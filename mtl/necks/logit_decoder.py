@@ -40,7 +40,7 @@ class LogitDecoder(nn.Module):
         low_level: int = 3,
     ) -> None:
         super().__init__()
-        if not classes or any(not isinstance(count, int) or count < 1 for count in classes):
+        if not classes or any(type(count) is not int or count < 1 for count in classes):
             raise ConfigError(f"`neck.classes={classes}`: expected the number of logits of each task, for example [3, 2].")
         self.position = fine_position(strides, low_level, "neck")
         self.logits = nn.ModuleList(nn.Conv2d(channels[-1], count, 1) for count in classes)

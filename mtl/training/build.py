@@ -47,7 +47,7 @@ def build_evaluator(config: dict[str, Any], specs: dict[str, TaskSpec]) -> Evalu
     study = {
         name: STUDY_METRICS.build(settings, specs, where=f"study_metrics.{name}")
         for name, settings in config["study_metrics"].items()
-        if _needs(settings) <= specs.keys() and not _missing_classes(settings, config, specs)
+        if specs.keys() >= set(_needs(settings)) and not _missing_classes(settings, config, specs)
     }
     evaluation = config["evaluation"]
     return Evaluator(
@@ -60,21 +60,21 @@ def dropped_study_metrics(config: dict[str, Any], specs: dict[str, TaskSpec]) ->
     """Return one line per study metric that is left out because its classes are not there with these data settings."""
     lines = []
     for name, settings in config["study_metrics"].items():
-        missing = _missing_classes(settings, config, specs) if _needs(settings) <= specs.keys() else []
+        missing = _missing_classes(settings, config, specs) if specs.keys() >= set(_needs(settings)) else []
         if missing:
-            lines.append(f"{name} is not computed: task {settings['task']} has no class {' and '.join(missing)} here")
+            tasks = _needs(settings)
+            have = f"task {tasks[0]} has" if len(tasks) == 1 else f"tasks {' and '.join(tasks)} have"
+            lines.append(f"{name} is not computed: {have} no class {' and '.join(missing)} here")
     return lines
 
 
-def _needs(settings: dict[str, Any]) -> set[str]:
+def _needs(settings: dict[str, Any]) -> list[str]:
     """Tasks that a study metric is made from: its keys `task` and `tasks`."""
-    return {task for task in [settings.get("task"), *settings.get("tasks", [])] if task is not None}
+    return [task for task in [settings.get("task"), *settings.get("tasks", [])] if task is not None]
 
 
 def _missing_classes(settings: dict[str, Any], config: dict[str, Any], specs: dict[str, TaskSpec]) -> list[str]:
-    """Classes the metric names that the data know but the task does not have; a misspelt name is left to the metric."""
-    if settings.get("task") is None:
-        return []
-    known = build_family(config["data"]).object_classes
-    present = specs[settings["task"]].classes
+    """Classes the metric names that the data know but its tasks do not have; a misspelt name is left to the metric."""
+    known = build_family(config["data"]).known_classes()
+    present = [name for task in _needs(settings) for name in specs[task].classes]
     return [value for value in settings.values() if isinstance(value, str) and value in known and value not in present]

@@ -215,10 +215,12 @@ def report_weights(model: MultiTaskModel) -> None:
     if report is not None:
         for line in report.describe():
             log.info(line)
-    elif not any(parameter.requires_grad for parameter in encoder.body.parameters()):
+        return
+    trains = [parameter.requires_grad for parameter in encoder.body.parameters()]
+    if not all(trains):
         log.warning(
-            "The backbone is frozen and its weights are random. Set backbone.weights=<file>, or backbone.pretrained=true where "
-            "weights are published."
+            f"The backbone is {'partly ' if any(trains) else ''}frozen and its weights are random. Set "
+            "backbone.weights=<file>, or backbone.pretrained=true where weights are published."
         )
 
 

@@ -119,6 +119,7 @@ OTHER_LOSS = {
     "cross_entropy": {"name": "focal"},
     "cross_entropy_focal": {"name": "focal"},
     "dice_bce": {"name": "focal"},
+    "dice_cross_entropy": {"name": "cross_entropy"},
     "heatmap_focal": {"name": "mse"},
     "tversky_boundary": {"name": "mse"},
 }
@@ -152,13 +153,15 @@ def observe_head(config: dict[str, Any]) -> Any:
     kind: Any = kind_of(config)
     channels, strides = MAPS[config["features"]]
     torch.manual_seed(0)
-    spec = TaskSpec("task", kind, CLASSES, multilabel=kind == "segmentation", resolution=2.0 if kind == "points" else 1.0)
+    exclusive = kind != "segmentation" or config["loss"]["name"] in ONE_CLASS
+    spec = TaskSpec("task", kind, CLASSES, multilabel=not exclusive, resolution=2.0 if kind == "points" else 1.0)
     head = HEADS.build(settings, spec, channels, strides)
     generator = torch.Generator().manual_seed(2)
     features = tuple(
         torch.randn(2, c, SIZE[0] // s, SIZE[1] // s, generator=generator) * 3 for c, s in zip(channels, strides, strict=True)
     )
     target, seen = target_for(kind), {}
+    target = target.argmax(dim=1) if kind == "segmentation" and exclusive else target
     for training in (True, False):
         head.train(training)
         torch.manual_seed(3)
@@ -331,7 +334,7 @@ def test_adapters(name: str) -> None:
 NECK_TABLES = {
     "fpn": {"levels": Flip([2, 4, 5])},
     "aspp": {"rates": Flip([1, 2, 3]), "low_level": Flip(3)},
-    "decoder": {"low_level": Flip(3)},
+    "decoder": {"low_level": Flip(3, refuses=True)},  # of two maps only one can be the fine one
     "logit_decoder": {"classes": Flip([3, 1]), "low_level": Flip(2)},
 }
 
@@ -340,7 +343,7 @@ NECK_TABLES = {
 def test_necks(name: str) -> None:
     def observe(config: dict[str, Any]) -> Any:
         torch.manual_seed(0)
-        channels, strides = MAPS["encoder"]
+        channels, strides = ((8, 24), (4, 16)) if name == "decoder" else MAPS["encoder"]
         neck = NECKS.build(config, channels, strides)
         generator = torch.Generator().manual_seed(8)
         maps = (torch.randn(2, c, 128 // s, 128 // s, generator=generator) for c, s in zip(channels, strides, strict=True))

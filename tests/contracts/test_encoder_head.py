@@ -49,6 +49,7 @@ def _config(head: str) -> dict[str, Any]:
     suite = SUITES.get(task, "malaria_mttl")
     words = [f"task={suite}", f"tasks=[{task}]", f"head@heads.{task}={wrapper or head}", "backbone=test_resnet"]
     words += [f"head@heads.{task}.expert={inner}"] if wrapper else []
+    words += [f"loss@heads.{task}.loss=dice_bce"] if head == "pixelwise" else []  # masks that may overlap
     if suite == "tiger_mtl":
         words += ["data.geometry.overlap=0", "necks.fpn.levels=[3,4,5]"]
     else:

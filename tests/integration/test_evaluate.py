@@ -64,7 +64,7 @@ def test_other_images_are_scored_as_a_whole_and_overlap_is_reported(finished_run
     akin = sum(any(row[1] == home.name and row[3] != "test" for row in rows) for home in other.glob("*/*"))
     metrics = evaluate(str(run), data={"root": str(other)}, device="cpu", bootstrap=0)
     assert metrics["split"] == "all" and metrics["n_samples"] == 3 and metrics["budget"] is None
-    assert "Not the images of the training run: all 3 images" in metrics["notes"][0]
+    assert "Not the images of the training run: all 3 labelled images" in metrics["notes"][0]
     assert akin and f"{akin} other images bear the name of a patient of training or selection" in metrics["notes"][1]
     assert not any("were used in training" in note for note in metrics["notes"])
     assert (run / "evaluation" / "data_other" / "report.html").is_file() and not (run / "evaluation" / "test").exists()

@@ -54,7 +54,8 @@ class Watch(TorchDispatchMode):
         masks = tree_leaves(args[1]) if name.startswith("index") and len(args) > 1 else []
         if name in READS and any(map(self.is_marked, given)):
             self.waits.append(name)
-        if any(self.is_marked(mask) and mask.dtype == torch.bool for mask in masks):
+        # A mask must be counted; one that lies on the host becomes an index there, whose copy to the device waits as well.
+        if any(isinstance(mask, Tensor) and mask.dtype == torch.bool for mask in masks) and any(map(self.is_marked, given)):
             self.waits.append(f"{name} by a mask")
         result = function(*args, **(kwargs or {}))
         if any(map(self.is_marked, given)):
@@ -130,12 +131,11 @@ def no_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("head", ["centres", "blobs"])
 def test_a_training_step_waits_for_the_loss_alone(head: str, no_decoding: None) -> None:
     module = build(head)
-    for name, part in module.model.heads.items():
+    for part in module.model.heads.values():
         part.decode = forbid
-        assert name in ("tissue", "cells")
     for cells in (0, 3, 200):
         assert waits_of(module, batch_of(cells)) == ["_local_scalar_dense"], cells  # is it finite?
-    assert any(parameter.grad is not None for parameter in module.parameters())
+    assert all(parameter.grad is not None for parameter in module.model.parameters())
 
 
 def test_with_boxes_the_number_of_waits_does_not_grow_with_the_cells(no_decoding: None) -> None:
@@ -152,7 +152,7 @@ def test_what_waits_is_noticed() -> None:
         float(derived[0])
         derived.tolist()
         watched[watched > 2].sum()
-        watched[other].sum()  # the mask lies on the host
+        watched[other].sum()
         other.tolist()
         other.nonzero()
-    assert watch.waits == ["_local_scalar_dense", "tolist", "index by a mask"]
+    assert watch.waits == ["_local_scalar_dense", "tolist", "index by a mask", "index by a mask"]

@@ -160,6 +160,20 @@ def test_each_task_sees_its_own_adapters() -> None:
     assert same == {"detection": True, "roi": True, "segmentation": True, "heatmap": False}
 
 
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("necks.decoder.low_level=3", r"`necks\.decoder\.low_level=3`.*2 \(/4\)"),
+        ("necks.decoder.features=encoder", "`necks.decoder.features`: expected a neck that gives two maps"),
+        ("necks.aspp.rates=[0]", r"`necks.aspp.rates=\[0\]`"),
+    ],
+)
+def test_mistakes_in_a_neck_are_told_with_its_name(word: str, says: str) -> None:
+    config = load_run_config(["task=tiger_mtl", "backbone=test_resnet", word])
+    with pytest.raises(ConfigError, match=says):
+        MultiTaskModel.from_config(model_config(config))
+
+
 def test_a_neck_that_nobody_reads_is_not_built() -> None:
     assert list(build().necks) == ["fpn"]
     assert list(build("tasks=[segmentation,heatmap]").necks) == []

@@ -83,6 +83,11 @@ def label(name: str) -> str:
     return f"{LABELS[first]} per {unit}" if first in LABELS and unit else name.replace("_", " ")
 
 
+def labels(names: list[str]) -> list[str]:
+    """Return the words for the metrics of one table; `ap` is the mean over overlaps where AP50 stands beside it (boxes)."""
+    return ["AP (IoU .50:.95)" if name == "ap" and "ap50" in names else label(name) for name in names]
+
+
 def arrow(name: str) -> str:
     """Return the direction of a metric as an arrow."""
     return "↑" if higher_is_better(name) else "↓"
@@ -116,7 +121,7 @@ def task_tables(entry: dict[str, Any], baseline: dict[str, Any] | None, per_task
 def _plain(title: str, first: str, rows: dict[str, dict[str, Any]]) -> Table:
     columns = list(next(iter(rows.values()), {}))
     cells = [[name, *(row.get(column) for column in columns)] for name, row in rows.items()]
-    return Table(title, [first, *map(label, columns)], cells)
+    return Table(title, [first, *labels(columns)], cells)
 
 
 def _source_tables(entry: dict[str, Any], sources: dict[str, Any], guess: dict[str, Any] | None) -> list[Table]:

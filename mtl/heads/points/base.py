@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mtl.core.errors import ConfigError
 from mtl.core.task import TaskSpec
@@ -34,11 +35,13 @@ class PointsHead(Head):
 
     def __init__(self, spec: TaskSpec, channels: tuple[int, ...], strides: tuple[int, ...], suppression_radius: float) -> None:
         super().__init__(spec, channels, strides)
-        if suppression_radius < 0:
-            raise ConfigError(
-                f"`heads.{spec.name}.suppression_radius={suppression_radius}`: expected a distance in microns, or 0 for none."
-            )
+        self.insist("suppression_radius", suppression_radius, suppression_radius >= 0, "a distance in microns, or 0 for none")
         self.radius = suppression_radius * spec.resolution
+
+    def insist(self, key: str, value: float, fits: bool, expected: str) -> None:
+        """Refuse the value of a key that does not fit."""
+        if not fits:
+            raise ConfigError(f"`heads.{self.spec.name}.{key}={value}`: expected {expected}.")
 
     @abstractmethod
     def candidates(self, output: Output) -> list[Candidates]:
@@ -53,6 +56,20 @@ class PointsHead(Head):
             radius = torch.tensor(self.radius, dtype=torch.float32, device=points.device)
             predictions.append({"points": points[keep], "scores": scores[keep], "labels": labels[keep], "radius": radius})
         return predictions
+
+
+def where_it_counts(target: dict[str, Tensor], drawn: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Return [1, h, w], 1 where objects were looked for or are drawn, at the size (h, w) of a map; 1 where nothing is known.
+
+    Args:
+        target: Of one row; `region` [H, W] bool says where objects were looked for, if not everywhere.
+        drawn: [K, h, w] what was drawn for the objects.
+        size: Of the map.
+    """
+    if "region" not in target:
+        return torch.ones_like(drawn[:1])
+    region = F.interpolate(target["region"][None, None].to(drawn.dtype), size=tuple(size), mode="nearest")[0]
+    return torch.maximum(region, (drawn.amax(dim=0, keepdim=True) > 0).to(drawn.dtype))
 
 
 def suppress(points: Tensor, radius: float) -> Tensor:

@@ -14,9 +14,11 @@ from mtl.core.registry import HEADS
 from mtl.core.task import TaskSpec
 from mtl.heads.base import Output, labelled_loss
 from mtl.heads.heatmap import find_peaks
-from mtl.heads.points.base import PEAK_WINDOW, Candidates, PointsHead
+from mtl.heads.points.base import PEAK_WINDOW, Candidates, PointsHead, where_it_counts
 from mtl.layers import resize
 from mtl.losses.base import build_loss
+
+CERTAIN = 30.0  # logit of a probability that is 1 in float32
 
 
 @HEADS.register("blobs")
@@ -61,6 +63,9 @@ class BlobsHead(PointsHead):
         refine: bool = True,
     ) -> None:
         super().__init__(spec, channels, strides, suppression_radius)
+        self.insist("radius", radius, radius > 0, "microns, more than 0")
+        self.insist("smoothing", smoothing, smoothing >= 0, "microns, or 0 for none")
+        self.insist("max_points", max_points, max_points >= 1, "at least 1")
         names = ("background", *spec.classes) if background else spec.classes
         self.criterion = build_loss(loss, replace(spec, kind="segmentation", classes=names, multilabel=True))
         self.shape = shape
@@ -80,15 +85,19 @@ class BlobsHead(PointsHead):
         """Compute the loss over labelled rows at the size of the input."""
         logits, size = output["logits"], output["size"]
         truth = torch.zeros(len(logits), logits.shape[1], *size, device=logits.device)
+        counts = torch.ones(len(logits), 1, *size, device=logits.device)
         for row, labelled in enumerate(present.tolist()):
             if labelled:
                 truth[row] = self.draw(target[row], size)
+                counts[row] = where_it_counts(target[row], truth[row, -len(self.spec.classes) :], size)
 
         def at_full_size(some_logits: Tensor, some_truth: Tensor) -> Tensor:
-            value: Tensor = self.criterion(resize(some_logits, size), some_truth)
+            known, counted = some_truth[:, :-1], some_truth[:, -1:] > 0
+            # Where nobody looked the prediction is the truth, whatever it is.
+            value: Tensor = self.criterion(resize(some_logits, size).where(counted, CERTAIN * (2 * known - 1)), known)
             return value
 
-        return {"blobs": labelled_loss(at_full_size, logits, truth, present)}
+        return {"blobs": labelled_loss(at_full_size, logits, torch.cat([truth, counts], dim=1), present)}
 
     def draw(self, target: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
         """Return the target [K (+ 1), height, width] of one row."""

@@ -13,7 +13,7 @@ from mtl.core.registry import HEADS
 from mtl.core.task import TaskSpec
 from mtl.heads.base import Output, labelled_loss
 from mtl.heads.heatmap import find_peaks, heatmap_blocks, project_maps, rare_logits, sum_maps
-from mtl.heads.points.base import PEAK_WINDOW, Candidates, PointsHead
+from mtl.heads.points.base import PEAK_WINDOW, Candidates, PointsHead, where_it_counts
 from mtl.losses.base import build_loss
 
 
@@ -61,6 +61,11 @@ class CentresHead(PointsHead):
         max_points: int = 2000,
     ) -> None:
         super().__init__(spec, channels, strides, suppression_radius)
+        self.insist("stride", stride, stride >= 1 and stride.bit_count() == 1, "a power of two, for example 2 or 4")
+        self.insist("sigma", sigma, sigma > 0, "microns, more than 0")
+        self.insist("width", width, width >= 1, "at least 1")
+        self.insist("prior_probability", prior_probability, 0 < prior_probability < 1, "more than 0 and less than 1")
+        self.insist("max_points", max_points, max_points >= 1, "at least 1")
         self.criterion = build_loss(loss, replace(spec, kind="heatmap"))
         self.stride = stride
         self.sigma = sigma * spec.resolution / stride
@@ -86,8 +91,12 @@ class CentresHead(PointsHead):
         for row in rows:
             points, labels = target[row]["points"], target[row]["labels"]
             truth[row] = render_heatmap(points, labels, len(self.spec.classes), heatmap.shape[-2:], self.stride, self.sigma)
+        counts = torch.ones_like(truth[:, :1])
+        for row in rows:
+            counts[row] = where_it_counts(target[row], truth[row], heatmap.shape[-2:])
+        counted = heatmap.where(counts > 0, truth)  # where nobody looked the prediction is the truth, whatever it is
         return {
-            "heatmap": labelled_loss(self.criterion, heatmap, truth, present),
+            "heatmap": labelled_loss(self.criterion, counted, truth, present),
             "offset": self.offset_weight * self.offset_loss(output["offset"], target, rows),
         }
 

@@ -43,6 +43,14 @@ def test_heads_losses_and_data_can_be_swapped_from_the_command_line():
     assert config["trainer"]["strategy"] == "ddp_fork"
 
 
+def test_the_loss_of_a_head_does_not_hang_on_the_head_that_was_there():
+    mixed = load_run_config(["task=tiger_mtl", "head@heads.tissue=mixture", "head@heads.tissue.expert=pixelwise"])
+    assert mixed["heads"]["tissue"]["expert"]["loss"]["name"] == "dice_cross_entropy"
+    assert load_run_config(["task=tiger_mtl"])["heads"]["tissue"]["loss"]["name"] == "dice_cross_entropy"
+    published = load_run_config(["experiment=published/tiger_mtl"])
+    assert published["heads"]["tissue"]["loss"]["name"] == "dice_bce_published"
+
+
 def test_all_errors_come_at_once_with_the_nearest_name():
     found = problems(
         "task=malaria_mttl",
@@ -77,6 +85,15 @@ def test_a_broken_section_does_not_hide_the_others():
         (["tasks=[detektion]"], "Did you mean `detection`"),
         (["tasks=[detection,detection]"], "twice"),
         (["data.classes=1"], "has no labels for `roi`"),
+        (
+            [
+                "task=tiger_mtl",
+                "head@heads.cells=mixture",
+                "head@heads.cells.expert=box_centres",
+                "head@heads.cells.expert.detector=faster_rcnn",
+            ],
+            "`heads.cells.expert.detector` is `faster_rcnn`, whose outputs cannot be averaged",
+        ),
         (["heads.detection.features=fpm"], "Did you mean `fpn`"),
         (["head@heads.detection=unet"], "a segmentation head"),
         (["monitor=val/detection/map5"], "Did you mean `val/detection/map50`"),

@@ -194,9 +194,8 @@ def test_only_the_base_name_counts(folder: Path, name: str) -> None:
         ([box(44, 7, 1, 1, 8, float("nan"))], "annotation 44: the box is"),
         ([{"id": 44, "image_id": 7, "category_id": 1}], "annotation 44: the box is None"),
         ([{"id": 44, "image_id": [7], "category_id": 1}], "annotation 44: there is no image"),
-        ([box(45, 7, 55, 1, 16, 16)], f"annotation 45: the box around (63, 9) lies outside `{BOTH}.png`, which is 60 x 40"),
-        ([box(46, 7, -10, 1, 16, 16)], "annotation 46: the box around (-2, 9)"),
-        ([box(47, 7, 52, 1, 16, 16)], "annotation 47"),  # its centre lies on the border, where no pixel is
+        ([box(45, 7, 60, 1, 16, 16)], f"annotation 45: the box around (68, 9) lies outside `{BOTH}.png`, which is 60 x 40"),
+        ([box(46, 7, -16, 1, 16, 16)], "annotation 46: the box around (-8, 9)"),
         (["x"], "annotations[0]: expected an object"),
     ],
 )
@@ -205,6 +204,19 @@ def test_wrong_boxes(folder: Path, annotations: list[Any], says: str) -> None:
     text = refusal(folder)
     assert says in text and str(path) in text and text.startswith("1 error below")
     assert len(Tiger(root=str(folder)).check().errors) == 1
+
+
+@pytest.mark.parametrize("corners", [(55, 1), (-10, 1), (52, 1), (20, 32), (20, -15)])  # the third: centre on the border
+def test_boxes_whose_centre_is_beyond_the_border_are_left_out(folder: Path, corners: tuple[int, int]) -> None:
+    boxes = [box(1, 7, *corners, 16, 16), box(2, 7, 50, 20, 16, 16), box(3, 9, *corners, 16, 16)]
+    path = put_coco(folder, [image(7, BOTH), image(9, EMPTY)], boxes)
+    family, records = read(folder)
+    objects = family.read_labels(records[f"cells/{BOTH}"]).objects
+    assert objects is not None and objects.ids.tolist() == [1] and objects.points.tolist() == [[58, 28]]
+    assert [records[f"cells/{name}"].class_counts["lymphocyte"] for name in (BOTH, EMPTY)] == [1, 0]
+    assert records[f"cells/{EMPTY}"].knows("objects")
+    report = family.check()
+    assert report.errors == [] and sum(f"{path}: 2 boxes are left out" in note for note in report.notes) == 1
 
 
 @pytest.mark.parametrize(
@@ -414,6 +426,12 @@ def test_spacing_decides_where_points_land(folder: Path, tmp_path: Path) -> None
     np.testing.assert_array_equal(fine.truth(name).tasks["cells"]["region"], coarse.truth(name).tasks["cells"]["region"])
 
 
+def test_the_spacing_of_a_slide_is_that_of_its_files() -> None:
+    family = Tiger(spacing_of={"10*": 0.25, "100B": 1.0})
+    assert family.pixel_scale_of(SIZE, BOTH) == family.pixel_scale_of(SIZE, "100B") == 4.0
+    assert family.pixel_scale_of(SIZE, TCGA) == family.pixel_scale_of(SIZE) == 2.0
+
+
 def test_slides_stay_together_in_folds(regions: Path) -> None:
     for group_by in ("slide", "patient"):
         records = hash_records(Tiger(root=str(regions), group_by=group_by).records())
@@ -459,6 +477,12 @@ def test_one_set(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ({"tissue": {"tumor": [1], "other": [1, 2]}}, "has 1 in several classes"),
         ({"tissue": {"tumor": [1], "other": None}}, "expected two classes or more"),
         ({"tissue": {"tumor": [1], "lymphocyte": [2]}}, "none called lymphocyte"),
+        ({"tissue": {"tumor": 1, "other": [2]}}, "`data.tissue.tumor` is 1; expected a list"),
+        ({"tissue": {"tumor": "abc", "other": [2]}}, "`data.tissue.tumor` is abc; expected a list"),
+        ({"sources": {"tcga": ["a"]}}, "`data.sources.tcga` is ['a']; expected a pattern"),
+        ({"sources": {"tcga": True}}, "`data.sources.tcga` is True"),
+        ({"spacing": True}, "`data.spacing` is True; expected microns per pixel"),
+        ({"spacing_of": {"100*": True}}, "`data.spacing_of.100*` is True"),
         ({"spacing": 0.0}, "`data.spacing` is 0.0"),
         ({"spacing_of": {"100*": -1}}, "`data.spacing_of.100*` is -1"),
     ],
@@ -466,7 +490,12 @@ def test_one_set(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_wrong_settings(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError) as error:
         Tiger(**settings)
-    assert says in str(error.value)
+    assert says in str(error.value) and len(error.value.problems) == 1
+
+
+def test_true_is_no_number() -> None:
+    _, problems = check_data(compose("data_tool", ["data=tiger", "data.spacing=true"])[0]["data"])
+    assert problems == ["`data.spacing` is `True`. Input should be a number."]
 
 
 def test_check_stats_and_show(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -180,7 +180,7 @@ def test_page_says_everything(page: str, content: ReportContent) -> None:
         "malaria_mttl <&>", "12 images of 4 patients", "no patient is in more than one", "train 140 images of 28 patients",
         "1 h 12 min", "c1a63eb", "Boxes are derived from points.", "nothing detected", "Worst cases", "Best cases",
         "Per source", "polygons", "4 groups (patient)", "MAE per patient", "Threshold from validation: score",
-        "AUPR, pixels pooled", "Masks compared at the size at which the network works",
+        "AUPR, pixels pooled", "class AP (IoU .50:.95) AP50", "Masks compared at the size at which the network works",
     ):  # fmt: skip
         assert words in text, words
     value = content.metrics["tasks"]["detection"]["map50"]
@@ -336,6 +336,7 @@ def test_cells_tissue_and_the_score_of_slides(tmp_path: Path, cell_study: Any) -
     drawn = {entry.stem for entry in (tmp_path / "figures").iterdir()}
     assert drawn == {"cells_froc", "cells_f1", "cells_precision_recall", "til_score_slide", "tissue_confusion"}
     assert "nan" not in re.findall(r"[a-z]+", text.lower()) and "None" not in text
+    assert "AP ↑" in text and "IoU .50:.95" not in text  # one distance, no overlap
     constant = metrics["baseline"]["til_score"]["metrics"]
     true = evaluator.curves(thresholds)["til_score"]["agreement"]["slide"]["true"]
     assert constant["mae_slide"] == pytest.approx(np.mean(np.abs(np.array(true) - 25)))

@@ -249,6 +249,20 @@ def test_mistakes_are_explained() -> None:
         HEADS.build({"name": "mixture", "expert": expert}, CELLS, (16,), (4,))
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "values"),
+    [
+        ("centres", "stride", (0, 3, -2)), ("centres", "sigma", (0.0, -1.0)), ("centres", "width", (0,)),
+        ("centres", "prior_probability", (0.0, 1.0)), ("centres", "max_points", (0,)), ("blobs", "max_points", (0,)),
+        ("blobs", "radius", (0.0, -4.0)), ("blobs", "smoothing", (-0.5,)),
+    ],
+)  # fmt: skip
+def test_values_without_a_meaning_are_refused(name: str, key: str, values: tuple[float, ...]) -> None:
+    for value in values:
+        with pytest.raises(ConfigError, match=rf"heads\.cells\.{key}={value}`: expected"):
+            build(name, **{key: value})
+
+
 # -- learning ----------------------------------------------------------------------------------------------------------
 
 
@@ -282,3 +296,28 @@ def test_a_few_cells_are_learnt_and_found(name: str, steps: int, keys: dict[str,
     for truth, row in zip(points, found, strict=True):
         sure = row["scores"] >= 0.3
         hits(truth, row["points"][sure], 4.0)
+
+
+@pytest.mark.parametrize("name", ["centres", "blobs"])
+def test_where_nobody_looked_nothing_is_learnt(name: str) -> None:
+    """No loss and no gradient outside the region, except around annotated cells: those are known to be there."""
+    head = build(name, **({"background": True} if name == "blobs" else {}))
+    key = "logits" if name == "blobs" else "heatmap"
+    target = target_of(torch.tensor([[20.0, 30.0], [100.0, 40.0]]))
+    region = torch.zeros(SIZE, dtype=torch.bool)
+    region[:, :64] = True
+
+    def loss_of(maps: Tensor, known: dict[str, Tensor]) -> Tensor:
+        output = head((torch.zeros(1, 16, SIZE[0] // 4, SIZE[1] // 4),), SIZE)
+        return head.loss({**output, key: maps}, [known], torch.tensor([True]))[name if name == "blobs" else "heatmap"]
+
+    shape = head((torch.zeros(1, 16, SIZE[0] // 4, SIZE[1] // 4),), SIZE)[key].shape
+    maps = torch.rand(shape, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    (gradient,) = torch.autograd.grad(loss_of(maps, {**target, "region": region}), maps)
+    scale = SIZE[1] / shape[3]
+    moved = gradient[0].abs().sum(dim=0) > 0
+    x, y = torch.meshgrid(torch.arange(shape[3]) * scale, torch.arange(shape[2]) * scale, indexing="xy")
+    assert not moved[(x > 72) & ((x - 100).abs() + (y - 40).abs() > 40)].any()
+    assert moved[x < 56].all() and moved[int(40 / scale), int(100 / scale)]
+    everywhere = {**target, "region": torch.ones(SIZE, dtype=torch.bool)}
+    torch.testing.assert_close(loss_of(maps, everywhere), loss_of(maps, target))

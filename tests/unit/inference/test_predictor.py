@@ -46,21 +46,25 @@ def test_objects_and_maps_return_to_the_original_image(geometry: str, make_model
     assert np.linalg.norm(points[:, None] - infected[None], axis=2).min(axis=1).max() < 3
 
 
-def test_tiles_follow_the_pixel_scale(make_model, field) -> None:
+def test_tiles_follow_the_pixel_scale(make_model, field, tmp_path: Path) -> None:
     image, boxes, _ = field
     seen = []
 
-    def rule(size: tuple[int, int]) -> float:
-        seen.append(size)
+    def rule(size: tuple[int, int], name: str) -> float:
+        seen.append((size, name))
         return 2.0
 
     model = make_model(GEOMETRIES["tiles"])
     half = Predictor(model, device="cpu", pixel_scale=rule).predict(image)
-    assert seen == [(400, 600)] and half.window.working_size == (100, 150)
+    assert seen == [((400, 600), "")] and half.window.working_size == (100, 150)
     np.testing.assert_allclose(half.tasks["detection"]["boxes"][by_place(half.tasks["detection"]["boxes"])], boxes, atol=5)
     assert Predictor(model, device="cpu", pixel_scale=rule).predict(image, pixel_scale=1.0).window.working_size == (200, 300)
     with pytest.raises(DataError, match="pixel_scale"):
         Predictor(model, device="cpu", pixel_scale=0.0).predict(image)
+    Image.fromarray(image).save(tmp_path / "a.b_[1, 2, 3, 4].png")
+    (outcome,) = Predictor(model, device="cpu", pixel_scale=rule).predict_paths([tmp_path / "a.b_[1, 2, 3, 4].png"])
+    assert seen[1:] == [((400, 600), "a.b_[1, 2, 3, 4]")]
+    assert outcome.prediction is not None and outcome.prediction.window.working_size == (100, 150)
 
 
 def test_stored_thresholds_decide(make_model, field) -> None:

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mtl.config.load import active_specs, load_run_config
 from mtl.core.errors import ConfigError
 from mtl.core.registry import STUDY_METRICS
 from mtl.core.task import TaskSpec
 from mtl.core.types import ImageResult, Window
 from mtl.metrics.evaluator import Evaluator
 from mtl.metrics.til import til_score
+from mtl.training.build import build_evaluator, dropped_study_metrics
 
 SPECS = {
     "cells": TaskSpec("cells", "points", ("lymphocyte",)),
@@ -152,6 +154,21 @@ def test_keys_change_the_score() -> None:
 def test_wrong_settings_say_so(keys: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         STUDY_METRICS.build({"name": "til_score", **keys}, SPECS)
+
+
+def test_a_class_that_the_data_settings_leave_out_drops_the_metric() -> None:
+    """A misspelt one is an error instead."""
+    words = ["task=tiger_mtl", "backbone=test_resnet"]
+    config = load_run_config([*words, "data.tissue.stroma=null"])
+    specs = active_specs(config)
+    assert build_evaluator(config, specs).study == {}
+    assert dropped_study_metrics(config, specs) == [
+        "til_score is not computed: tasks cells and tissue have no class stroma here"
+    ]
+    config = load_run_config([*words, "study_metrics.til_score.stroma=strroma"])
+    assert dropped_study_metrics(config, active_specs(config)) == []
+    with pytest.raises(ConfigError, match="needs the class `strroma`"):
+        build_evaluator(config, active_specs(config))
 
 
 def test_the_rule_needs_no_torch() -> None:

@@ -19,28 +19,29 @@ CHANNELS, STRIDES = (6, 9, 12), (4, 8, 16)
 SIZE = (64, 96)
 
 
-def build(name: str, **settings: Any) -> Any:
+def build(name: str, strides: tuple[int, ...] = STRIDES, **settings: Any) -> Any:
     torch.manual_seed(0)
-    return NECKS.build({"name": name, **settings}, CHANNELS, STRIDES)
+    return NECKS.build({"name": name, **settings}, tuple(CHANNELS[STRIDES.index(s)] for s in strides), strides)
 
 
-def maps(rows: int = 2) -> tuple[Tensor, ...]:
+def maps(strides: tuple[int, ...] = STRIDES, rows: int = 2) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(1)
-    return tuple(
-        torch.randn(rows, c, SIZE[0] // s, SIZE[1] // s, generator=generator) for c, s in zip(CHANNELS, STRIDES, strict=True)
-    )
+    found = {
+        s: torch.randn(rows, c, SIZE[0] // s, SIZE[1] // s, generator=generator) for c, s in zip(CHANNELS, STRIDES, strict=True)
+    }
+    return tuple(found[stride] for stride in strides)
 
 
 def test_decoder_and_pixelwise_head_are_the_deeplab_head() -> None:
     """The same layers in the same order, so that a suite can choose how much its heads share."""
     keys = {"width": 8, "low_channels": 4, "low_level": 2, "convolutions": 2, "separable": True, "dropout": 0.0}
     spec, loss = TaskSpec("tissue", "segmentation", ("a", "b", "c"), multilabel=False), {"name": "dice_cross_entropy"}
-    whole: Any = HEADS.build({"name": "deeplabv3plus", "loss": loss, **keys}, spec, CHANNELS, STRIDES).eval()
-    neck = build("decoder", **keys).eval()
+    whole: Any = HEADS.build({"name": "deeplabv3plus", "loss": loss, **keys}, spec, (6, 12), (4, 16)).eval()
+    neck = build("decoder", (4, 16), **keys).eval()
     head: Any = HEADS.build({"name": "pixelwise", "loss": loss}, spec, neck.channels, neck.strides).eval()
     neck.load_state_dict({key: value for key, value in whole.state_dict().items() if not key.startswith("logits")})
     head.load_state_dict({key: value for key, value in whole.state_dict().items() if key.startswith("logits")})
-    features = maps()
+    features = maps((4, 16))
     found = head(neck(features), SIZE)["logits"]
     assert neck.channels == (8,) and neck.strides == (4,)
     assert found.shape == (2, 3, 16, 24) and torch.equal(found, whole(features, SIZE)["logits"])
@@ -72,20 +73,26 @@ def test_logit_decoder_is_the_published_one() -> None:
 
 @pytest.mark.parametrize("name", ["decoder", "logit_decoder"])
 def test_every_parameter_learns_from_the_two_maps(name: str) -> None:
-    neck = build(name, width=8, low_level=3)
-    features = tuple(level.requires_grad_() for level in maps())
+    neck = build(name, (8, 16), width=8, low_level=3)
+    features = tuple(level.requires_grad_() for level in maps((8, 16)))
     neck(features)[0].square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in neck.parameters())
-    assert [level.grad is not None for level in features] == [False, True, True]
+    assert all(level.grad is not None for level in features)
 
 
 @pytest.mark.parametrize("name", ["decoder", "logit_decoder"])
 def test_mistakes_are_explained(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"neck\.low_level=4.*2 \(/4\), 3 \(/8\)"):
-        build(name, low_level=4)
-    key, wrong = ("convolutions", 0) if name == "decoder" else ("classes", [3, 0])
-    with pytest.raises(ConfigError, match=rf"neck\.{key}="):
-        build(name, **{key: wrong})
+    with pytest.raises(ConfigError, match=r"neck\.low_level=4.*3 \(/8\)"):
+        build(name, (8, 16), low_level=4)
+    key, values = ("convolutions", [0]) if name == "decoder" else ("classes", [[3, 0], [True, 2], []])
+    for wrong in values:
+        with pytest.raises(ConfigError, match=rf"neck\.{key}="):
+            build(name, (8, 16), **{"low_level": 3, key: wrong})
+
+
+def test_a_pyramid_of_which_maps_would_stay_unread_is_refused() -> None:
+    with pytest.raises(ConfigError, match="expected a neck that gives two maps, such as `aspp`; found 3 maps"):
+        build("decoder")
 
 
 @pytest.mark.parametrize("name", ["decoder", "logit_decoder"])
