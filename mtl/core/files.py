@@ -6,24 +6,54 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+PARTIAL = ".{name}.{process}.partial"
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file beside its final place and rename it."""
+
+@contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """Give a name beside `path` to write to, and rename what was written; after an error nothing is left."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(PARTIAL.format(name=path.name, process=os.getpid()))
     try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        yield partial
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def remove_stale(path: Path) -> None:
+    """Remove what processes that are gone left of writing `path`."""
+    for partial in path.parent.glob(PARTIAL.format(name=path.name, process="*")):
+        process = partial.name.split(".")[-2]
+        if process.isdecimal() and not _runs(int(process)):
+            partial.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    if os.name != "posix":  # elsewhere signal 0 is no question
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file beside its final place and rename it."""
+    with beside(path) as partial, partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_text(path: Path, content: str) -> None:

@@ -123,7 +123,7 @@ class Preprocessing:
         return None if self.crop_border is None else content_box(image, **self.crop_border)
 
     def stain_of(self, image: np.ndarray) -> Estimate:
-        """Describe the staining of a stored image [H, W, C], or of the overview of a slide; empty where it does not matter."""
+        """Describe the staining of a stored image [H, W, C], or of windows of a slide; empty where it does not matter."""
         return {} if self.stain is None else estimate(image, **self.stain)
 
     def working(

@@ -1,7 +1,7 @@
 """Stains of tissue in optical density: how to tell haematoxylin and eosin apart, and to make all slides look like one.
 
 Light that passes two layers is absorbed twice, so stains add up in optical density (minus the logarithm of the transmitted
-share). Normalisation has two steps: `estimate` looks at an image (or at the overview of a slide, once) and returns plain
+share). Normalisation has two steps: `estimate` looks at an image (or once at windows spread over a slide) and returns plain
 numbers, `restain` brings any part of it to a fixed reference. What carries no stain stays as it is.
 """
 

@@ -12,7 +12,7 @@ from mtl.core.errors import ConfigError, DataError
 from mtl.data.base import IMAGE_SUFFIXES
 from mtl.data.brain_files import MODALITIES
 from mtl.data.volumes import SUFFIXES, is_volume
-from mtl.inference.slides.files import SLIDE_SUFFIXES, is_tissue_mask
+from mtl.inference.slides.files import MASK_ENDING, SLIDE_SUFFIXES, is_slide, is_tissue_mask
 
 RESULTS = "predictions.csv"  # tells a folder of results from a folder of images
 ENDINGS = {"seg": "seg"} | {ending: name for name, endings in MODALITIES.items() for ending in endings}
@@ -132,7 +132,14 @@ def _entries(paths: Iterable[Path]) -> list[Path]:
                 cases[path.parent].add(case)
             elif not ending:
                 others.append(path)
+    found = [path for path in found if not _belongs(path, found)]
     for folder, names in cases.items():
         found += [folder] if len(names) == 1 else [folder / name for name in names]
     found += [path for path in others if path.parent not in cases]
     return sorted(set(found))
+
+
+def _belongs(path: Path, found: list[Path]) -> bool:
+    """Say whether an image is the tissue mask of a slide in another folder."""
+    slide = path.stem.removesuffix(MASK_ENDING)
+    return slide != path.stem and any(other.stem == slide and is_slide(other) for other in found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -12,7 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from mtl.core.files import write_bytes, write_json
+from mtl.core.files import PARTIAL, remove_stale, write_bytes, write_json
 from mtl.core.raster import to_original
 from mtl.core.task import TaskSpec
 from mtl.data.volumes import write_mask
@@ -24,7 +25,7 @@ from mtl.inference.slides.outputs import SCORE, SlideOutcome
 from mtl.inference.volumes import CaseOutcome, VolumePrediction
 
 OBJECT_COLUMNS = ["object", "task", "class", "score", "x_min", "y_min", "x_max", "y_max", "x", "y"]
-SLIDE_COLUMNS = ["til_score", "stroma_area_um2"]
+SLIDE_COLUMNS = ["til_score", "stroma_area_um2", "cells_in_bulk"]
 SUFFIX_OF: dict[str, tuple[str, ...]] = {"mask": (), "confidence_map": ("confidence",), "heatmap": ()}
 SPREADSHEET_FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 
@@ -89,7 +90,8 @@ class PredictionWriter:
         self.overlays = overlays
         self.masks = masks
         self.table = self.folder / "predictions.csv"
-        self._partial = self.folder / f".predictions.csv.{os.getpid()}.partial"
+        remove_stale(self.table)
+        self._partial = self.table.with_name(PARTIAL.format(name=self.table.name, process=os.getpid()))
         self._file: IO[str] | None = self._partial.open("w", newline="", encoding="utf-8")
         columns = csv_columns(specs, any(map(is_case, self.names)), slides)
         self._rows = csv.DictWriter(self._file, columns, restval="", extrasaction="raise")
@@ -216,7 +218,11 @@ def volume_row(path: Path, prediction: VolumePrediction) -> dict[str, Any]:
 
 def slide_row(path: Path, summary: dict[str, Any]) -> dict[str, Any]:
     """Return the row of one slide, of which `summary` is the content of its `til-score.json`."""
-    row = {key: summary[key] for key in ("width", "height", *SLIDE_COLUMNS)} | {"image": _cell(str(path))}
+    row = {key: summary[key] for key in ("width", "height", *SLIDE_COLUMNS[:2])} | {"image": _cell(str(path))}
+    if summary["bulk_area_um2"] is not None:  # else all cells count, and `n_<class>` says how many
+        row["cells_in_bulk"] = summary["cells"]
+    whole, task = summary["width"] * summary["height"] * math.prod(summary["spacing_um"]), summary["settings"]["tissue"]
+    row |= {f"{task}_{name}_area_ratio": round(area / whole, 6) for name, area in summary["areas_um2"].items()}
     return row | {f"n_{name}": count for name, count in summary["counts"].items()}
 
 

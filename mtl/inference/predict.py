@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
@@ -58,7 +59,7 @@ def predict(
         require_readers()
         settings = SlideConfig(**slide or {})
         slides = SlidePredictor(predictor, settings, file_hash(checkpoint_path(checkpoint)), masks, overlays)
-    problems = []
+    problems, done, finished = [], Counter[str](), 0
     with (
         Progress(transient=True, disable=not sys.stdout.isatty()) as progress,
         PredictionWriter(Path(output), paths, predictor.specs, overlays, masks, slides is not None) as writer,
@@ -79,8 +80,12 @@ def predict(
                     print(f"error: {outcome.error}", file=sys.stderr)
                 else:
                     writer.write(outcome)
+                    old = isinstance(outcome, SlideOutcome) and outcome.skipped
+                    finished += old
+                    done[kind] += not old
                 progress.advance(bar)
-    print(f"{len(paths) - len(problems)} {_what(set(kinds.values()))} predicted, {len(problems)} skipped: {output}")
+    before = f"{finished} finished before, " if finished else ""
+    print(f"{_what(set(kinds.values()), done)} predicted, {before}{len(problems)} skipped: {output}")
     return problems
 
 
@@ -110,6 +115,6 @@ def _slides(
         yield outcome
 
 
-def _what(kinds: set[str]) -> str:
-    names = [f"{kind}s" for kind in ("image", "slide", "volume") if kind in kinds]
+def _what(kinds: set[str], done: Counter[str]) -> str:
+    names = [f"{done[kind]} {kind}{'' if done[kind] == 1 else 's'}" for kind in ("image", "slide", "volume") if kind in kinds]
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

@@ -55,7 +55,7 @@ def test_slides_and_regions_from_the_command_line(
     assert guarded("predict", words) == 1  # one slide is broken
     said = capsys.readouterr()
     assert said.err.count("error: ") == 1 and "b.svs: cannot be read as a slide" in said.err and "Traceback" not in said.err
-    assert "2 images and slides predicted, 1 skipped" in said.out
+    assert "1 image and 1 slide predicted, 1 skipped" in said.out
     out = folder / "out"
     assert sorted(path.name for path in (out / "a").iterdir()) == FILES and not list((out / "b").glob("*"))
     # The region is the same picture: as an image and as a slide it gets the same mask and the same cells.
@@ -78,8 +78,11 @@ def test_slides_and_regions_from_the_command_line(
     before = (out / "a" / "til-score.json").stat().st_mtime_ns
     save(folder / "in" / "c.tif", read(folder)[:100, :100])
     save(folder / "in" / "c_tissue.tif", np.ones((50, 50), np.uint8))
+    (out / ".predictions.csv.999999999.partial").write_text("killed")
     assert guarded("predict", words) == 1
-    assert "a.tif: finished before" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "a.tif: finished before" in said and "1 image and 1 slide predicted, 1 finished before, 1 skipped" in said
+    assert not list(out.glob(".predictions.csv.*"))
     assert (out / "a" / "til-score.json").stat().st_mtime_ns == before and (out / "c" / "til-score.json").is_file()
 
 
@@ -98,6 +101,9 @@ def test_what_must_be_given_is_said(
     assert guarded("predict", [*words, "slide.spacings=1"]) == 2 and "Did you mean `spacing`?" in capsys.readouterr().err
     words[1] = f"source={folder}/in/a_tissue.tif"
     assert guarded("predict", words) == 3 and "is a tissue mask" in capsys.readouterr().err
+    words[1] = f"source={folder}/in/a.tif"
+    assert guarded("predict", [*words, f"slide.tissue_masks={folder}/nowhere"]) == 3
+    assert capsys.readouterr().err.count("nowhere` is no folder") == 1
     monkeypatch.setitem(sys.modules, "tiffslide", None)
     words[1] = f"source={folder}/in/a.tif"
     assert guarded("predict", words) == 2 and "pip install 'mtl[slides]'" in capsys.readouterr().err

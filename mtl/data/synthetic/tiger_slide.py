@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mtl.core.errors import ConfigError
-from mtl.core.files import write_json
+from mtl.core.files import beside, write_json
 from mtl.data.synthetic.tissue import NOTHING, Specimen, blocks, draw_block, draw_stain
 
 SHRINK = 4  # side of a level in sides of the next; readers know 2, 3 and 4
@@ -74,7 +72,7 @@ def draw_slide(
     stain = draw_stain(rng, laboratory)
     specimen = Specimen(seed, stain, _pieces(rng, pieces, (height * spacing, width * spacing)))
     drawing = _Drawing(specimen, (height, width), spacing, tile)
-    with _beside(path) as place, tifffile.TiffWriter(place, bigtiff=3 * height * width > 2**31) as file:
+    with beside(path) as place, tifffile.TiffWriter(place, bigtiff=3 * height * width > 2**31) as file:
         options: dict[str, Any] = {"photometric": "rgb", "compression": "jpeg", **_tags(tile, spacing)}
         file.write(drawing.tiles(), shape=(height, width, 3), dtype=np.uint8, compressionargs={"level": QUALITY}, **options)
         for number, level in enumerate(drawing.levels() if pyramid else (), start=1):
@@ -82,7 +80,7 @@ def draw_slide(
             file.write(level, subfiletype=1, compressionargs={"level": QUALITY}, **options)
     masks = {folder / "tissue-masks" / f"{name}_tissue.tif": True, folder / "truth" / f"{name}_classes.tif": False}
     for target, binary in masks.items():
-        with _beside(target) as place, tifffile.TiffWriter(place) as file:
+        with beside(target) as place, tifffile.TiffWriter(place) as file:
             options = {"photometric": "minisblack", "compression": "zlib", **_tags(tile, spacing)}
             file.write(drawing.masks(binary), shape=(height, width), dtype=np.uint8, **options)
     write_json(folder / "truth" / f"{name}.json", drawing.truth())
@@ -92,17 +90,6 @@ def draw_slide(
 def _tags(tile: int, spacing: float) -> dict[str, Any]:
     """Return what all images of a file have in common: tiles, and pixels per centimetre."""
     return {"tile": (tile, tile), "resolution": (1e4 / spacing,) * 2, "resolutionunit": "CENTIMETER", "metadata": None}
-
-
-@contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """Give a name to write under, and rename the file once it is complete."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @dataclass

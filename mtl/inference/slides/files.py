@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import struct
 import warnings
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from html import unescape
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from mtl.core.errors import ConfigError, DataError
 
-# Formats of scanners; all but the last are dialects of TIFF.
-SLIDE_SUFFIXES = (".svs", ".ndpi", ".scn", ".bif", ".mrxs")
+# Formats of scanners, all of them dialects of TIFF.
+SLIDE_SUFFIXES = (".svs", ".ndpi", ".scn", ".bif")
 TIFF_SUFFIXES = (".tif", ".tiff")
+ALL_SUFFIXES = (*TIFF_SUFFIXES, *SLIDE_SUFFIXES)
 MASK_ENDING = "_tissue"  # `<slide>_tissue.tif` says where the slide shows tissue
-TILE_WIDTH = 322  # the tag that only tiled files have
+TILE_WIDTH, SUB_IFDS = 322, 330  # tags: only tiled pictures have the first; the second names further directories
+DIRECTORIES = 256  # that are looked at
 # Decoded tiles are kept as long as a band of rows needs them: two rows of tiles and this many lines, in so many bytes at most.
 BAND = 512
 CACHE = 384 * 2**20
 UM_PER_UNIT = {2: 25_400.0, 3: 10_000.0, 4: 1_000.0, 5: 1.0}  # by the tag ResolutionUnit: inch, cm, mm, um
-PLAUSIBLE_UM = (0.02, 100.0)  # outside, the tags mean a screen or a printer
+UM_PER_OME_UNIT = {"nm": 1e-3, "um": 1.0, "\u00b5m": 1.0, "\u03bcm": 1.0, "mm": 1e3, "cm": 1e4}  # micro sign, and mu
+PLAUSIBLE_UM = (0.02, 10.0)  # outside, the tags mean a screen or a printer
+RGB, YCBCR = 2, 6  # the tag PhotometricInterpretation
+LOSSLESS = (1, 5, 8, 32773, 32946, 34925, 50000)  # compressions that return the stored values: YCbCr stays YCbCr
 Size = tuple[int, int]
 
 
@@ -36,26 +44,55 @@ def is_slide(path: Path) -> bool:
 
 
 def is_tissue_mask(path: Path) -> bool:
-    """Say whether a file is named like a tissue mask and stored like one."""
-    return path.stem.endswith(MASK_ENDING) and is_slide(path)
+    """Say whether a file is named like a tissue mask, and is stored like a slide or lies beside its own."""
+    if not path.stem.endswith(MASK_ENDING):
+        return False
+    slide = path.stem.removesuffix(MASK_ENDING)
+    return is_slide(path) or (
+        path.suffix.lower() in TIFF_SUFFIXES
+        and any(other.is_file() and is_slide(other) for other in (path.with_name(slide + s) for s in ALL_SUFFIXES))
+    )
 
 
 def _is_tiled(path: Path) -> bool:
-    """Look for the tag TileWidth in the first directory of a TIFF (classic or BigTIFF)."""
+    """Look for the tag TileWidth in the directories of a TIFF (classic or BigTIFF)."""
     try:
         with path.open("rb") as file:
-            head = file.read(16)
-            order = {b"II": "<", b"MM": ">"}.get(head[:2])
-            if order is None:
-                return False
-            big = struct.unpack(order + "H", head[2:4])[0] == 43
-            file.seek(struct.unpack(order + ("Q" if big else "I"), head[8:16] if big else head[4:8])[0])
-            width, entry = (8, 20) if big else (2, 12)
-            count = struct.unpack(order + ("Q" if big else "H"), file.read(width))[0]
-            tags = file.read(min(count, 4096) * entry)
+            return any(TILE_WIDTH in tags for tags in _directories(file))
     except (OSError, struct.error):
         return False
-    return any(struct.unpack_from(order + "H", tags, at)[0] == TILE_WIDTH for at in range(0, len(tags) - 1, entry))
+
+
+def _directories(file: BinaryIO) -> Iterator[set[int]]:
+    """Yield the tags of each directory, those of smaller copies included."""
+    head = file.read(16)
+    order = {b"II": "<", b"MM": ">"}.get(head[:2])
+    if order is None:
+        return
+    big = struct.unpack(order + "H", head[2:4])[0] == 43
+    place, number, entry = ("Q", "Q", 20) if big else ("I", "H", 12)
+    width = struct.calcsize(place)
+    coming, seen = [struct.unpack_from(order + place, head, width)[0]], {0}
+    while coming and len(seen) <= DIRECTORIES:
+        at = coming.pop(0)
+        if at in seen:
+            continue
+        seen.add(at)
+        file.seek(at)
+        count = struct.unpack(order + number, file.read(struct.calcsize(number)))[0]
+        if count > 4096:
+            return
+        table = file.read(count * entry)
+        yield {struct.unpack_from(order + "H", table, start)[0] for start in range(0, len(table) - 1, entry)}
+        coming += struct.unpack(order + place, file.read(width))
+        for start in range(0, count * entry, entry):
+            tag, _, values = struct.unpack_from(order + "HH" + place, table, start)
+            if tag == SUB_IFDS and 0 < values <= DIRECTORIES:
+                inline = table[start + entry - width : start + entry]
+                if values > 1:
+                    file.seek(struct.unpack(order + place, inline)[0])
+                    inline = file.read(values * width)
+                coming += struct.unpack(order + place * values, inline)
 
 
 def require_readers() -> None:
@@ -73,6 +110,7 @@ def require_readers() -> None:
             f"Slides are read with tifffile, imagecodecs and tiffslide, and `{error.name}` is not installed. "
             "Run: pip install 'mtl[slides]'."
         ) from error
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)  # what it says of damaged files is told in one sentence
 
 
 class SlideFile(ABC):
@@ -142,7 +180,7 @@ class TiledTiff(SlideFile):
 
     Args:
         path: The file.
-        mask: It holds one value per pixel; a tile that is not stored is 0, else white.
+        mask: It holds one value per pixel and is read as 0 or 1; a tile that is not stored is 0. Tiles of a picture are white.
     """
 
     def __init__(self, path: Path, mask: bool = False) -> None:
@@ -159,20 +197,25 @@ class TiledTiff(SlideFile):
                 self._tiff.close()
                 raise
         self.levels = [(int(page.imagelength), int(page.imagewidth)) for page in self._pages]
-        self.spacing = spacing_of(self._pages[0])
+        self.spacing = spacing_of(self._pages[0]) or described_spacing(
+            self._pages[0].description, self._tiff.pages.first.description, self.size[1]
+        )
         self._tiles: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
         self._held = 0
         lines = BAND + 2 * self._pages[0].tilelength
         self._limit = min(CACHE, lines * self.size[1] * (1 if mask else 3))
 
     def _find_levels(self) -> list[Any]:
-        """Return the largest page and smaller copies of it, largest first."""
+        """Return the largest page that is stored in tiles and smaller copies of it, largest first."""
         import tifffile
 
-        pages: list[Any] = [page for level in self._tiff.series[0].levels for page in level.pages[:1]]
+        groups: list[list[Any]] = [[page for level in s.levels for page in level.pages[:1]] for s in self._tiff.series]
+        alone = [page for page in self._tiff.pages if isinstance(page, tifffile.TiffPage)]
+        candidates = [page for group in (*groups, alone) for page in group if isinstance(page, tifffile.TiffPage)]
+        first: Any = max(candidates, key=lambda page: (page.is_tiled, page.imagelength * page.imagewidth))
+        pages = next((group for group in groups if any(page.offset == first.offset for page in group)), alone)
         if len(pages) == 1:  # copies that are not marked as such
-            pages = [page for page in self._tiff.pages if isinstance(page, tifffile.TiffPage)]
-        first: Any = max(pages, key=lambda page: page.imagelength * page.imagewidth)
+            pages = alone
         wide, high = first.imagewidth, first.imagelength
 
         def is_copy(page: Any) -> bool:
@@ -183,12 +226,18 @@ class TiledTiff(SlideFile):
 
     def _check(self) -> None:
         page = self._pages[0]
-        colours = page.samplesperpixel in (1,) if self.mask else page.samplesperpixel in (3, 4)
-        eight = page.dtype is not None and page.dtype.kind in "bui" and (page.dtype.itemsize == 1)
-        if not page.is_tiled or not colours or not eight or (page.samplesperpixel > 1 and page.planarconfig != 1):
-            expected = "a tiled grey picture of 8 bits" if self.mask else "a tiled picture in RGB of 8 bits per colour"
+        samples, kind, colours = page.samplesperpixel, page.dtype, page.photometric
+        whole = kind is not None and kind.kind in "bui"
+        if self.mask:
+            good, expected = whole and samples == 1, "a tiled mask with one whole number per pixel"
+        else:
+            shown = colours == RGB or (colours == YCBCR and page.compression not in LOSSLESS)
+            good = whole and kind.itemsize == 1 and samples in (3, 4) and shown and page.planarconfig == 1
+            expected = "a tiled picture in RGB of 8 bits per colour"
+        if not good or not page.is_tiled:
+            name = getattr(colours, "name", colours)
             raise DataError(
-                f"{self.path}: has {page.samplesperpixel} channels of {page.dtype}{'' if page.is_tiled else ', not in tiles'}; "
+                f"{self.path}: has {samples} channels of {kind} ({name}{'' if page.is_tiled else ', not in tiles'}); "
                 f"expected {expected}. Convert it."
             )
 
@@ -231,7 +280,7 @@ class TiledTiff(SlideFile):
                 raise ValueError("the file ends early")
             tables = {"jpegtables": page.jpegtables} if page.jpegtables else {}
             found = page.decode(data, index, **tables)[0]
-            pixels = np.asarray(found)[0, ..., : 1 if self.mask else 3]
+            pixels = np.asarray(found)[0] != 0 if self.mask else np.asarray(found)[0, ..., :3]
         if pixels.shape[:2] != shape:  # the last ones of a row or column may be stored cut
             pixels = np.pad(pixels, ((0, shape[0] - pixels.shape[0]), (0, shape[1] - pixels.shape[1]), (0, 0)))
         return pixels.astype(np.uint8, copy=False)
@@ -285,6 +334,33 @@ def spacing_of(page: Any) -> tuple[float, float] | None:
         return None
     x, y = (unit * parts / number for number, parts in found)
     return plausible(x, y)
+
+
+def described_spacing(description: str, first: str, width: int) -> tuple[float, float] | None:
+    """Return (x, y) microns per pixel as OME or Aperio write it into descriptions; None where they say nothing of use.
+
+    Args:
+        description: Of the page.
+        first: Of the first page of the file, where OME describes all.
+        width: Pixels of the page.
+    """
+    for pixels in re.findall(r"<(?:\w+:)?Pixels\b[^>]*>", unescape(first)):
+        facts = dict(re.findall(r'(\w+)="([^"]*)"', pixels))
+        sides = [
+            _number(facts.get(f"PhysicalSize{axis}", "")) * UM_PER_OME_UNIT.get(facts.get(f"PhysicalSize{axis}Unit", "um"), 0.0)
+            for axis in "XY"
+        ]
+        if facts.get("SizeX") == str(width):
+            return plausible(*sides)
+    found = re.search(r"\bMPP\s*=\s*([0-9.]+)", description)
+    return None if found is None else plausible(_number(found[1]), _number(found[1]))
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0
 
 
 def plausible(x: float, y: float) -> tuple[float, float] | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from mtl.core.errors import DataError
+from mtl.core.files import PARTIAL, beside
 from mtl.core.raster import resize_map
 from mtl.inference.drawing import INK, PAPER, colour_of, fit, outline, side_by_side, with_legend
 
@@ -22,7 +22,6 @@ DENSITY_UM = 100.0  # standard deviation of the smoothing of the cell density
 TINT = 0.6
 PANEL = 1200  # pixels of the longer side of a panel of the overview
 MASK, POINTS, SCORE, OVERVIEW = "tissue.tif", "detected-lymphocytes.json", "til-score.json", "overview.png"
-PARTIAL = ".{name}.{process}.partial"
 
 
 @dataclass
@@ -40,26 +39,6 @@ class SlideOutcome:
     summary: dict[str, Any] = field(default_factory=dict)
     error: DataError | None = None
     skipped: bool = False
-
-
-@contextmanager
-def beside(path: Path) -> Iterator[Path]:
-    """Give a name beside `path` to write to, and rename what was written; after an error nothing is left.
-
-    Raises:
-        DataError: The disk refuses.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(PARTIAL.format(name=path.name, process=os.getpid()))
-    try:
-        yield partial
-        partial.replace(path)
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be written ({error.strerror or error}). Make room, or choose another output."
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def clear(folder: Path, names: Iterable[str]) -> None:

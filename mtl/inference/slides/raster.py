@@ -14,6 +14,8 @@ from mtl.inference.slides.files import MASK_ENDING, TIFF_SUFFIXES, SlideFile, Ti
 OVERVIEW = 2048  # pixels of the longer side of a picture of the whole slide
 BLOCK = 2048  # side of what is read at once for it
 DARK = 0.1  # darker than this is no glass and no tissue: what the scanner left out
+SAMPLES = 16  # windows that stand for a whole slide
+LOOKED_AT = 48  # rows and columns of windows among which they are chosen
 LARGEST_PLAIN_MASK = 2**28  # pixels of a mask that is not stored in tiles
 Size = tuple[int, int]
 Reader = Callable[[int, int, int, int], np.ndarray]
@@ -54,6 +56,34 @@ class Resized:
         if columns is not None:
             values = np.einsum("ij,hjc->hic", columns, values, optimize=True)
         return np.clip(values + 0.5, 0, 255).astype(np.uint8)  # halves go up, as in OpenCV
+
+
+def sample(raster: Resized, tissue: Tissue | None, side: Size) -> np.ndarray:
+    """Put together a picture that stands for a slide at its raster's scale: windows with tissue, spread over the slide.
+
+    Args:
+        raster: The slide.
+        tissue: Where to look; None is everywhere.
+        side: (height, width) of the windows.
+
+    Returns:
+        [h, w, 3] uint8: the whole raster if it is no larger than `SAMPLES` windows, else windows side by side, always the same.
+    """
+    height, width = raster.size
+    if height * width <= SAMPLES * side[0] * side[1]:
+        return raster.read(0, 0, width, height)
+    side = min(side[0], height), min(side[1], width)
+    tops, lefts = (
+        np.linspace(0, whole - part, min(LOOKED_AT, -(-whole // part))).astype(int).tolist()
+        for whole, part in zip(raster.size, side, strict=True)
+    )
+    places: list[tuple[int, int]] = [(x, y) for y in tops for x in lefts]
+    shares = (
+        np.ones(len(places)) if tissue is None else np.array([tissue.within(*at, side[1], side[0]).mean() for at in places])
+    )
+    full = np.flatnonzero(shares >= shares.max() / 2)
+    chosen = full[np.linspace(0, len(full) - 1, min(SAMPLES, len(full))).astype(int)]
+    return np.concatenate([raster.read(x, y, side[1], side[0]) for x, y in (places[index] for index in chosen)], axis=1)
 
 
 def weights(first: int, count: int, size: int, full: int) -> tuple[int, np.ndarray | None]:
@@ -169,9 +199,15 @@ def tissue_from_file(path: Path, slide: SlideFile, raster: Size) -> tuple[Tissue
         with tifffile.TiffFile(path) as tiff:
             page: Any = tiff.pages[0]
             plain = not page.is_tiled and page.imagewidth * page.imagelength <= LARGEST_PLAIN_MASK
-            pixels = np.asarray(page.asarray()) if plain else None
+            flat = page.samplesperpixel == 1 and page.dtype is not None and page.dtype.kind in "bui"
+            pixels = np.asarray(page.asarray()) != 0 if plain and flat else None
     except Exception as error:  # decoders raise nearly anything
         raise DataError(f"{path}: cannot be read as a tissue mask ({str(error).splitlines()[0]}). Replace it.") from error
+    if plain and pixels is None:
+        raise DataError(
+            f"{path}: has {page.samplesperpixel} channels of {page.dtype}; expected a mask with one whole number per pixel. "
+            "Convert it."
+        )
     close: Callable[[], None]
     if pixels is not None:
         size, read, close = (pixels.shape[0], pixels.shape[1]), array_reader(pixels), lambda: None
@@ -184,6 +220,7 @@ def tissue_from_file(path: Path, slide: SlideFile, raster: Size) -> tuple[Tissue
 
     factors = [own / stored for own, stored in zip(slide.size, size, strict=True)]
     if abs(factors[0] / factors[1] - 1) > 0.01 + 1 / min(size):
+        close()
         raise DataError(
             f"{path}: is {size[1]} x {size[0]} pixels, which does not cover the {slide.size[1]} x {slide.size[0]} of "
             f"{slide.path}. Give the mask of this slide, at any scale."

@@ -22,13 +22,24 @@ from mtl.inference.predictor import Predictor
 from mtl.inference.slides import outputs
 from mtl.inference.slides.files import SlideFile, open_slide
 from mtl.inference.slides.outputs import SlideOutcome
-from mtl.inference.slides.raster import Resized, Tissue, mask_of, overview, overview_size, tissue_by_colour, tissue_from_file
+from mtl.inference.slides.raster import (
+    Resized,
+    Tissue,
+    mask_of,
+    overview,
+    overview_size,
+    sample,
+    tissue_by_colour,
+    tissue_from_file,
+)
 from mtl.inference.slides.scan import NO_TISSUE, Scan, scan_tasks, tissue_values
 from mtl.inference.slides.tumor_bulk import tumor_bulk
 
-FORMAT = 1  # of the results; a higher one makes finished slides start again
+FORMAT = 2  # of the results; a higher one makes finished slides start again
 # Spacings that differ by less are taken for equal: nothing is resized, and areas and distances use the true one.
 SAME_SPACING = 0.02
+LARGEST_FACTOR = 4.0  # a slide that is enlarged by more shows the network nothing that it knows
+STAINED = 0.05  # least saturation of what counts when a stain is measured
 Progress = Callable[[int, int], None]
 
 
@@ -44,6 +55,7 @@ class SlidePredictor:
 
     Raises:
         ConfigError: The network cannot be used on slides.
+        DataError: The folder of tissue masks does not exist.
     """
 
     def __init__(
@@ -51,6 +63,11 @@ class SlidePredictor:
     ) -> None:
         self.predictor, self.settings, self.checkpoint = predictor, settings, checkpoint
         self.cells, self.tissue = scan_tasks(predictor, settings)
+        if settings.tissue_masks is not None and not Path(settings.tissue_masks).is_dir():
+            raise DataError(
+                f"`slide.tissue_masks={settings.tissue_masks}` is no folder; expected one with <slide>_tissue.tif. Correct it, "
+                "or set slide.tissue_masks=null to look for tissue by colour."
+            )
         wanted = {
             outputs.MASK: masks and self.tissue is not None, outputs.POINTS: self.cells is not None,
             outputs.OVERVIEW: overviews, outputs.SCORE: True,
@@ -58,7 +75,7 @@ class SlidePredictor:
         self.files = [name for name, wanted_too in wanted.items() if wanted_too]
 
     def predict(self, path: Path, folder: Path, progress: Progress = lambda done, total: None) -> SlideOutcome:
-        """Predict one slide; a file that cannot be read gives an outcome with `error`.
+        """Predict one slide; a file that cannot be read and a folder that cannot be written give an outcome with `error`.
 
         `til-score.json` is written last and marks a finished slide.
 
@@ -81,6 +98,9 @@ class SlidePredictor:
             return SlideOutcome(path, plain(summary))
         except DataError as error:
             return SlideOutcome(path, error=error)
+        except OSError as error:  # what reads turns its own into DataError
+            reason = f"its results cannot be written to {folder} ({error.strerror or error})"
+            return SlideOutcome(path, error=DataError(f"{path}: {reason}. Make room, or choose another output."))
 
     def fingerprint(self, path: Path) -> str:
         """Return what decides the results: checkpoint, settings, files wanted, and size and time of slide and mask."""
@@ -104,21 +124,29 @@ class SlidePredictor:
         um = self._spacing(slide)
         geometry, preprocessing = self.predictor.model.preprocessing.geometry, self.predictor.model.preprocessing
         mean_um = (um[0] + um[1]) / 2
+        if mean_um * geometry.scale > LARGEST_FACTOR:
+            raise DataError(
+                f"{slide.path}: a pixel measures {mean_um:.3g} microns, and this network looks at {1 / geometry.scale:.3g}; "
+                f"expected at most {LARGEST_FACTOR:.0f} times as much. Take a finer scan, or correct slide.spacing."
+            )
         same = abs(mean_um * geometry.scale - 1) <= SAME_SPACING
         pixel_scale = geometry.scale if same else 1 / mean_um
         size = geometry.working_size(slide.size, pixel_scale)
         picture = self._picture(slide, size)
-        stain = None if preprocessing.stain is None or picture is None else preprocessing.stain_of(picture)
-        raster = Resized(slide, size, treat=None if stain is None else lambda pixels: restain(pixels, stain))
         tissue = self._find_tissue(slide, picture, size, stack)
+        raster = Resized(slide, size)
+        if preprocessing.stain is not None:
+            # Without a mask, and looking everywhere: what is colourful tells the stain.
+            stained = tissue_by_colour(picture, STAINED, size) if tissue is None and picture is not None else tissue
+            stain = preprocessing.stain_of(sample(raster, stained, geometry.size))
+            raster = Resized(slide, size, treat=lambda pixels: restain(pixels, stain))
         scan = Scan(self.predictor, raster, pixel_scale, tissue, self.cells, self.tissue)
         bands = scan.bands(progress)
         network_um = um[0] / scan.window.scale[0], um[1] / scan.window.scale[1]
         if outputs.MASK in self.files and self.tissue is not None:
             values = {"no tissue": NO_TISSUE, **tissue_values(self.predictor, self.tissue)}
             outputs.write_mask(folder / outputs.MASK, size, bands, network_um, values)
-        else:
-            deque(bands, maxlen=0)
+        deque(bands, maxlen=0)  # the end too: a writer stops at its last tile
         return self._report(scan, slide, folder, um, network_um, picture)
 
     def _spacing(self, slide: SlideFile) -> tuple[float, float]:
@@ -139,8 +167,9 @@ class SlidePredictor:
 
     def _picture(self, slide: SlideFile, size: tuple[int, int]) -> np.ndarray | None:
         """Return the overview, of the size of the grid of areas, if anything needs it."""
-        by_colour = self.settings.tissue_masks is None and self.settings.min_saturation is not None
-        if by_colour or outputs.OVERVIEW in self.files or self.predictor.model.preprocessing.stain is not None:
+        stain = self.predictor.model.preprocessing.stain is not None
+        by_colour = self.settings.tissue_masks is None and (stain or self.settings.min_saturation is not None)
+        if by_colour or outputs.OVERVIEW in self.files:
             return overview(slide, overview_size(size))
         return None
 
@@ -180,6 +209,7 @@ class SlidePredictor:
         summary = {
             "slide": str(slide.path), "width": slide.size[1], "height": slide.size[0],
             "til_score": til_score(cells, area) if self.cells is not None and area is not None else None,
+            "note": self._note(area),
             "cells": cells if self.cells is not None else None, "stroma_area_um2": area,
             "tumor_bulk": self.settings.tumor_bulk,
             "bulk_area_um2": None if bulk is None else float(bulk.sum()) * grid_um[0] * grid_um[1],
@@ -200,6 +230,18 @@ class SlidePredictor:
             write_png(folder / outputs.OVERVIEW, drawn)
         return summary
 
+    def _note(self, area: float | None) -> str | None:
+        """Say why there is no TIL score; None where there is one."""
+        settings = self.settings
+        if self.cells is None:
+            return f"no TIL score: the network has no task `{settings.cells}` that finds cells (slide.cells)"
+        if self.tissue is None:
+            return f"no TIL score: the network has no task `{settings.tissue}` that tells the tissue (slide.tissue)"
+        if area is None:
+            names = ", ".join(self.predictor.specs[self.tissue].classes)
+            return f"no TIL score: `{self.tissue}` has no class `{settings.stroma}`; set slide.stroma to one of {names}"
+        return None if area > 0 else f"no TIL score: {no_stroma(settings.tumor_bulk)}"
+
     def _bulk(self, areas: dict[str, np.ndarray], pixel: float, scan: Scan) -> np.ndarray | None:
         if not self.settings.tumor_bulk or self.settings.tumor not in areas:
             return None
@@ -207,10 +249,17 @@ class SlidePredictor:
         return tumor_bulk(areas[self.settings.tumor] > scan.cell_pixels / 2, float(np.sqrt(scan.cell_pixels * pixel)))
 
 
+def no_stroma(bulk: bool) -> str:
+    """Word why a slide has no score."""
+    return "no stroma in the bulk" if bulk else "no stroma"
+
+
 def legend_lines(summary: dict[str, Any], density: np.ndarray | None) -> list[str]:
     """Say the figures of a slide in a few words."""
     score = summary["til_score"]
-    lines = [] if score is None else [f"TIL score {score:.1f} %" if np.isfinite(score) else "TIL score: no stroma"]
+    lines = []
+    if score is not None:
+        lines.append(f"TIL score {score:.1f} %" if np.isfinite(score) else f"TIL score: {no_stroma(summary['tumor_bulk'])}")
     if summary["cells"] is not None:
         lines.append(f"{summary['cells']} cells")
     if summary["stroma_area_um2"] is not None:

@@ -206,6 +206,12 @@ def scan_tasks(predictor: Predictor, settings: SlideConfig) -> tuple[str | None,
             f"`slide.tumor_bulk=true` needs the class `{settings.tumor}` of a task `{settings.tissue}`, which this network has "
             "not. Set slide.tumor and slide.tissue, or slide.tumor_bulk=false."
         )
+    chosen = settings.stroma != SlideConfig.model_fields["stroma"].default
+    if chosen and cells and tissue and settings.stroma not in predictor.specs[tissue].classes and not problems:
+        problems.append(
+            f"`slide.stroma={settings.stroma}` is no class of the task `{tissue}`; it has "
+            f"{', '.join(predictor.specs[tissue].classes)}. Set slide.stroma to one of them."
+        )
     if problems:
         raise ConfigError(problems)
     return cells, tissue

@@ -13,10 +13,11 @@ from PIL import Image
 from slide_tools import draw, save
 
 from mtl.core.errors import ConfigError, DataError
+from mtl.data.stain import estimate
 from mtl.inference.images import find_images, is_case
 from mtl.inference.outputs import output_names
-from mtl.inference.slides.files import ScannerSlide, is_slide, is_tissue_mask, open_slide
-from mtl.inference.slides.raster import Resized, Tissue, array_reader, overview, tissue_by_colour, tissue_from_file
+from mtl.inference.slides.files import ScannerSlide, TiledTiff, described_spacing, is_slide, is_tissue_mask, open_slide
+from mtl.inference.slides.raster import Resized, Tissue, array_reader, overview, sample, tissue_by_colour, tissue_from_file
 
 
 def test_what_counts_as_a_slide(tmp_path: Path) -> None:
@@ -30,6 +31,44 @@ def test_what_counts_as_a_slide(tmp_path: Path) -> None:
     assert not any(is_slide(tmp_path / name) for name in ("plain.png", "text.tif", "short.tif", "nowhere.tif"))
     assert is_slide(tmp_path / "scan.SVS")
     assert is_tissue_mask(save(tmp_path / "tiled_tissue.tif", image[..., 0])) and not is_tissue_mask(tmp_path / "tiled.tif")
+
+
+def test_the_largest_tiled_picture_of_a_file_is_the_slide(tmp_path: Path) -> None:
+    image = draw(128, 192)
+    options = {"photometric": "rgb", "metadata": None, "resolutionunit": "CENTIMETER"}
+    for name, byteorder, big in (("a.tif", "<", False), ("b.tif", ">", True)):
+        with tifffile.TiffWriter(tmp_path / name, byteorder=byteorder, bigtiff=big) as writer:
+            writer.write(image[:32, :32], resolution=(500, 500), **options)  # a label in strips comes first
+            writer.write(image, tile=(64, 64), resolution=(20_000, 20_000), **options)
+        assert is_slide(tmp_path / name)
+        with open_slide(tmp_path / name) as slide:
+            assert slide.levels == [(128, 192)] and slide.spacing == pytest.approx((0.5, 0.5))
+            np.testing.assert_array_equal(slide.read(0, 0, 192, 128), image)
+    with tifffile.TiffWriter(tmp_path / "sub.tif") as writer:  # smaller copies in directories of their own
+        writer.write(image, tile=(64, 64), subifds=2, **options)
+        for step in (2, 4):
+            writer.write(image[::step, ::step], tile=(32, 32), subfiletype=1, **options)
+    with open_slide(tmp_path / "sub.tif") as slide:
+        assert slide.levels == [(128, 192), (64, 96), (32, 48)]
+    with tifffile.TiffWriter(tmp_path / "inner.tif") as writer:
+        writer.write(image, subifds=1, **options)
+        writer.write(image[::2, ::2], tile=(32, 32), subfiletype=1, **options)
+    assert is_slide(tmp_path / "inner.tif")
+    endless = bytearray(b"II*\0" + (8).to_bytes(4, "little") + bytes(2) + (8).to_bytes(4, "little"))
+    (tmp_path / "endless.tif").write_bytes(endless)
+    assert not is_slide(tmp_path / "endless.tif")
+
+
+def test_masks_in_strips_are_masks_where_their_slide_is_among_the_files(tmp_path: Path) -> None:
+    image = draw(64, 64)
+    for name in ("a.tif", "images/b.tif"):
+        save(tmp_path / name, image)
+    for name in ("a_tissue.tif", "masks/b_tissue.tif", "c_tissue.tif"):
+        save(tmp_path / name, image[..., 0], tile=0)
+    found = [str(path.relative_to(tmp_path)) for path in find_images(tmp_path)]
+    assert found == ["a.tif", "c_tissue.tif", "images/b.tif"]
+    with pytest.raises(DataError, match="is a tissue mask"):
+        find_images(tmp_path / "a_tissue.tif")
 
 
 def test_folders_name_slides_but_not_their_masks(tmp_path: Path) -> None:
@@ -100,9 +139,40 @@ def test_spacing_by_units(tmp_path: Path, unit: str, value: float, um: float) ->
 
 def test_a_resolution_for_screens_says_nothing(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "none.tif", draw(64, 64), tile=(64, 64))
-    for path in (save(tmp_path / "screen.tif", draw(64, 64), spacing=None), tmp_path / "none.tif"):
+    printer = tmp_path / "printer.tif"
+    tifffile.imwrite(printer, draw(64, 64), tile=(64, 64), resolution=(300, 300), resolutionunit="INCH")
+    for path in (save(tmp_path / "screen.tif", draw(64, 64), spacing=None), tmp_path / "none.tif", printer):
         with open_slide(path) as slide:
             assert slide.spacing is None
+
+
+@pytest.mark.parametrize(
+    ("description", "um"),
+    [
+        ("Aperio Image Library v1|AppMag = 20|MPP = 0.4990|Left = 2", 0.499),
+        ("MPP = unknown", None),
+        ("MPP = 85", None),
+        ('<OME><Pixels SizeX="64" PhysicalSizeX="0.25" PhysicalSizeY="0.25"/></OME>', 0.25),
+        (
+            '<o:Pixels SizeX="64" PhysicalSizeX="250" PhysicalSizeXUnit="nm" PhysicalSizeY=".25" PhysicalSizeYUnit="um">',
+            0.25,
+        ),
+        ('<Pixels SizeX="64" PhysicalSizeX="1" PhysicalSizeXUnit="pixel" PhysicalSizeY="1">', None),
+        ('<Pixels SizeX="32" PhysicalSizeX="0.25" PhysicalSizeY="0.25">', None),  # of another picture
+    ],
+)
+def test_spacing_by_descriptions(description: str, um: float | None) -> None:
+    assert described_spacing(description, description, 64) == (None if um is None else pytest.approx((um, um)))
+
+
+def test_descriptions_say_the_spacing_where_tags_do_not(tmp_path: Path) -> None:
+    for spacing, um in ((None, 0.25), (0.5, 0.5)):
+        with open_slide(save(tmp_path / "a.tif", draw(64, 64), spacing=spacing, description="x|MPP = 0.25|y")) as slide:
+            assert slide.spacing == pytest.approx((um, um))
+    facts = {"axes": "YXS", "PhysicalSizeX": 0.25, "PhysicalSizeXUnit": "\u00b5m", "PhysicalSizeY": 0.25}
+    tifffile.imwrite(tmp_path / "b.ome.tif", draw(64, 64), tile=(64, 64), photometric="rgb", metadata=facts)
+    with open_slide(tmp_path / "b.ome.tif") as slide:
+        assert slide.spacing == pytest.approx((0.25, 0.25))
 
 
 def test_formats_of_scanners_go_through_tiffslide(tmp_path: Path) -> None:
@@ -111,9 +181,10 @@ def test_formats_of_scanners_go_through_tiffslide(tmp_path: Path) -> None:
     with open_slide(path) as slide:
         assert isinstance(slide, ScannerSlide) and slide.size == (300, 200) and slide.spacing == pytest.approx((0.5, 0.5))
         np.testing.assert_array_equal(slide.read(20, 30, 100, 250), image[30:280, 20:120])
-    (tmp_path / "mirax.mrxs").write_bytes(b"\xff\xd8 no tiff")
-    with pytest.raises(DataError, match=r"mirax\.mrxs: cannot be read as a slide"):
-        open_slide(tmp_path / "mirax.mrxs")
+    (tmp_path / "scan.ndpi").write_bytes(b"\xff\xd8 no tiff")
+    with pytest.raises(DataError, match=r"scan\.ndpi: cannot be read as a slide"):
+        open_slide(tmp_path / "scan.ndpi")
+    assert not is_slide(tmp_path / "mirax.mrxs")
 
 
 def test_broken_and_foreign_files_are_named(tmp_path: Path) -> None:
@@ -123,7 +194,9 @@ def test_broken_and_foreign_files_are_named(tmp_path: Path) -> None:
         slide.read(0, 0, 200, 200)
     deep = save(tmp_path / "deep.tif", draw(64, 64).astype(np.uint16))
     grey = save(tmp_path / "grey.tif", draw(64, 64)[..., 0])
-    for wrong in (deep, grey):
+    inks = save(tmp_path / "inks.tif", np.dstack([draw(64, 64), draw(64, 64)[..., 0]]), photometric="separated")
+    raw = save(tmp_path / "raw.tif", draw(64, 64), photometric="ycbcr")
+    for wrong in (deep, grey, inks, raw):
         with pytest.raises(DataError, match="expected a tiled picture in RGB of 8 bits"):
             open_slide(wrong)
 
@@ -185,6 +258,46 @@ def test_tissue_masks_of_any_scale(tmp_path: Path, factor: int, options: dict) -
         (tmp_path / "c_tissue.tif").write_text("nothing")
         with pytest.raises(DataError, match="cannot be read as a tissue mask"):
             tissue_from_file(tmp_path / "c_tissue.tif", slide, (256, 384))
+
+
+def test_masks_of_any_depth_count_alike_and_colours_are_no_mask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = np.zeros((64, 64), np.uint16)
+    deep[:, 32:] = 256
+    closed = []
+    close = TiledTiff.close
+    monkeypatch.setattr(TiledTiff, "close", lambda self: (closed.append(self.path.name), close(self))[1])
+    with open_slide(save(tmp_path / "a.tif", draw(128, 128))) as slide:
+        for tile in (64, 0):
+            tissue, close_mask = tissue_from_file(save(tmp_path / "a_tissue.tif", deep, tile=tile), slide, (128, 128))
+            inside = tissue.within(0, 0, 128, 128)
+            assert inside[:, 64:].all() and not inside[:, :64].any()
+            close_mask()
+            for wrong in (draw(64, 64), deep.astype(np.float32)):
+                with pytest.raises(DataError, match="one whole number per pixel"):
+                    tissue_from_file(save(tmp_path / "b_tissue.tif", wrong, tile=tile), slide, (128, 128))
+        closed.clear()
+        with pytest.raises(DataError, match="does not cover"):
+            tissue_from_file(save(tmp_path / "c_tissue.tif", np.ones((64, 128), np.uint8)), slide, (128, 128))
+        assert closed == ["c_tissue.tif"]
+
+
+@pytest.mark.parametrize("method", ["macenko", "reinhard"])
+def test_a_sample_stains_like_the_whole_slide_and_the_overview_does_not(tmp_path: Path, method: str) -> None:
+    image = np.tile(draw(256, 256, dots=375), (4, 4, 1))
+
+    def distance(estimated: dict, expected: dict) -> float:
+        return max(float(np.abs(np.subtract(estimated[key], expected[key])).max()) for key in expected if key != "density")
+
+    with open_slide(save(tmp_path / "a.tif", image)) as slide:
+        raster = Resized(slide, slide.size)
+        tissue = tissue_by_colour(overview(slide, (64, 64)), 0.05, slide.size)
+        mosaic, small = sample(raster, tissue, (64, 64)), overview(slide, (64, 64))  # 16 times smaller
+        assert mosaic.shape == (64, 1024, 3)
+        np.testing.assert_array_equal(mosaic, sample(raster, tissue, (64, 64)))
+        expected = estimate(image, method)
+        assert distance(estimate(mosaic, method), expected) < 0.12
+        assert distance(estimate(small, method), expected) > 0.3
+        np.testing.assert_array_equal(sample(raster, tissue, (256, 256)), image)  # small enough to be looked at whole
 
 
 def test_a_mask_says_where_another_raster_shows_tissue() -> None:

@@ -19,6 +19,7 @@ from slide_tools import draw, make_predictor, save
 from mtl.config.schema import SlideConfig
 from mtl.core.errors import DataError
 from mtl.data.stain import restain
+from mtl.inference.outputs import csv_columns, slide_row
 from mtl.inference.predictor import Predictor
 from mtl.inference.slides.outputs import density_of, draw_overview, tiles_of, write_mask, write_points
 from mtl.inference.slides.run import SlidePredictor, legend_lines
@@ -97,6 +98,37 @@ def test_a_spacing_that_nobody_knows_must_be_given(tmp_path: Path) -> None:
     assert "0.5 x 0.25 microns; expected squares" in str(run().predict(tmp_path / "b.tif", tmp_path / "out").error)
 
 
+def test_a_spacing_far_from_that_of_the_network_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.tif", draw(64, 64), spacing=3.0)
+    assert "a pixel measures 3 microns, and this network looks at 0.5" in str(run().predict(path, tmp_path / "out").error)
+    assert "a pixel measures 50 microns" in str(run(spacing=50.0).predict(path, tmp_path / "out").error)
+    assert run(spacing=2.0).predict(path, tmp_path / "out").error is None
+
+
+@pytest.mark.parametrize("height", [512, 1024, 511])
+def test_heights_that_fill_the_tiles_of_the_mask_are_no_exception(tmp_path: Path, height: int) -> None:
+    image = draw(height, 64)
+    outcome = run(overviews=False).predict(save(tmp_path / "a.tif", image), tmp_path / "out")
+    assert outcome.error is None and len(content(tmp_path / "out" / FILES[0])["points"]) > 5
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "out" / "tissue.tif").shape, image.shape[:2])
+
+
+def test_a_disk_that_refuses_is_an_outcome(stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("no folder")
+    assert "cannot be written" in str(run().predict(stored, tmp_path / "file").error)
+
+    def full(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    for name in ("write_png", "write_json", "outputs.clear", "outputs.write_points"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"mtl.inference.slides.run.{name}", full)
+            said = str(run().predict(stored, tmp_path / "out").error)
+        assert said.startswith(f"{stored}: ") and "cannot be written" in said and "No space left on device" in said
+    with pytest.raises(DataError, match="is no folder; expected one with <slide>"):
+        run(tissue_masks=str(tmp_path / "nowhere"))
+
+
 def test_masks_and_colour_say_where_tissue_is(stored: Path, tmp_path: Path) -> None:
     marked = np.zeros((50, 65), np.uint8)
     marked[:, :20] = 1
@@ -121,8 +153,13 @@ def test_without_one_of_the_tasks(stored: Path, tmp_path: Path) -> None:
     summary = run(make_predictor(tasks=("cells",))).predict(stored, tmp_path / "cells").summary
     assert summary["til_score"] is None and summary["cells"] > 5 and summary["stroma_area_um2"] is None
     assert sorted(path.name for path in (tmp_path / "cells").iterdir()) == FILES[:3]
-    summary = run(stroma="cartilage").predict(stored, tmp_path / "no_stroma").summary
+    predictor = make_predictor()
+    predictor.specs["tissue"] = replace(predictor.specs["tissue"], classes=("tumor", "fibres", "other"))
+    summary = run(predictor).predict(stored, tmp_path / "no_stroma").summary
     assert summary["til_score"] is None and summary["cells"] > 5
+    assert summary["note"].endswith("no class `stroma`; set slide.stroma to one of tumor, fibres, other")
+    summary = run(predictor, stroma="fibres").predict(stored, tmp_path / "no_stroma").summary
+    assert summary["til_score"] > 0 and summary["note"] is None
     run(masks=False, overviews=False).predict(stored, tmp_path / "few")
     assert sorted(path.name for path in (tmp_path / "few").iterdir()) == [FILES[0], FILES[2]]
 
@@ -131,7 +168,7 @@ def test_a_slide_of_glass(tmp_path: Path) -> None:
     path = save(tmp_path / "a.tif", np.full((150, 150, 3), 243, np.uint8))
     outcome = run(min_saturation=0.05).predict(path, tmp_path / "out")
     assert outcome.summary["cells"] == 0 and outcome.summary["windows_with_tissue"] == 0
-    assert outcome.summary["til_score"] is None  # no stroma
+    assert outcome.summary["til_score"] is None and outcome.summary["note"] == "no TIL score: no stroma"
     assert content(tmp_path / "out" / FILES[0])["points"] == []
 
 
@@ -251,6 +288,12 @@ def test_only_what_lies_in_the_bulk_counts(stored: Path, tmp_path: Path, monkeyp
     assert bulk["stroma_area_um2"] == pytest.approx((inside & (mask == 2)).sum() * 0.25) and bulk["stroma_area_um2"] > 0
     assert bulk["bulk_area_um2"] == pytest.approx(inside.sum() * 0.25)
     assert bulk["til_score"] == pytest.approx(til_score(bulk["cells"], bulk["stroma_area_um2"]))
+    rows = [slide_row(stored, summary) for summary in (plain, bulk)]
+    assert "cells_in_bulk" not in rows[0] and rows[1]["cells_in_bulk"] == bulk["cells"]
+    assert rows[0]["n_lymphocyte"] == rows[1]["n_lymphocyte"] == plain["cells"]
+    for row in rows:
+        assert row["tissue_stroma_area_ratio"] == pytest.approx((mask == 2).mean(), abs=1e-5)
+    assert set(rows[1]) <= set(csv_columns(run().predictor.specs, slides=True))
 
 
 def test_density_and_overview() -> None:
@@ -267,4 +310,5 @@ def test_density_and_overview() -> None:
     assert np.ptp(cells[50, 30]) > 50 and np.ptp(cells[5, 90]) == 0
     assert draw_overview(picture, [], None, None, []).shape[1] == 200
     facts = {"til_score": math.nan, "cells": 3, "stroma_area_um2": 2e6, "tumor_bulk": True}
-    assert legend_lines(facts, None)[0] == "TIL score: no stroma" and math.isnan(til_score(3, 0.0))
+    assert legend_lines(facts, None)[0] == "TIL score: no stroma in the bulk" and math.isnan(til_score(3, 0.0))
+    assert legend_lines({**facts, "tumor_bulk": False}, None)[0] == "TIL score: no stroma"

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from slide_tools import CELLS, TILES, TISSUE, DotModel, draw, make_predictor, save
+from slide_tools import CELLS, TILES, TISSUE, draw, make_predictor, save
 
 from mtl.config.schema import SlideConfig
 from mtl.core.errors import ConfigError
@@ -188,6 +188,7 @@ def test_rows_with_their_neighbours() -> None:
         ({}, {"cells": "tissue", "tissue": "cells"}, "neither a task"),
         ({"multilabel": True}, {}, "independent masks"),
         ({}, {"tumor_bulk": True, "tumor": "cancer"}, "needs the class `cancer`"),
+        ({}, {"stroma": "cartilage"}, "`slide.stroma=cartilage` is no class of the task `tissue`; it has tumor, stroma, other"),
     ],
     ids=lambda value: str(value)[:30],
 )  # fmt: skip
@@ -206,4 +207,3 @@ def test_tasks_that_a_network_lacks_are_left_out() -> None:
     assert scan_tasks(make_predictor(), SlideConfig()) == ("cells", "tissue")
     assert scan_tasks(make_predictor(tasks=("tissue",)), SlideConfig()) == (None, "tissue")
     assert scan_tasks(make_predictor(), SlideConfig(tissue="none")) == ("cells", None)
-    assert isinstance(make_predictor().model, DotModel)
