@@ -187,7 +187,7 @@ def predict(limit: float, words: list[str]) -> dict[str, float]:
     import torch
 
     from mtl.config.load import load_config
-    from mtl.config.schema import PredictConfig, SlideConfig
+    from mtl.config.verbs import PredictConfig, SlideConfig
     from mtl.core.files import file_hash
     from mtl.inference.loading import load_predictor
     from mtl.inference.slides.run import SlidePredictor

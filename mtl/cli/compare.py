@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mtl.cli.help import verb_help, wants_help
 from mtl.config.load import load_config
-from mtl.config.schema import CompareConfig
+from mtl.config.verbs import CompareConfig
 
 
 def run(words: list[str]) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 from mtl.cli.help import config_help, wants_help
 from mtl.config.compose import choices, compose
 from mtl.config.load import build_family, check_data, load_config
-from mtl.config.schema import DataToolConfig, SynthConfig
+from mtl.config.verbs import DataToolConfig, SynthConfig
 from mtl.core.errors import ConfigError, unknown
 from mtl.core.registry import SOURCES
 

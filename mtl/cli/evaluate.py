@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mtl.cli.help import verb_help, wants_help
 from mtl.config.load import load_config
-from mtl.config.schema import EvaluateConfig
+from mtl.config.verbs import EvaluateConfig
 from mtl.core.errors import CheckpointError, DataError
 
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from mtl.config.load import build_family, load_run_config
-from mtl.config.schema import CompareConfig
 from mtl.config.stages import stages_of, total_epochs
+from mtl.config.verbs import CompareConfig
 from mtl.core.errors import ConfigError, DataError, TrainingError, unknown
 from mtl.core.files import file_hash
 from mtl.training.resume import ALLOWED

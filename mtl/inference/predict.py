@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.progress import Progress, TaskID
 
-from mtl.config.schema import SlideConfig
+from mtl.config.verbs import SlideConfig
 from mtl.core.files import file_hash
 from mtl.inference.images import find_images, is_case
 from mtl.inference.loading import checkpoint_path, load_predictor
@@ -45,7 +45,7 @@ def predict(
         overlays: Draw overlays, and overviews of slides.
         masks: Write masks, confidence maps and heatmaps.
         pixel_scale: Stored pixels per reference pixel of images; None applies the data family's rule.
-        slide: Keys of `mtl.config.schema.SlideConfig`.
+        slide: Keys of `mtl.config.verbs.SlideConfig`.
 
     Returns:
         One sentence per file that could not be read; those are skipped.

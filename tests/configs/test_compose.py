@@ -12,7 +12,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from mtl.config import schema
+from mtl.config import schema, verbs
 from mtl.config.compose import choices, configs_folder
 from mtl.config.load import DATA_KEYS, NECK_KEYS, load_run_config
 from mtl.config.parts import HEAD_KEYS, NESTED
@@ -47,8 +47,8 @@ MODELS: dict[str, type[BaseModel]] = {
     "optimizer": schema.OptimizerConfig, "paths": schema.PathsConfig,
 }  # fmt: skip
 ENTRY_MODELS: dict[str, type[BaseModel]] = {
-    "train": schema.RunConfig, "evaluate": schema.EvaluateConfig, "predict": schema.PredictConfig,
-    "compare": schema.CompareConfig, "data_synth": schema.SynthConfig, "data_tool": schema.DataToolConfig,
+    "train": schema.RunConfig, "evaluate": verbs.EvaluateConfig, "predict": verbs.PredictConfig,
+    "compare": verbs.CompareConfig, "data_synth": verbs.SynthConfig, "data_tool": verbs.DataToolConfig,
 }  # fmt: skip
 # A file of `stages` names each stage itself; its tasks belong to a suite.
 STAGES = ("stages",)

@@ -13,7 +13,7 @@ import torch
 from flip_tools import Flip, dead_keys, flips_for, leaf_keys, part_flips, put, tree
 from pydantic import BaseModel
 
-from mtl.config import schema
+from mtl.config import schema, verbs
 from mtl.config.compose import choices, compose
 from mtl.config.load import DATA_KEYS, build_family, check_data, load_run_config
 from mtl.core.registry import SOURCES
@@ -399,7 +399,7 @@ def test_data_synth(tmp_path: Path) -> None:
         "kind": Flip("both"),
         "overwrite": Flip("false", {"occupied": True}, refuses=True),
     }
-    assert set(flips) == set(schema.SynthConfig.model_fields)
+    assert set(flips) == set(verbs.SynthConfig.model_fields)
     assert dead_keys(observe, config, flips) == []
 
 
@@ -440,7 +440,7 @@ def test_data_tool(smears: Path, tmp_path: Path) -> None:
         "seed": Flip(2),
         "data.root": Flip(copy_of(smears, tmp_path / "less", lambda path: "Point Set" in path.parts)),
     }
-    assert {key.partition(".")[0] for key in flips} == set(schema.DataToolConfig.model_fields)
+    assert {key.partition(".")[0] for key in flips} == set(verbs.DataToolConfig.model_fields)
     flat = dict(config)  # the words of a command line: dotted keys are not nested here
     before = observe(flat)
     assert [key for key, flip in flips.items() if observe({**flat, key: flip.value}) == before] == []

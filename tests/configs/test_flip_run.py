@@ -17,7 +17,7 @@ import torch
 from flip_tools import Flip, dead_keys, flips_for, put, tree
 from PIL import Image
 
-from mtl.config import schema
+from mtl.config import schema, verbs
 from mtl.config.load import active_specs, check_run_config, load_run_config
 from mtl.config.stages import stages_of
 from mtl.core.errors import ConfigError
@@ -382,7 +382,7 @@ def test_evaluate(trained: Path, smears: Path, tmp_path: Path, monkeypatch: pyte
         metrics = evaluate(**config)
         return [metrics, sorted(set(tree(tmp_path)) | {"records"}), list(counter.rows)]
 
-    config = schema.EvaluateConfig(
+    config = verbs.EvaluateConfig(
         checkpoint=str(trained), split="val", output=str(tmp_path / "out"), report=False
     ).model_dump()
     flips = {
@@ -395,7 +395,7 @@ def test_evaluate(trained: Path, smears: Path, tmp_path: Path, monkeypatch: pyte
         "bootstrap": Flip(5),
         "report": Flip(True),
     }
-    assert set(flips) == set(schema.EvaluateConfig.model_fields)
+    assert set(flips) == set(verbs.EvaluateConfig.model_fields)
     assert dead_keys(observe, config, flips) == []
 
 
@@ -419,7 +419,7 @@ def test_predict(trained: Path, smears: Path, tmp_path: Path, monkeypatch: pytes
         files = {name: body for folder in ("out", "elsewhere") for name, body in tree(tmp_path / folder).items()}
         return [sorted(path.name for path in tmp_path.iterdir()), files, list(counter.rows)]
 
-    config = schema.PredictConfig(checkpoint=str(trained), source=str(images[0]), output=str(tmp_path / "out")).model_dump()
+    config = verbs.PredictConfig(checkpoint=str(trained), source=str(images[0]), output=str(tmp_path / "out")).model_dump()
     flips = {
         "checkpoint": Flip(str(other)),
         "source": Flip(str(images[1])),
@@ -430,7 +430,7 @@ def test_predict(trained: Path, smears: Path, tmp_path: Path, monkeypatch: pytes
         "masks": Flip(False),
         "pixel_scale": Flip(0.05),
     }
-    assert set(flips) | {"slide"} == set(schema.PredictConfig.model_fields)  # test_slides
+    assert set(flips) | {"slide"} == set(verbs.PredictConfig.model_fields)  # test_slides
     assert dead_keys(observe, config, flips) == []
 
 
@@ -464,8 +464,8 @@ def test_slides(slide: Path, slide_checkpoint: Path, tmp_path: Path, monkeypatch
         "stroma": Flip("tumor"),
         "tumor": Flip("other", given={"tumor_bulk": True}),
     }
-    assert set(flips) == set(schema.SlideConfig.model_fields)
-    assert dead_keys(observe, schema.SlideConfig().model_dump(), flips) == []
+    assert set(flips) == set(verbs.SlideConfig.model_fields)
+    assert dead_keys(observe, verbs.SlideConfig().model_dump(), flips) == []
 
 
 def test_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -488,7 +488,7 @@ def test_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         comparison.compare(**config)
         return list(made)
 
-    config = schema.CompareConfig(suite="malaria_cells", seeds=1).model_dump()
+    config = verbs.CompareConfig(suite="malaria_cells", seeds=1).model_dump()
     flips = {
         "suite": Flip("malaria_mttl"),
         "seeds": Flip(2),
@@ -499,7 +499,7 @@ def test_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "reference": Flip("mtl"),
         "bootstrap": Flip(10),
     }
-    assert set(flips) == set(schema.CompareConfig.model_fields)
+    assert set(flips) == set(verbs.CompareConfig.model_fields)
     assert dead_keys(observe, config, flips) == []
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mtl.config.load import load_config, load_run_config
-from mtl.config.schema import CompareConfig
+from mtl.config.verbs import CompareConfig
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mtl.config.schema import SlideConfig
+from mtl.config.verbs import SlideConfig
 from mtl.core.errors import DataError
 from mtl.core.files import plain, write_json
 from mtl.data.stain import restain

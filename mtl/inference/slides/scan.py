@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mtl.config.schema import SlideConfig
+from mtl.config.verbs import SlideConfig
 from mtl.core.errors import ConfigError
 from mtl.core.types import SampleMeta, Window
 from mtl.data.geometry import Geometry

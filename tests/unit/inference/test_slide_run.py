@@ -16,7 +16,7 @@ import pytest
 import tifffile
 from slide_tools import draw, make_predictor, save
 
-from mtl.config.schema import SlideConfig
+from mtl.config.verbs import SlideConfig
 from mtl.core.errors import DataError
 from mtl.data.stain import restain
 from mtl.inference.outputs import csv_columns, slide_row

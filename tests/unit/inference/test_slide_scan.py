@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from slide_tools import CELLS, TILES, TISSUE, draw, make_predictor, save
 
-from mtl.config.schema import SlideConfig
+from mtl.config.verbs import SlideConfig
 from mtl.core.errors import ConfigError
 from mtl.core.types import SampleMeta
 from mtl.data.geometry import Geometry

@@ -1,0 +1,89 @@
+"""The shape of the configurations of all verbs but `train`; importing this module does not import torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, PositiveInt
+
+from mtl.config.schema import Part, Strict
+
+
+class DataRootConfig(Strict):
+    """The only part of `data` that evaluation may replace."""
+
+    root: str | None = None
+
+
+class EvaluateConfig(Strict):
+    """`evaluate.py`: score a checkpoint."""
+
+    checkpoint: str
+    split: Literal["train", "val", "test", "all"] = "test"
+    output: str | None = None
+    data: DataRootConfig = DataRootConfig()
+    batch_size: PositiveInt | None = None
+    device: str = "auto"
+    bootstrap: int | None = Field(None, ge=0)
+    report: bool = True
+
+
+class SlideConfig(Strict):
+    """What prediction has to know of whole-slide images."""
+
+    spacing: float | None = Field(None, gt=0)
+    tissue_masks: str | None = None
+    min_saturation: float | None = Field(0.05, gt=0, lt=1)
+    tumor_bulk: bool = False
+    cells: str = "cells"
+    tissue: str = "tissue"
+    stroma: str = "stroma"
+    tumor: str = "tumor"
+
+
+class PredictConfig(Strict):
+    """`predict.py`: use a checkpoint on images, slides and volumes."""
+
+    checkpoint: str
+    source: str
+    output: str = "predictions"
+    batch_size: PositiveInt = 4
+    device: str = "auto"
+    overlays: bool = True
+    masks: bool = True
+    pixel_scale: float | None = Field(None, gt=0)
+    slide: SlideConfig = SlideConfig()
+
+
+class SynthConfig(Strict):
+    """`mtl data synth`: draw a small data set in the native layout."""
+
+    output: str
+    patients: PositiveInt = 8
+    fields: PositiveInt = 5
+    seed: int = 0
+    width: PositiveInt | None = None
+    kind: str | None = None
+    overwrite: bool = False
+
+
+class DataToolConfig(Strict):
+    """`mtl data check|stats|show|prepare`."""
+
+    data: Part
+    output: str = "data_report"
+    count: PositiveInt = 6
+    seed: int = 0
+
+
+class CompareConfig(Strict):
+    """`mtl compare`: train the arms of a comparison and table them."""
+
+    suite: str
+    seeds: PositiveInt | list[int] = 3
+    arms: str | list[str] | dict[str, list[str]] | None = None
+    overrides: list[str] = []
+    name: str | None = None
+    output_root: str = "runs/compare"
+    reference: str | None = None
+    bootstrap: int = Field(1000, ge=0)
