@@ -382,9 +382,7 @@ def test_evaluate(trained: Path, smears: Path, tmp_path: Path, monkeypatch: pyte
         metrics = evaluate(**config)
         return [metrics, sorted(set(tree(tmp_path)) | {"records"}), list(counter.rows)]
 
-    config = verbs.EvaluateConfig(
-        checkpoint=str(trained), split="val", output=str(tmp_path / "out"), report=False
-    ).model_dump()
+    config = verbs.EvaluateConfig(checkpoint=str(trained), split="val", output=str(tmp_path / "out"), report=False).model_dump()
     flips = {
         "checkpoint": Flip(str(tmp_path / "other.ckpt")),
         "split": Flip("test"),
