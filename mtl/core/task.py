@@ -7,6 +7,9 @@ from typing import Any, Literal
 
 Kind = Literal["detection", "roi_classification", "segmentation", "heatmap", "points", "classification", "regression"]
 
+# Operating points of the cell detection score of TIGER (https://tiger.grand-challenge.org): false positives per mm2.
+FALSE_POSITIVES_PER_MM2 = (10, 20, 50, 100, 200, 300)
+
 # Metrics that each kind logs during validation (`val/<task>/<metric>`), the primary one first. All primaries lie in
 # [0, 1] and are better when higher, so that `val/score` can be their weighted mean.
 KIND_METRICS: dict[str, tuple[str, ...]] = {
@@ -17,14 +20,12 @@ KIND_METRICS: dict[str, tuple[str, ...]] = {
         "dice_nonempty", "iou_nonempty",
     ),
     "heatmap": ("peak_f1", "peak_precision", "peak_recall", "mse", "mae", "pearson"),
+    "points": (
+        "froc", "f1", "precision", "recall", "ap", "count_mae", *(f"sensitivity_at_{rate}" for rate in FALSE_POSITIVES_PER_MM2),
+    ),
     "classification": ("f1_macro", "accuracy", "balanced_accuracy", "auroc"),
     "regression": ("pearson", "mae", "rmse"),
 }  # fmt: skip
-# Operating points of the cell detection score of TIGER (https://tiger.grand-challenge.org): false positives per mm2.
-FALSE_POSITIVES_PER_MM2 = (10, 20, 50, 100, 200, 300)
-KIND_METRICS["points"] = (
-    "froc", "f1", "precision", "recall", "ap", "count_mae", *(f"sensitivity_at_{rate}" for rate in FALSE_POSITIVES_PER_MM2),
-)  # fmt: skip
 # Added where the classes of a classification task are ordered, where there are two (the second is the positive one), and
 # where images are slices of volumes.
 ORDINAL_METRICS = ("quadratic_kappa",)

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -148,6 +148,33 @@ def find_root(root: str | None, family: str, is_root: str, candidates: tuple[str
         if folder.is_dir():
             return folder
     raise DataError(f"No `{family}` data below MTL_DATA_DIR (`{base}`). {hint}")
+
+
+def find_sets_root(
+    root: str | None, family: str, sets: dict[str, str], chosen: list[str] | None, find_sets: Callable[[Path], Any],
+    candidates: tuple[str, ...] = ("",),
+) -> Path:  # fmt: skip
+    """Find the folder of a data set that comes in several parts.
+
+    Args:
+        root: `data.root` from the configuration.
+        family: Folder name below `MTL_DATA_DIR`.
+        sets: Folder of each part by its name in `data.sets`.
+        chosen: `data.sets`; None takes the parts that are there.
+        find_sets: Names of the parts that a folder holds.
+        candidates: As in `find_root`.
+
+    Raises:
+        DataError: A chosen part is missing, or all are.
+    """
+    wanted = list(chosen or sets)
+    found = find_root(root, family, " and/or ".join(f"`{sets[name]}/`" for name in wanted), candidates)
+    present = find_sets(found)
+    missing = [name for name in wanted if name not in present]
+    if missing and (chosen or not present):
+        hint = suggest_root(found, lambda path: any(name in find_sets(path) for name in wanted))
+        raise DataError(f"`{found}` holds no {' and no '.join(f'`{sets[name]}/`' for name in missing)}. {hint}")
+    return found
 
 
 def suggest_root(root: Path, fits: Callable[[Path], bool], levels: int = 3) -> str:

@@ -115,16 +115,17 @@ class SampleDataset(Dataset):
             image, objects, masks = self.transform(image, objects, masks, int(rng.integers(2**63)))
         masks = self._mark_padding(masks)
         unseen = masks.pop(REGION, None)
-        visible = in_heatmap = by_point = objects
+        visible = in_heatmap = objects
         if objects is not None:
             visible = clip_objects(objects.select(enough), window.size, geometry.min_visible)[0]
             # A peak beyond the picture would land on fill once the picture moves; without a transform its tail belongs here.
             in_heatmap = visible if self.transform is None else visible.select(np.isin(visible.ids, objects.ids[inside]))
-            by_point = clip_objects(objects.select(inside & points_inside(objects, window.size)), window.size)[0]
         targets = {}
         for task in self.tasks:
             spec = self.specs[task]
-            mine = {"heatmap": in_heatmap, "points": by_point}.get(spec.kind, visible)
+            mine = in_heatmap if spec.kind == "heatmap" else visible
+            if spec.kind == "points" and objects is not None:
+                mine = clip_objects(objects.select(inside & points_inside(objects, window.size)), window.size)[0]
             targets[task] = encode(spec, objects, masks, sample.labels, self.family.object_classes, window.size, visible=mine)
             if spec.kind == "points" and targets[task] is not None and unseen is not None:
                 targets[task]["region"] = unseen == 0

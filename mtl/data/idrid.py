@@ -20,7 +20,7 @@ from mtl.core.errors import ConfigError, DataError, unknown
 from mtl.core.registry import SOURCES
 from mtl.core.task import TaskSpec
 from mtl.core.types import Objects, Record, Sample
-from mtl.data.base import CheckReport, DataFamily, check_usable, find_root, suggest_root
+from mtl.data.base import CheckReport, DataFamily, check_usable, find_sets_root
 from mtl.data.duplicates import connected, near_duplicates
 from mtl.data.idrid_files import CODES, LANDMARKS, SETS, Contents, Picture, find_sets, read_contents
 from mtl.data.images import image_size, read_mask, read_rgb
@@ -148,15 +148,8 @@ class Idrid(DataFamily):
 
     def locate(self) -> Path:
         """Return the folder that holds the sets."""
-        wanted = list(self.sets or SETS)
-        kind = " and/or ".join(f"`{SETS[name][1]}/`" for name in wanted)
-        root = find_root(self.root, "idrid", kind, ("IDRiD", ""))
-        present = find_sets(root)
-        missing = [name for name in wanted if name not in present]
-        if missing and (self.sets or not present):
-            hint = suggest_root(root, lambda path: any(name in find_sets(path) for name in wanted))
-            raise DataError(f"`{root}` holds no {' and no '.join(f'`{SETS[name][1]}/`' for name in missing)}. {hint}")
-        return root
+        folders = {name: folder for name, (_, folder, *_) in SETS.items()}
+        return find_sets_root(self.root, "idrid", folders, self.sets, find_sets, ("IDRiD", ""))
 
     def records(self) -> list[Record]:
         """Index the data set, sorted by sample id: tables, image headers and, to find copies, thumbnails. Remembered."""

@@ -22,7 +22,7 @@ from mtl.core.errors import ConfigError, DataError, unknown
 from mtl.core.registry import SOURCES
 from mtl.core.task import TaskSpec
 from mtl.core.types import REGION, Objects, Record, Sample
-from mtl.data.base import CheckReport, DataFamily, check_usable, find_root, suggest_root
+from mtl.data.base import CheckReport, DataFamily, check_usable, find_sets_root
 from mtl.data.images import check_images, image_size, read_rgb
 from mtl.data.tables import some
 from mtl.data.tiger_coco import Listed
@@ -147,15 +147,7 @@ class Tiger(DataFamily):
 
     def locate(self) -> Path:
         """Return the folder of the data set."""
-        wanted = list(self.sets or SETS)
-        kind = " and/or ".join(f"`{SETS[name]}/`" for name in wanted)
-        root = find_root(self.root, "tiger", kind)
-        present = find_sets(root)
-        missing = [name for name in wanted if name not in present]
-        if missing and (self.sets or not present):
-            hint = suggest_root(root, lambda path: any(name in find_sets(path) for name in wanted))
-            raise DataError(f"`{root}` holds no {' and no '.join(f'`{SETS[name]}/`' for name in missing)}. {hint}")
-        return root
+        return find_sets_root(self.root, "tiger", SETS, self.sets, find_sets)
 
     def records(self) -> list[Record]:
         """Index the regions, sorted by sample id: names, the COCO file, headers of images and values of masks. Remembered."""

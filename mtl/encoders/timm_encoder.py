@@ -219,6 +219,7 @@ def create_body(architecture: str, file: str | None = None, **arguments: Any) ->
             problems = [_unsupported(architecture, key) for key in rejected if arguments.pop(key) not in (False, 0.0)]
             if problems:
                 raise ConfigError(problems) from error
+        # Each family of timm refuses what it cannot do in its own way; what it said stays in the message and the chain.
         except (AssertionError, NotImplementedError, RuntimeError, AttributeError, ValueError) as error:
             reason = str(error).split("\n")[0] or type(error).__name__
             if file:

@@ -12,6 +12,7 @@ from mtl.core.raster import content_in, resize_map, resize_mask
 from mtl.core.task import TaskSpec
 from mtl.core.types import Window
 from mtl.inference.joiners import Arrays
+from mtl.inference.prediction import DEFAULT_THRESHOLD
 
 if TYPE_CHECKING:
     from PIL import ImageFont
@@ -33,7 +34,6 @@ PALETTE: tuple[Colour, ...] = ((230, 159, 0), (0, 158, 115), (204, 121, 167), (8
 MASK_COLOUR: Colour = (20, 150, 70)
 PEAK_COLOUR: Colour = (0, 220, 255)
 INK, PAPER = (30, 30, 30), (255, 255, 255)
-DEFAULT_THRESHOLD = 0.5
 
 
 @dataclass

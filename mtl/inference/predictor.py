@@ -218,10 +218,9 @@ class Predictor:
         window, tasks = result.window, {task: dict(arrays) for task, arrays in result.tasks.items()}
         for arrays in list(tasks.values()):
             if "boxes" in arrays:
-                boxes = window.working_to_original(arrays["boxes"].reshape(-1, 2, 2))
-                arrays["boxes"] = _inside(boxes, window).reshape(-1, 4)
+                arrays["boxes"] = points_to_original(arrays["boxes"].reshape(-1, 2, 2), window).reshape(-1, 4)
             if "points" in arrays:
-                arrays["points"] = _inside(window.working_to_original(arrays["points"]), window)
+                arrays["points"] = points_to_original(arrays["points"], window)
             for key in [key for key in arrays if key.startswith("probabilities/")]:
                 tasks[key.partition("/")[2]] = {"probabilities": arrays.pop(key)}
         return Prediction(window, self.specs, self.thresholds, {task: tasks[task] for task in self.specs if task in tasks})
@@ -246,10 +245,11 @@ def check_image(image: np.ndarray, channels: int) -> np.ndarray:
     return array
 
 
-def _inside(points: np.ndarray, window: Window) -> np.ndarray:
-    """Undo what rounding moved over the edge of the original image; [..., 2]."""
+def points_to_original(points: np.ndarray, window: Window) -> np.ndarray:
+    """Map working-raster points [..., 2] into the original image, also what rounding moved over its edge."""
+    found = window.working_to_original(points)
     height, width = window.original_size
-    return np.clip(points, 0, np.array([width, height], points.dtype))
+    return np.clip(found, 0, np.array([width, height], found.dtype))
 
 
 def _to_numpy(value: Any) -> np.ndarray:

@@ -18,7 +18,7 @@ from mtl.inference.ahead import ahead
 from mtl.inference.blending import BlendedMaps
 from mtl.inference.joiners import Arrays, Points
 from mtl.inference.prediction import DEFAULT_THRESHOLD
-from mtl.inference.predictor import Predictor
+from mtl.inference.predictor import Predictor, points_to_original
 from mtl.inference.slides.raster import Resized, Tissue, overview_size
 from mtl.inference.territories import Neighbourhood
 
@@ -161,8 +161,7 @@ class Scan:
             empty = np.zeros(0, np.float32)
             return {"points": np.zeros((0, 2), np.float32), "scores": empty, "labels": np.zeros(0, np.int64)}
         found = self._points.result([])
-        height, width = self.window.original_size
-        found["points"] = np.clip(self.window.working_to_original(found["points"]), 0, np.array([width, height], np.float32))
+        found["points"] = points_to_original(found["points"], self.window)
         return found
 
 
