@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from data_fakes import FakeFamily
+from tiger_tools import draw_folder
 
 from mtl.data.geometry import Geometry
 from mtl.data.preprocessing import Preprocessing
@@ -23,3 +24,9 @@ def stretch() -> Preprocessing:
 @pytest.fixture
 def tiles() -> Preprocessing:
     return Preprocessing(Geometry("tiles", (64, 64), scale=1.0, overlap=32, fill=7))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Regions in the layout of TIGER, with every case of labels."""
+    return draw_folder(tmp_path)
