@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mtl.core.version import __version__
+
 if TYPE_CHECKING:
     from pathlib import Path
 
     from mtl.inference.predictor import Predictor
 
-__version__ = "0.1.0"
+
+__all__ = ["__version__", "load"]
 
 
 def load(checkpoint: str | Path, device: str = "auto") -> Predictor:

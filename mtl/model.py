@@ -11,9 +11,9 @@ from mtl.core.errors import ConfigError
 from mtl.core.parts import ENCODER, covers, neck_chain, part_of
 from mtl.core.registry import ADAPTERS, ENCODERS, HEADS, NECKS
 from mtl.core.task import TaskSpec
-from mtl.data.preprocessing import Preprocessing
 from mtl.encoders.base import adapter_parameters
 from mtl.heads.base import Head, Output, Prediction
+from mtl.imaging.preprocessing import Preprocessing
 
 
 class MultiTaskModel(nn.Module):

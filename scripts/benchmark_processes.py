@@ -128,7 +128,7 @@ def startup_rows(overrides: list[str], folder: Path) -> list[Row]:
         "misspelt key": ([*python, "train", *overrides, "optimizer.lrr=1"], 2),
         "unknown task": ([*python, "train", "task=no_such_suite"], 2),
         "missing data folder": ([*python, "train", *nowhere], 3),
-        "`import mtl.training.run`": ([sys.executable, "-c", "import mtl.training.run"], 0),
+        "`import mtl.training.fit`": ([sys.executable, "-c", "import mtl.training.fit"], 0),
     }
     rows = []
     for name, (command, status) in commands.items():

@@ -123,10 +123,10 @@ def build_checkpoint(config: dict[str, Any], slide: Path, path: Path, density: f
     import numpy as np
     import torch
 
-    from mtl.inference.checkpoint import FORMAT, save_atomic
+    from mtl.data.formats.slides import open_slide
     from mtl.inference.predictor import Predictor
-    from mtl.inference.slides.files import open_slide
-    from mtl.training.build import build_model
+    from mtl.runs.build import build_model
+    from mtl.runs.checkpoint import FORMAT, save_atomic
 
     torch.manual_seed(0)
     model = build_model(config, load_weights=False).eval()
@@ -175,7 +175,7 @@ def call(words: list[str]) -> dict[str, Any]:
 
 
 def draw(path: str, height: str, width: str, seed: str) -> dict[str, float]:
-    from mtl.data.synthetic.tiger_slide import draw_slide
+    from mtl.data.families.tiger.slide_generator import draw_slide
 
     started = time.perf_counter()
     if not Path(path).is_file():

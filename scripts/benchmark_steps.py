@@ -19,14 +19,15 @@ from torch import Tensor
 
 from mtl.config.load import build_family
 from mtl.core.errors import ConfigError
+from mtl.core.task import higher_is_better
 from mtl.core.types import TaskBatch
-from mtl.data.datamodule import MultiTaskDataModule
+from mtl.data.pipeline.datamodule import MultiTaskDataModule
 from mtl.model import MultiTaskModel
-from mtl.training.build import build_balancer, build_evaluator, build_model
+from mtl.runs.build import build_balancer, build_evaluator, build_model
+from mtl.runs.environment import environment
 from mtl.training.callbacks.recorder import RunRecorder
-from mtl.training.environment import environment
+from mtl.training.fit import build_trainer
 from mtl.training.module import MultiTaskModule
-from mtl.training.run import build_trainer, higher_is_better
 
 WARM_UP = 2
 TARGET = 1.03
@@ -41,7 +42,7 @@ def draw_images(config: dict[str, Any], folder: Path, images: int, width: int) -
     Raises:
         ConfigError: There is no generator for the family.
     """
-    from mtl.data.synthetic.malaria import draw_malaria, draw_malaria_cells
+    from mtl.data.families.malaria.generator import draw_malaria, draw_malaria_cells
 
     family = config["data"]["name"]
     if family == "malaria":

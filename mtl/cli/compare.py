@@ -16,7 +16,7 @@ def run(words: list[str]) -> int:
     own, shared = words[:end], words[end + 1 :]  # what follows `--` goes to every run, in the grammar of train.py
     config = load_config("compare", own, CompareConfig)
     config["overrides"] = [*config["overrides"], *shared]
-    from mtl.evaluation.comparison import compare
+    from mtl.experiments.arms import compare
 
     compare(**config)
     return 0

@@ -73,7 +73,7 @@ def _check(config: dict[str, Any]) -> int:
 
 
 def _stats(config: dict[str, Any]) -> int:
-    from mtl.data.inspect import write_stats
+    from mtl.report.data_pages import write_stats
 
     family = build_family(config["data"])
     for path in write_stats(family, family.records(), Path(config["output"])):
@@ -82,8 +82,8 @@ def _stats(config: dict[str, Any]) -> int:
 
 
 def _show(config: dict[str, Any]) -> int:
-    from mtl.data.inspect import show_samples
-    from mtl.data.preprocessing import Preprocessing
+    from mtl.imaging.preprocessing import Preprocessing
+    from mtl.report.data_pages import show_samples
 
     family, data = build_family(config["data"]), config["data"]
     preprocessing = Preprocessing.from_config(data["geometry"], data["preprocessing"])
@@ -93,8 +93,8 @@ def _show(config: dict[str, Any]) -> int:
 
 
 def _prepare(config: dict[str, Any]) -> int:
-    from mtl.data.cache import prepare
-    from mtl.data.preprocessing import Preprocessing
+    from mtl.data.pipeline.cache import prepare
+    from mtl.imaging.preprocessing import Preprocessing
 
     family = build_family(config["data"])
     family.locate()

@@ -14,8 +14,8 @@ def run(words: list[str]) -> int:
         print(verb_help("describe", "train", groups=True))
         return 0
     config = load_run_config([word for word in words if word != "--json"])
-    from mtl.evaluation.describe import describe, describe_stages, render
-    from mtl.training.build import build_balancer, build_model
+    from mtl.experiments.describe import describe, describe_stages, render
+    from mtl.runs.build import build_balancer, build_model
 
     model = build_model(config, load_weights=False)
     description = describe(model, build_balancer(config), model.preprocessing.geometry.size)

@@ -19,7 +19,7 @@ def run(words: list[str]) -> int:
     require_checkpoint(config["checkpoint"])
     if config["data"]["root"] and not Path(config["data"]["root"]).is_dir():
         raise DataError(f"Data folder `{config['data']['root']}` does not exist. Set data.root to the folder of the images.")
-    from mtl.evaluation.evaluate import evaluate
+    from mtl.experiments.score import evaluate
 
     evaluate(**config)
     return 0

@@ -10,8 +10,8 @@ import importlib
 import os
 import sys
 
-from mtl import __version__
 from mtl.core.errors import MtlError, nearest
+from mtl.core.version import __version__
 
 VERBS = {
     "train": "train a task suite: mtl train task=malaria_mttl backbone=resnet50",

@@ -22,7 +22,7 @@ def run(words: list[str]) -> int:
         return _through_hydra(words)
     resume = next((word.partition("=")[2] for word in words if word.startswith("resume=")), None)
     if resume:
-        from mtl.training.resume import resumed_config
+        from mtl.runs.resume import resumed_config
 
         return _train(resumed_config(resume, [word for word in words if not word.startswith("resume=")]))
     return _train(load_run_config(words))
@@ -31,7 +31,7 @@ def run(words: list[str]) -> int:
 def _train(config: dict[str, Any]) -> int:
     build_family(config["data"]).locate()  # a missing folder is answered before torch is imported
     _quiet_libraries()
-    from mtl.training.run import train
+    from mtl.experiments.train import train
 
     train(config)
     return 0

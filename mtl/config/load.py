@@ -13,10 +13,10 @@ from mtl.config.parts import HEAD_KEYS, check_part, validate
 from mtl.config.schema import DataGenericConfig, RunConfig
 from mtl.config.stages import check_stages, part_names
 from mtl.core.errors import ConfigError, MtlError, unknown
+from mtl.core.family import DataFamily
 from mtl.core.parts import ENCODER, neck_chain
 from mtl.core.registry import ADAPTERS, BALANCERS, ENCODERS, HEADS, NECKS, SCHEDULERS, SOURCES, STUDY_METRICS, Registry
 from mtl.core.task import TaskSpec, higher_is_better
-from mtl.data.base import DataFamily
 
 ANY_KIND = "any"
 NECK_KEYS = frozenset({"shared", "features"})

@@ -21,7 +21,7 @@ class Strict(BaseModel):
 
 
 class GeometryConfig(Strict):
-    """How an image becomes network inputs (`mtl.data.geometry`)."""
+    """How an image becomes network inputs (`mtl.imaging.geometry`)."""
 
     mode: Literal["stretch", "letterbox", "tiles"]
     size: tuple[PositiveInt, PositiveInt]
@@ -39,21 +39,21 @@ class ClaheConfig(Strict):
 
 
 class CropConfig(Strict):
-    """Cut off a dark border around the picture (`mtl.data.content`)."""
+    """Cut off a dark border around the picture (`mtl.imaging.content`)."""
 
     threshold: float = Field(0.06, gt=0, lt=1)
     margin: float = Field(0.0, ge=0, lt=0.5)
 
 
 class ForegroundConfig(Strict):
-    """Standardise grey values inside the foreground, the brain of an MR image (`mtl.data.intensity`)."""
+    """Standardise grey values inside the foreground, the brain of an MR image (`mtl.imaging.intensity`)."""
 
     method: Literal["zscore", "percentile"] = "zscore"
     limit: float = Field(4.0, gt=0)
 
 
 class StainConfig(Strict):
-    """Bring the colours of stained tissue to one reference (`mtl.data.stain`)."""
+    """Bring the colours of stained tissue to one reference (`mtl.imaging.stain`)."""
 
     method: Literal["macenko", "reinhard"] = "macenko"
     density: float = Field(0.15, gt=0)
@@ -121,7 +121,7 @@ class NoiseConfig(Strict):
 
 
 class AugmentationConfig(Strict):
-    """Training-time transforms; image and every target move together (`mtl.data.transforms`)."""
+    """Training-time transforms; image and every target move together (`mtl.data.pipeline.transforms`)."""
 
     random_offset: bool
     horizontal_flip: Probability
@@ -137,7 +137,7 @@ class AugmentationConfig(Strict):
 
 
 class SplitConfig(Strict):
-    """Which groups train, select and test (`mtl.data.splits`)."""
+    """Which groups train, select and test (`mtl.data.pipeline.splits`)."""
 
     scheme: Literal["holdout", "kfold", "leave_one_out", "file", "official"]
     ratios: tuple[float, float, float]
@@ -166,7 +166,7 @@ class LoaderConfig(Strict):
 
 
 class CacheConfig(Strict):
-    """Memory-mapped cache of the images at network scale (`mtl.data.cache`)."""
+    """Memory-mapped cache of the images at network scale (`mtl.data.pipeline.cache`)."""
 
     enabled: bool
     folder: str | None

@@ -297,3 +297,6 @@ class ImageResult:
     attributes: dict[str, str] = field(default_factory=dict)
     spacing: tuple[float, float, float] | None = None
     case: str = ""
+
+
+Arrays = dict[str, np.ndarray]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 if TYPE_CHECKING:
-    from mtl.encoders.weights import KeyReport
+    from mtl.encoders.keys import KeyReport
 
 # The task whose adapters are in use. A context variable, so that threads of a server do not see each other's task.
 ACTIVE_TASK: ContextVar[str | None] = ContextVar("ACTIVE_TASK", default=None)
@@ -122,25 +121,6 @@ class Encoder(nn.Module, ABC):
         self.per_task = per_task
         self.adapter_tasks = tuple(tasks) if per_task else ()
         self.train(self.training)
-
-
-def canonical(name: str) -> str:
-    """Return a module or parameter name in the form in which timm's full and features-only networks agree.
-
-    The features-only wrappers turn `stages.0` into `stages_0` or put the network under `model.`.
-    """
-    return re.sub(r"^(model|body)\.", "", name).replace("_", ".")
-
-
-def spelled(name: str) -> str:
-    """Return a module name of the body as timm's full network spells it: `stages_0.blocks` -> `stages.0.blocks`."""
-    return re.sub(r"^([A-Za-z]+)_(\d+)(?=\.|$)", r"\1.\2", re.sub(r"^(model|body)\.", "", name))
-
-
-def under(name: str, prefix: str) -> bool:
-    """Tell whether a module or parameter is `prefix` itself or lies inside it."""
-    name, prefix = canonical(name), canonical(prefix)
-    return name == prefix or name.startswith(prefix + ".")
 
 
 def named_adapter_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from mtl.core.errors import ConfigError, unknown
 from mtl.core.registry import ADAPTERS
 from mtl.encoders.adapters import check_rank, set_names
-from mtl.encoders.base import Adapter, Encoder, output_shapes, spelled
+from mtl.encoders.base import Adapter, Encoder, output_shapes
+from mtl.encoders.keys import spelled
 
 # Classes of timm that count as one block, by family. Where such modules are nested, the outer one counts.
 BLOCKS = {

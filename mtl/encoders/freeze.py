@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import nn
 
 from mtl.core.errors import ConfigError, nearest
-from mtl.encoders.base import spelled, under
+from mtl.encoders.keys import spelled, under
 
 
 def stage_names(body: nn.Module) -> list[str]:

@@ -14,7 +14,8 @@ from torch.nn.utils import parametrize
 from mtl.core.errors import ConfigError
 from mtl.core.registry import ADAPTERS
 from mtl.encoders.adapters import check_rank, set_names
-from mtl.encoders.base import Adapter, Encoder, canonical, output_shapes, spelled
+from mtl.encoders.base import Adapter, Encoder, output_shapes
+from mtl.encoders.keys import canonical, spelled
 
 KINDS = ("conv", "grouped", "linear")
 

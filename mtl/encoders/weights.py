@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mtl.core.errors import CheckpointError
-from mtl.encoders.base import canonical, spelled, under
+from mtl.encoders.keys import KeyReport, canonical, spelled, under
 
 # Where tools put the state dict inside a file (DINO keeps two, VISSL nests several), and what they put in front of its keys.
 CONTAINERS = (
@@ -34,52 +33,6 @@ POSITIONS = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer
 # Buffers that networks compute when they are built; older files still carry them. In the form of `canonical`.
 COMPUTED = ("relative.position.index", "relative.coords.table", "attn.mask", "num.batches.tracked")
 OWN_PREFIX = "model.encoder."
-
-
-@dataclass(frozen=True)
-class KeyReport:
-    """What a weight file and a network have in common.
-
-    Attributes:
-        source: The file, or the name of the published weights.
-        loaded: Keys of the network that received values.
-        missing: Keys of the network that the file does not have.
-        unexpected: Keys of the file that belong to a part the network has, but not to its layers: another architecture.
-        mismatched: Keys with another shape, as `key: file shape, network shape`.
-        adapted: Loaded keys whose values were changed to fit another number of input channels.
-        leftover: Keys of the file for parts that the network does not have (classifier, projection head, decoder, adapters),
-            and those of a second copy of the network.
-        kept: Keys of the network that were to stay at their random start.
-    """
-
-    source: str
-    loaded: tuple[str, ...]
-    missing: tuple[str, ...] = ()
-    unexpected: tuple[str, ...] = ()
-    mismatched: tuple[str, ...] = ()
-    adapted: tuple[str, ...] = ()
-    leftover: tuple[str, ...] = ()
-    kept: tuple[str, ...] = ()
-
-    @property
-    def complete(self) -> bool:
-        """True if every layer of the network was loaded and nothing contradicts it."""
-        return not (self.missing or self.unexpected or self.mismatched)
-
-    def describe(self) -> list[str]:
-        """Return lines for the log."""
-        lines = [f"Weights from {self.source}: {len(self.loaded)} keys loaded"]
-        for title, keys in (
-            ("adapted to the input channels", self.adapted),
-            ("missing in the file", self.missing),
-            ("unexpected in the file", self.unexpected),
-            ("of another shape", self.mismatched),
-            ("left over (parts this encoder does not have)", self.leftover),
-            ("kept at their random start", self.kept),
-        ):
-            if keys:
-                lines.append(f"  {len(keys)} {title}: {', '.join(keys)}")
-        return lines
 
 
 def load_weights(

@@ -9,10 +9,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mtl.core.errors import ConfigError, DataError
-from mtl.data.base import IMAGE_SUFFIXES
-from mtl.data.brain_files import MODALITIES
-from mtl.data.volumes import SUFFIXES, is_volume
-from mtl.inference.slides.files import MASK_ENDING, SLIDE_SUFFIXES, is_slide, is_tissue_mask
+from mtl.data.families.brain.files import MODALITIES
+from mtl.data.formats.images import IMAGE_SUFFIXES
+from mtl.data.formats.slides import MASK_ENDING, SLIDE_SUFFIXES, is_slide, is_tissue_mask
+from mtl.data.formats.volumes import SUFFIXES, is_volume
 
 RESULTS = "predictions.csv"  # tells a folder of results from a folder of images
 ENDINGS = {"seg": "seg"} | {ending: name for name, endings in MODALITIES.items() for ending in endings}

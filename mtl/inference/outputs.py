@@ -16,9 +16,9 @@ import numpy as np
 from mtl.core.files import PARTIAL, remove_stale, write_bytes, write_json
 from mtl.core.raster import to_original
 from mtl.core.task import TaskSpec
-from mtl.data.volumes import write_mask
-from mtl.inference.drawing import overlay
+from mtl.data.formats.volumes import write_mask
 from mtl.inference.images import is_case, stem
+from mtl.inference.pictures import overlay
 from mtl.inference.prediction import Prediction, counting_task
 from mtl.inference.predictor import Outcome
 from mtl.inference.slides.outputs import SCORE, SlideOutcome

@@ -13,14 +13,15 @@ from rich.progress import Progress, TaskID
 
 from mtl.config.verbs import SlideConfig
 from mtl.core.files import file_hash
+from mtl.data.formats.slides import SLIDE_SUFFIXES, is_slide, require_readers
 from mtl.inference.images import find_images, is_case
-from mtl.inference.loading import checkpoint_path, load_predictor
+from mtl.inference.loading import load_predictor
 from mtl.inference.outputs import PredictionWriter
 from mtl.inference.predictor import Outcome, Predictor
-from mtl.inference.slides.files import SLIDE_SUFFIXES, is_slide, require_readers
 from mtl.inference.slides.outputs import SlideOutcome
 from mtl.inference.slides.run import SlidePredictor
 from mtl.inference.volumes import CaseOutcome, predict_case
+from mtl.runs.loading import checkpoint_path
 
 
 def predict(

@@ -10,8 +10,7 @@ import numpy as np
 
 from mtl.core.raster import to_original
 from mtl.core.task import TaskSpec
-from mtl.core.types import Window
-from mtl.inference.joiners import Arrays
+from mtl.core.types import Arrays, Window
 
 DEFAULT_THRESHOLD = 0.5
 DIGITS = 4  # decimals of scores and probabilities in files

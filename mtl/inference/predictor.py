@@ -13,12 +13,11 @@ import torch
 
 from mtl.core.errors import DataError
 from mtl.core.task import TaskSpec
-from mtl.core.types import ImageResult, SampleMeta, Window
-from mtl.data.images import grey_channels, grey_values, read_grey, read_rgb
+from mtl.core.types import Arrays, ImageResult, SampleMeta, Window
+from mtl.data.formats.images import grey_channels, grey_values, read_grey, read_rgb
 from mtl.inference.ahead import ahead
-from mtl.inference.joiners import Arrays
 from mtl.inference.prediction import Prediction, first_detection
-from mtl.inference.tiling import Stitcher
+from mtl.stitching.stitcher import Stitcher
 
 PixelScale = float | Callable[[tuple[int, int], str], float]
 

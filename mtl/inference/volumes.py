@@ -11,9 +11,9 @@ import numpy as np
 
 from mtl.core.errors import DataError
 from mtl.core.task import TaskSpec
-from mtl.data.brain import REGIONS
-from mtl.data.images import grey_channels
-from mtl.data.volumes import Volume, read_volume
+from mtl.data.families.brain.family import REGIONS
+from mtl.data.formats.images import grey_channels
+from mtl.data.formats.volumes import Volume, read_volume
 from mtl.inference.images import case_files, split_name
 from mtl.inference.prediction import DIGITS, Prediction, class_entry
 from mtl.inference.predictor import Predictor

@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning_fabric.plugins.io.checkpoint_io import CheckpointIO
 
-from mtl.inference.checkpoint import load_plain, save_atomic
+from mtl.runs.checkpoint import load_plain, save_atomic
 
 
 class AtomicCheckpointIO(CheckpointIO):

@@ -13,11 +13,11 @@ from mtl.balancing.base import Scalarizer
 from mtl.config.stages import Stage, stages_of
 from mtl.core.errors import TrainingError
 from mtl.core.types import TaskBatch
-from mtl.evaluation.loop import WholeImageScorer
 from mtl.heads.base import Output
-from mtl.inference.checkpoint import FORMAT
+from mtl.inference.scoring import WholeImageScorer
 from mtl.metrics.evaluator import Evaluator
 from mtl.model import MultiTaskModel
+from mtl.runs.checkpoint import FORMAT
 from mtl.training.distributed import gather_objects, global_counts, sum_over_ranks
 from mtl.training.optim import build_optimizer, build_scheduler, inactive_parts, split_parts
 

@@ -273,8 +273,8 @@ def test_entry_yaml_lists_every_key(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["evaluate", "predict", "compare"])
 def test_entry_functions_take_exactly_these_keys(name: str) -> None:
-    from mtl.evaluation.comparison import compare
-    from mtl.evaluation.evaluate import evaluate
+    from mtl.experiments.arms import compare
+    from mtl.experiments.score import evaluate
     from mtl.inference.predict import predict
 
     function = {"evaluate": evaluate, "predict": predict, "compare": compare}[name]

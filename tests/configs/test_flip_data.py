@@ -17,9 +17,9 @@ from mtl.config import schema, verbs
 from mtl.config.compose import choices, compose
 from mtl.config.load import DATA_KEYS, build_family, check_data, load_run_config
 from mtl.core.registry import SOURCES
-from mtl.data.datamodule import MultiTaskDataModule
-from mtl.data.preprocessing import Preprocessing
-from mtl.data.transforms import Transform
+from mtl.data.pipeline.datamodule import MultiTaskDataModule
+from mtl.data.pipeline.transforms import Transform
+from mtl.imaging.preprocessing import Preprocessing
 
 TILES = {"geometry.mode": "tiles", "geometry.scale": 0.03, "geometry.overlap": 32}
 

@@ -18,7 +18,7 @@ from mtl.config.compose import choices, configs_folder
 from mtl.config.load import NECK_KEYS, kind_of
 from mtl.core.registry import ADAPTERS, BALANCERS, ENCODERS, HEADS, LOSSES, NECKS, SCHEDULERS
 from mtl.core.task import TaskSpec
-from mtl.data.targets import OBJECT_KINDS
+from mtl.data.pipeline.targets import OBJECT_KINDS
 from mtl.training.optim import build_optimizer, split_parts
 from mtl.training.schedules import Horizon
 

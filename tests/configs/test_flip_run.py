@@ -23,7 +23,9 @@ from mtl.config.stages import stages_of
 from mtl.core.errors import ConfigError
 from mtl.core.task import TaskSpec
 from mtl.core.types import ImageResult, Window
-from mtl.training import run as training
+from mtl.experiments.train import train
+from mtl.runs.folder import new_run_dir
+from mtl.training import fit as training
 
 WORDS = [
     "task=malaria_mttl", "tasks=[detection,heatmap]", "backbone=test_resnet", "head@heads.detection=fcos", "trainer=cpu",
@@ -176,7 +178,7 @@ def results(specs: dict[str, TaskSpec]) -> list[tuple[ImageResult, ImageResult]]
 
 
 def test_evaluation_and_study_metrics(base: dict[str, Any]) -> None:
-    from mtl.training.build import build_evaluator
+    from mtl.runs.build import build_evaluator
 
     classes = ("Infected", "Healthy", "WBC")
     specs = {
@@ -207,7 +209,7 @@ def test_evaluation_and_study_metrics(base: dict[str, Any]) -> None:
 
 def test_til_score(base: dict[str, Any]) -> None:
     from mtl.core.registry import STUDY_METRICS
-    from mtl.training.build import build_evaluator
+    from mtl.runs.build import build_evaluator
 
     tissue = TaskSpec("tissue", "segmentation", ("tumor", "stroma"), multilabel=False)
     specs = {"cells": TaskSpec("cells", "points", ("lymphocyte",)), "tissue": tissue, "second": tissue}
@@ -244,7 +246,7 @@ def test_where_a_run_is_written(base: dict[str, Any], tmp_path: Path, monkeypatc
     monkeypatch.setenv("MTL_RUN_DIR", "")
 
     def observe(config: dict[str, Any]) -> Any:
-        return training.new_run_dir(config)
+        return new_run_dir(config)
 
     config = {**base, "name": "one"}
     flips = {
@@ -269,12 +271,12 @@ def test_resume(base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.Monkey
     def fit(config: dict[str, Any], run_dir: Path, resume_from: Path | None) -> None:
         raise Done(run_dir.name, resume_from is not None)
 
-    monkeypatch.setattr(training, "fit", fit)
+    monkeypatch.setattr("mtl.experiments.train.fit", fit)
 
     def observe(config: dict[str, Any]) -> Any:
         shutil.rmtree(tmp_path / "new", ignore_errors=True)
         with pytest.raises(Done) as caught:
-            training.train(config)
+            train(config)
         return caught.value.args
 
     assert (
@@ -311,7 +313,7 @@ def test_fit(base: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_compile(base: dict[str, Any]) -> None:
-    from mtl.training.build import build_balancer, build_evaluator, build_model
+    from mtl.runs.build import build_balancer, build_evaluator, build_model
     from mtl.training.module import MultiTaskModule
 
     def observe(config: dict[str, Any]) -> Any:
@@ -329,7 +331,7 @@ def test_compile(base: dict[str, Any]) -> None:
 @pytest.fixture(scope="module")
 def trained(base: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "one"
-    training.train(put(base, {"paths.run_dir": str(folder)}))
+    train(put(base, {"paths.run_dir": str(folder)}))
     return folder
 
 
@@ -350,8 +352,8 @@ class Counter:
 
 
 def test_evaluation_of_a_run(trained: Path) -> None:
-    from mtl.evaluation.evaluate import score
-    from mtl.inference.loading import load_model
+    from mtl.experiments.score import score
+    from mtl.runs.loading import load_model
 
     def observe(config: dict[str, Any]) -> Any:
         loaded = load_model(trained)
@@ -368,7 +370,7 @@ def test_evaluation_of_a_run(trained: Path) -> None:
 
 
 def test_evaluate(trained: Path, smears: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mtl.evaluation.evaluate import evaluate
+    from mtl.experiments.score import evaluate
 
     counter = Counter(monkeypatch)
     shutil.copyfile(trained / "checkpoints" / "best.ckpt", tmp_path / "other.ckpt")
@@ -467,13 +469,13 @@ def test_slides(slide: Path, slide_checkpoint: Path, tmp_path: Path, monkeypatch
 
 
 def test_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mtl.evaluation import comparison
+    from mtl.experiments import arms as comparison
 
     made: list[Any] = []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(comparison, "_bring_up_to_date", lambda run, config: made.append(run) or "trained")
     monkeypatch.setattr(comparison, "load_run", lambda arm, seed, folder: [arm, seed, folder])
-    monkeypatch.setattr("mtl.evaluation.compare.write_comparison", lambda *arguments: made.append(arguments[:-1]))
+    monkeypatch.setattr("mtl.experiments.comparison.write_comparison", lambda *arguments: made.append(arguments[:-1]))
 
     # Composing is what takes time here; where a run is written changes nothing else.
     composed = cache(lambda words: load_run_config(list(words)))

@@ -13,9 +13,9 @@ from mtl.config.compose import choices
 from mtl.config.load import load_run_config
 from mtl.core.errors import ConfigError
 from mtl.core.registry import HEADS
-from mtl.data.targets import OBJECT_KINDS
+from mtl.data.pipeline.targets import OBJECT_KINDS
 from mtl.model import MultiTaskModel
-from mtl.training.build import model_config
+from mtl.runs.build import model_config
 
 ENCODERS = {
     "test_resnet": {},

@@ -16,7 +16,7 @@ import mtl
 from mtl.config.load import kind_of
 from mtl.core.registry import HEADS
 from mtl.core.task import TaskSpec
-from mtl.data.targets import OBJECT_KINDS
+from mtl.data.pipeline.targets import OBJECT_KINDS
 from mtl.heads.base import Head
 
 CONFIGS = Path(mtl.__file__).parents[1] / "configs"

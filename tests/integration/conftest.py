@@ -34,7 +34,7 @@ def eager_checkpoint(finished_run: Path, smears: Path, tmp_path_factory: pytest.
     import torch
 
     import mtl
-    from mtl.data.images import read_rgb
+    from mtl.data.formats.images import read_rgb
 
     image = read_rgb(sorted(smears.glob("*/*/Img/*.jpg"))[0])
     scores = mtl.load(finished_run, device="cpu").predict(image).tasks["detection"]["scores"]

@@ -146,7 +146,7 @@ def test_annotation_without_image(train: Run, copy: Path) -> None:
 
 
 def test_unknown_labels_are_counted(copy: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]) -> None:
-    from mtl.data.malaria import Malaria
+    from mtl.data.families.malaria.smears import Malaria
 
     for line in (1, 2, 3):
         edit(first_annotation(copy), line, "1-1,Alien,No_Comment,Point,1,30,20")
@@ -319,9 +319,9 @@ def test_resume_of_nothing(run: Run, tmp_path: Path) -> None:
 
 
 def test_damaged_cache_is_built_again(smears: Path, tmp_path: Path) -> None:
-    from mtl.data.cache import prepare
-    from mtl.data.malaria import Malaria
-    from mtl.data.preprocessing import Preprocessing
+    from mtl.data.families.malaria.smears import Malaria
+    from mtl.data.pipeline.cache import prepare
+    from mtl.imaging.preprocessing import Preprocessing
 
     geometry = {"mode": "stretch", "size": [64, 64], "scale": 1.0, "overlap": 0, "fill": 0, "min_visible": 0.25}
     preprocessing = Preprocessing.from_config(geometry, {})

@@ -14,9 +14,9 @@ from tiny_runs import before_step, checkpoint, differing, go, history
 from mtl.cli import describe
 from mtl.config.load import load_run_config
 from mtl.core.types import TaskBatch
-from mtl.evaluation.evaluate import evaluate, score
-from mtl.inference.loading import load_model
+from mtl.experiments.score import evaluate, score
 from mtl.inference.predict import predict
+from mtl.runs.loading import load_model
 from mtl.training.module import MultiTaskModule
 
 SMALL = (

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_runs import DENSE, before_step, checkpoint, differing, history, tiny_run
 
-from mtl.inference.loading import load_model
+from mtl.runs.loading import load_model
 from mtl.training.module import MultiTaskModule
 
 SHORT = (*DENSE, "trainer.max_epochs=1")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mtl.cli.main import guarded
-from mtl.evaluation import comparison
+from mtl.experiments import arms as comparison
 
 SETTINGS = (
     "backbone=test_resnet", "trainer=cpu", "data.geometry.size=[64,64]", "debug=fast", "data.loader.batch_size=2",
@@ -169,7 +169,7 @@ def test_arms_with_overrides(monkeypatch: pytest.MonkeyPatch, smears: Path, tmp_
     planned: list[Any] = []
     monkeypatch.setattr(comparison, "_bring_up_to_date", lambda run, config: planned.append((run, config)) or "planned")
     monkeypatch.setattr(comparison, "load_run", lambda *_: None)
-    monkeypatch.setattr("mtl.evaluation.compare.write_comparison", lambda *_: None)
+    monkeypatch.setattr("mtl.experiments.comparison.write_comparison", lambda *_: None)
     arms = 'arms={mtl:[],fcos:["head@heads.detection=fcos"],stl_fcos:["head@heads.detection=fcos","optimizer.lr=0.01"]}'
     words = ["suite=malaria_mttl", "seeds=2", arms, f"output_root={tmp_path}"]
     assert guarded("compare", [*words, "--", f"data.root={smears}", "backbone=test_resnet"]) == 0

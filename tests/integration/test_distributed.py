@@ -12,7 +12,7 @@ from tiny_runs import before_step, checkpoint, differing, history, tiny_run
 
 from mtl.core.errors import TrainingError
 from mtl.core.types import TaskBatch
-from mtl.data.dataset import SampleDataset
+from mtl.data.pipeline.dataset import SampleDataset
 from mtl.training.module import MultiTaskModule
 
 # Nothing may depend on who shares a batch: frozen norm statistics, no augmentation, losses per image.

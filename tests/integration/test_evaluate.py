@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from mtl.core.errors import TrainingError
-from mtl.data.synthetic.malaria import draw_malaria
-from mtl.evaluation.evaluate import evaluate, evaluate_run, score
-from mtl.inference.loading import load_model
+from mtl.data.families.malaria.generator import draw_malaria
+from mtl.experiments.score import evaluate, evaluate_run, score
+from mtl.runs.loading import load_model
 
 
 def content(path: Path) -> Any:
@@ -106,7 +106,7 @@ def test_roi_classes_are_judged_at_the_annotated_boxes(finished_run: Path, tmp_p
 @pytest.mark.parametrize("kind", ["finished_run", "tiles_run"])
 def test_prediction_equals_evaluation(kind: str, request: pytest.FixtureRequest) -> None:
     import mtl
-    from mtl.data.images import read_rgb
+    from mtl.data.formats.images import read_rgb
 
     run: Path = request.getfixturevalue(kind)
     loaded = load_model(run, "cpu")

@@ -15,11 +15,11 @@ from tiny_runs import DENSE, before_step, checkpoint, history, tiny_run
 
 from mtl.config.load import build_family, load_run_config
 from mtl.core.types import TaskBatch
-from mtl.data.collate import Collate
-from mtl.data.datamodule import MultiTaskDataModule
-from mtl.evaluation.evaluate import evaluate
+from mtl.data.pipeline.collate import Collate
+from mtl.data.pipeline.datamodule import MultiTaskDataModule
+from mtl.experiments.score import evaluate
 from mtl.metrics.evaluator import Evaluator
-from mtl.training.build import build_balancer, build_evaluator, build_model
+from mtl.runs.build import build_balancer, build_evaluator, build_model
 from mtl.training.module import MultiTaskModule
 from mtl.training.optim import build_optimizer, split_parts
 

@@ -15,8 +15,8 @@ from tiny_runs import before_step, checkpoint, differing, go, history
 from mtl.config.load import load_run_config
 from mtl.core.errors import ConfigError, DataError
 from mtl.core.types import TaskBatch
-from mtl.data.idrid import Idrid
-from mtl.data.sampling import EpochSampler
+from mtl.data.families.idrid.family import Idrid
+from mtl.data.pipeline.sampling import EpochSampler
 from mtl.training.module import MultiTaskModule
 
 SMALL = (
@@ -118,7 +118,7 @@ def test_single_task_twins_draw_only_what_they_can_learn_from(retinas: Path, tmp
 def test_the_whole_job_with_experts(retinas: Path, tmp_path: Path) -> None:
     """Train dense then sparse, score at the original size, report, predict from the checkpoint alone."""
     import mtl
-    from mtl.data.images import read_rgb
+    from mtl.data.formats.images import read_rgb
 
     run_dir = tmp_path / "run"
     words = ("task=idrid_moe", "trainer.max_epochs=2", "data.preprocessing.crop={threshold:0.06,margin:0.0}")

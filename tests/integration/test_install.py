@@ -35,7 +35,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_wheel_is_complete(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {"mtl/py.typed", "mtl/evaluation/report/report.html.j2", "mtl/configs/train.yaml"} <= names
+    assert {"mtl/py.typed", "mtl/report/report.html.j2", "mtl/configs/train.yaml"} <= names
     configs = {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "configs").rglob("*.yaml")}
     assert {f"mtl/{name}" for name in configs} <= names
     code = {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "mtl").rglob("*.py")}

@@ -21,7 +21,7 @@ from mtl.core.types import TaskBatch
 from mtl.heads import heatmap
 from mtl.heads.points import base, blobs, centres
 from mtl.model import MultiTaskModel
-from mtl.training.build import build_balancer, build_model
+from mtl.runs.build import build_balancer, build_model
 from mtl.training.module import MultiTaskModule
 
 SIDE = 64

@@ -18,7 +18,7 @@ PATIENTS = 6  # four to learn from, one each for the two other splits
 @pytest.fixture(scope="module")
 def crops(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One crop per patient, around an infected cell, in the native layout."""
-    from mtl.data.synthetic.malaria import draw_malaria
+    from mtl.data.families.malaria.generator import draw_malaria
 
     source, folder = tmp_path_factory.mktemp("fields") / "smears", tmp_path_factory.mktemp("crops")
     draw_malaria(source, patients=8, fields=1, seed=5, width=WIDTH, kind="points")
@@ -58,9 +58,9 @@ def _inside(points: np.ndarray) -> np.ndarray:
 def learn(crops: Path, run_dir: Path, tasks: str, *more: str) -> dict[str, Any]:
     """Train on the crops and return the metrics of the training images, at thresholds chosen on them."""
     from mtl.config.load import load_run_config
-    from mtl.evaluation.evaluate import score
-    from mtl.inference.loading import load_model
-    from mtl.training.run import train
+    from mtl.experiments.score import score
+    from mtl.experiments.train import train
+    from mtl.runs.loading import load_model
 
     epochs = 15  # of ten steps each, since every epoch writes a checkpoint
     words = [
@@ -105,9 +105,9 @@ def test_heatmap(crops: Path, tmp_path: Path) -> None:
 def test_single_cells_start_the_smears(crops: Path, cells: Path, tmp_path: Path) -> None:
     """Crops of single cells are learned, and their encoder starts the smear suite with every key accounted for."""
     from mtl.config.load import load_run_config
-    from mtl.evaluation.evaluate import score
-    from mtl.inference.loading import load_model
-    from mtl.training.run import train
+    from mtl.experiments.score import score
+    from mtl.experiments.train import train
+    from mtl.runs.loading import load_model
 
     words = [
         "task=malaria_cells", f"data.root={cells}", "data.augmentation=null", "data.loader.batch_size=8",

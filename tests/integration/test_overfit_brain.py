@@ -11,10 +11,10 @@ pytestmark = pytest.mark.slow
 
 def test_three_stages_together(tmp_path: Path) -> None:
     from mtl.config.load import load_run_config
-    from mtl.data.synthetic.brain import draw_brain
-    from mtl.evaluation.evaluate import score
-    from mtl.inference.loading import load_model
-    from mtl.training.run import train
+    from mtl.data.families.brain.generator import draw_brain
+    from mtl.experiments.score import score
+    from mtl.experiments.train import train
+    from mtl.runs.loading import load_model
 
     draw_brain(tmp_path / "brains", patients=5, fields=6, seed=2, width=96)
     words = [

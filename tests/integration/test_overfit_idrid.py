@@ -12,10 +12,10 @@ pytestmark = pytest.mark.slow
 @pytest.mark.parametrize("suite", ["idrid_mtl", "idrid_moe"])
 def test_grades_and_masks_together(suite: str, tmp_path: Path) -> None:
     from mtl.config.load import load_run_config
-    from mtl.data.synthetic.idrid import draw_idrid
-    from mtl.evaluation.evaluate import score
-    from mtl.inference.loading import load_model
-    from mtl.training.run import train
+    from mtl.data.families.idrid.generator import draw_idrid
+    from mtl.experiments.score import score
+    from mtl.experiments.train import train
+    from mtl.runs.loading import load_model
 
     draw_idrid(tmp_path / "retinas", patients=8, fields=1, seed=2, width=240)
     epochs = 20

@@ -14,7 +14,7 @@ import pytest
 from tiny_runs import DENSE, before_step, checkpoint, differing, history, resume_run, stop_at, tiny_run, words
 
 from mtl.core.errors import ConfigError, TrainingError
-from mtl.training.history import training_summary
+from mtl.runs.history import training_summary
 
 EVERYTHING = (
     "balancer=uncertainty", "callbacks=ema", "data.loader.sampler=class_aware", "peft=bottleneck", "peft.dropout=0.5",

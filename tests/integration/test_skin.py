@@ -73,7 +73,7 @@ def test_few_masks_are_drawn_often(lesions: Path, tmp_path: Path) -> None:
 def test_the_whole_job(lesions: Path, tmp_path: Path) -> None:
     """Two attributes and a mask, scored at the size of the originals, reported, predicted from the checkpoint alone."""
     import mtl
-    from mtl.data.images import read_rgb
+    from mtl.data.formats.images import read_rgb
 
     words = (
         "data.attributes={skin_type:[normal,dry,oily]}", "+head@heads.skin_type=classifier",
@@ -100,7 +100,7 @@ def test_twins_share_the_split(lesions: Path, tmp_path: Path, task: str) -> None
 
 
 def test_the_published_recipe_on_classes_of_ones_own(tmp_path: Path) -> None:
-    from mtl.data.synthetic.skin import draw_skin
+    from mtl.data.families.skin.generator import draw_skin
 
     draw_skin(tmp_path / "ids", patients=6, fields=2, seed=1, width=64, kind="ids")
     words = [

@@ -27,7 +27,7 @@ def run(regions: Path, run_dir: Path, *words: str, score: bool = False) -> tuple
 def test_the_whole_job(regions: Path, tmp_path: Path) -> None:
     """Trained, scored and reported, then predicted from the checkpoint alone: points lie inside the region."""
     import mtl
-    from mtl.data.images import read_rgb
+    from mtl.data.formats.images import read_rgb
 
     metrics, _ = run(regions, tmp_path / "run", "heads.cells.score_threshold=0.0", score=True)
     tissue, cells, til = metrics["tasks"]["tissue"], metrics["tasks"]["cells"], metrics["study"]["til_score"]

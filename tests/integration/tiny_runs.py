@@ -13,9 +13,9 @@ import torch
 
 from mtl.config.load import load_run_config
 from mtl.core.types import TaskBatch
+from mtl.experiments.train import train
+from mtl.runs.resume import resumed_config
 from mtl.training.module import MultiTaskModule
-from mtl.training.resume import resumed_config
-from mtl.training.run import train
 
 DENSE = ("tasks=[segmentation,heatmap]",)
 
@@ -43,7 +43,7 @@ def go(config: dict[str, Any], score: bool = False) -> tuple[dict[str, Any], dic
     """Train a configuration."""
     if score:
         return train(config)
-    with patch("mtl.evaluation.evaluate.evaluate_run", return_value={}):
+    with patch("mtl.experiments.score.evaluate_run", return_value={}):
         return train(config)
 
 

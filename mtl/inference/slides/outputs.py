@@ -14,7 +14,8 @@ import numpy as np
 from mtl.core.errors import DataError
 from mtl.core.files import PARTIAL, beside
 from mtl.core.raster import resize_map
-from mtl.inference.drawing import INK, PAPER, colour_of, fit, outline, side_by_side, with_legend
+from mtl.drawing.paint import fit, outline, side_by_side, with_legend
+from mtl.drawing.palette import INK, PAPER, colour_of
 
 TILE = 512
 BIG = 2**31  # pixels from which a mask is written as BigTIFF

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mtl.core.errors import DataError
-from mtl.inference.slides.files import MASK_ENDING, TIFF_SUFFIXES, SlideFile, TiledTiff
+from mtl.data.formats.slides import MASK_ENDING, TIFF_SUFFIXES, SlideFile, TiledTiff
 
 OVERVIEW = 2048  # pixels of the longer side of a picture of the whole slide
 BLOCK = 2048  # side of what is read at once for it

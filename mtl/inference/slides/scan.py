@@ -12,15 +12,15 @@ import numpy as np
 
 from mtl.config.verbs import SlideConfig
 from mtl.core.errors import ConfigError
-from mtl.core.types import SampleMeta, Window
-from mtl.data.geometry import Geometry
+from mtl.core.types import Arrays, SampleMeta, Window
+from mtl.imaging.geometry import Geometry
 from mtl.inference.ahead import ahead
-from mtl.inference.blending import BlendedMaps
-from mtl.inference.joiners import Arrays, Points
 from mtl.inference.prediction import DEFAULT_THRESHOLD
 from mtl.inference.predictor import Predictor, points_to_original
 from mtl.inference.slides.raster import Resized, Tissue, overview_size
-from mtl.inference.territories import Neighbourhood
+from mtl.stitching.blending import BlendedMaps
+from mtl.stitching.joiners import Points
+from mtl.stitching.territories import Neighbourhood
 
 NO_TISSUE = 0  # in masks of slides; the classes follow from 1
 Task = tuple[Window, Neighbourhood]

@@ -6,8 +6,8 @@ import pytest
 from data_fakes import FakeFamily
 from tiger_tools import draw_folder
 
-from mtl.data.geometry import Geometry
-from mtl.data.preprocessing import Preprocessing
+from mtl.imaging.geometry import Geometry
+from mtl.imaging.preprocessing import Preprocessing
 
 
 @pytest.fixture

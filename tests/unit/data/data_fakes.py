@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 
 from mtl.core.errors import DataError
+from mtl.core.family import CheckReport, DataFamily
 from mtl.core.task import TaskSpec
 from mtl.core.types import Objects, Record, Sample
-from mtl.data.base import CheckReport, DataFamily
 
 CLASSES = ("infected", "healthy")
 

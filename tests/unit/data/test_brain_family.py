@@ -14,11 +14,11 @@ from PIL import Image
 
 from mtl.core.errors import ConfigError, DataError
 from mtl.core.types import Record
-from mtl.data.brain import Brain
-from mtl.data.brain_files import read_case
-from mtl.data.cache import cache_key, prepare
-from mtl.data.preprocessing import Preprocessing
-from mtl.data.splits import hash_records, make_split
+from mtl.data.families.brain.family import Brain
+from mtl.data.families.brain.files import read_case
+from mtl.data.pipeline.cache import cache_key, prepare
+from mtl.data.pipeline.splits import hash_records, make_split
+from mtl.imaging.preprocessing import Preprocessing
 
 CASE = "BraTS20_Training_001"
 
@@ -227,7 +227,7 @@ def test_the_scan_is_remembered_until_a_file_changes(case: Path, cache_home: Pat
     first = brats(case.parent).records()
     assert (cache_home / "mtl" / "brain_scans.json").is_file()
     with monkeypatch.context() as patched:
-        patched.setattr("mtl.data.brain_files.CaseReader.scan", lambda *_: pytest.fail("scanned again"))
+        patched.setattr("mtl.data.families.brain.files.CaseReader.scan", lambda *_: pytest.fail("scanned again"))
         family = brats(case.parent)
         assert family.records() == first
         assert any(family.read_labels(record).masks["whole_tumor"].any() for record in first)
@@ -313,7 +313,7 @@ def test_one_normalisation_for_all_sources(brains: Path) -> None:
 
 
 def test_the_cache_decodes_each_volume_once(brains: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mtl.data.volumes import Volume
+    from mtl.data.formats.volumes import Volume
 
     family = brats(brains, modalities=["flair", "t2"])
     records = family.records()

@@ -11,10 +11,10 @@ import pytest
 from data_fakes import FakeFamily
 
 from mtl.core.errors import DataError
-from mtl.data import cache as cache_module
-from mtl.data.cache import cache_key, prepare
-from mtl.data.geometry import Geometry
-from mtl.data.preprocessing import Preprocessing
+from mtl.data.pipeline import cache as cache_module
+from mtl.data.pipeline.cache import cache_key, prepare
+from mtl.imaging.geometry import Geometry
+from mtl.imaging.preprocessing import Preprocessing
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ import cv2
 import numpy as np
 import pytest
 
-from mtl.data.content import content_box
-from mtl.data.geometry import Geometry
-from mtl.data.preprocessing import Preprocessing
+from mtl.imaging.content import content_box
+from mtl.imaging.geometry import Geometry
+from mtl.imaging.preprocessing import Preprocessing
 
 
 def fundus(size=(200, 400), centre=(180, 100), radius=120) -> np.ndarray:

@@ -10,8 +10,8 @@ import yaml
 from data_fakes import FakeFamily, data_config
 
 from mtl.core.errors import ConfigError, DataError
-from mtl.data.datamodule import MultiTaskDataModule
-from mtl.data.splits import load_split
+from mtl.data.pipeline.datamodule import MultiTaskDataModule
+from mtl.data.pipeline.splits import load_split
 
 DEFAULT = Path(__file__).parents[3] / "configs" / "data" / "default.yaml"
 
@@ -37,7 +37,7 @@ def test_shipped_defaults_work_as_they_are(family, stretch):
     module = MultiTaskDataModule(family, family.specs(), stretch, config)
     module.setup("fit")
     assert next(iter(module.train_dataloader())).images.shape == (8, 3, 64, 64)
-    from mtl.data.geometry import Geometry
+    from mtl.imaging.geometry import Geometry
 
     assert Geometry.from_dict(config["geometry"]) == Geometry()
 

@@ -8,13 +8,13 @@ from data_fakes import CLASSES, Bordered, FakeFamily
 from mtl.core.errors import DataError
 from mtl.core.task import TaskSpec
 from mtl.core.types import REGION, Record, Sample
-from mtl.data.cache import prepare
-from mtl.data.collate import Collate
-from mtl.data.dataset import SampleDataset
-from mtl.data.geometry import Geometry
-from mtl.data.preprocessing import Preprocessing
-from mtl.data.sampling import Draw
-from mtl.data.transforms import Transform
+from mtl.data.pipeline.cache import prepare
+from mtl.data.pipeline.collate import Collate
+from mtl.data.pipeline.dataset import SampleDataset
+from mtl.data.pipeline.sampling import Draw
+from mtl.data.pipeline.transforms import Transform
+from mtl.imaging.geometry import Geometry
+from mtl.imaging.preprocessing import Preprocessing
 
 AUGMENT = {
     "horizontal_flip": 0.5, "vertical_flip": 0.5, "rotate90": 0.5,
@@ -239,7 +239,7 @@ def test_truth_in_the_original_raster():
 
 
 def test_masks_are_decoded_once_while_there_is_room(monkeypatch):
-    import mtl.data.dataset as module
+    import mtl.data.pipeline.dataset as module
 
     family, calls = Bordered(), []
     original = family.read_labels

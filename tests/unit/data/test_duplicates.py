@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from mtl.core.errors import DataError
-from mtl.data.duplicates import connected, fingerprint, near_duplicates
-from mtl.data.synthetic.idrid import draw_idrid
+from mtl.data.families.idrid.generator import draw_idrid
+from mtl.data.formats.duplicates import connected, fingerprint, near_duplicates
 
 
 def picture(seed: int, size: tuple[int, int] = (300, 450)) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mtl.core.errors import ConfigError
-from mtl.data.geometry import Geometry
+from mtl.imaging.geometry import Geometry
 
 TILES = Geometry("tiles", (64, 96), scale=0.5, overlap=32)
 
@@ -133,6 +133,7 @@ def test_wrong_values_name_their_key(values, path):
 
 
 def test_planning_rooms_do_without_torch():
-    code = "import mtl.data.geometry, mtl.data.preprocessing, mtl.data.splits, mtl.data.targets, mtl.data.cache, sys; \
-            assert not {'torch', 'albumentations', 'pytorch_lightning'} & set(sys.modules)"
+    rooms = ["imaging.geometry", "imaging.preprocessing", *(f"data.pipeline.{name}" for name in ("splits", "targets", "cache"))]
+    code = f"import sys, {', '.join(f'mtl.{room}' for room in rooms)}\n"
+    code += "assert not {'torch', 'albumentations', 'pytorch_lightning'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

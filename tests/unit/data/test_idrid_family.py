@@ -12,13 +12,13 @@ from PIL import Image
 
 from mtl.core.errors import ConfigError, DataError
 from mtl.core.types import Record
-from mtl.data.dataset import SampleDataset
-from mtl.data.geometry import Geometry
-from mtl.data.idrid import Idrid
-from mtl.data.idrid_files import read_table
-from mtl.data.images import read_mask
-from mtl.data.preprocessing import Preprocessing
-from mtl.data.splits import hash_records, make_split
+from mtl.data.families.idrid.family import Idrid
+from mtl.data.families.idrid.files import read_table
+from mtl.data.formats.images import read_mask
+from mtl.data.pipeline.dataset import SampleDataset
+from mtl.data.pipeline.splits import hash_records, make_split
+from mtl.imaging.geometry import Geometry
+from mtl.imaging.preprocessing import Preprocessing
 
 SIZE = (48, 72)
 MASKS = "A. Segmentation/2. All Segmentation Groundtruths"

@@ -8,12 +8,12 @@ import pytest
 from PIL import Image
 
 from mtl.core.types import Objects, Sample
-from mtl.data.geometry import Geometry
-from mtl.data.idrid import Idrid
-from mtl.data.inspect import parasitemia, plot, show_samples, write_stats
-from mtl.data.malaria import Malaria
-from mtl.data.malaria_cells import MalariaCells
-from mtl.data.preprocessing import Preprocessing
+from mtl.data.families.idrid.family import Idrid
+from mtl.data.families.malaria.cells import MalariaCells
+from mtl.data.families.malaria.smears import Malaria
+from mtl.imaging.geometry import Geometry
+from mtl.imaging.preprocessing import Preprocessing
+from mtl.report.data_pages import parasitemia, plot, show_samples, write_stats
 
 AS_STORED = Preprocessing(Geometry())
 

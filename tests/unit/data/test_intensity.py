@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mtl.data.intensity import brain_mask, standardise
+from mtl.imaging.intensity import brain_mask, standardise
 
 SIZE = (120, 100)
 
@@ -97,7 +97,7 @@ def test_standardised_values_are_z_and_do_not_depend_on_the_unit() -> None:
 
 def test_both_real_sources(real_data: Path) -> None:
     """On volumes the mask is what is not 0, holes filled; on pictures it is neither empty nor, but for some, everything."""
-    from mtl.data.brain import Brain
+    from mtl.data.families.brain.family import Brain
 
     if not (real_data / "brain_brats").is_dir() or not (real_data / "brain_kaggle").is_dir():
         pytest.skip("no brain images here")

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from mtl.core.errors import ConfigError, DataError
-from mtl.data.malaria import Malaria, field_scale, parasitemia_grade
-from mtl.data.malaria_annotations import centroid, read_annotation
+from mtl.data.families.malaria.annotations import centroid, read_annotation
+from mtl.data.families.malaria.smears import Malaria, field_scale, parasitemia_grade
 
 SQUARE = "1-2,Uninfected,No_comment,Polygon,4,20,10,40,10,40,30,20,30"
 POINT = "1-1,Parasitized,No_Comment,Point,1,30.5,20.25"
@@ -291,7 +291,8 @@ def test_centroid_weighs_area_not_vertices() -> None:
 
 
 def test_import_stays_light() -> None:
-    code = "import sys, mtl.data.malaria, mtl.data.malaria_cells, mtl.data.inspect, mtl.data.synthetic.malaria\n"
+    rooms = [f"mtl.data.families.malaria.{name}" for name in ("smears", "cells", "generator")]
+    code = f"import sys, mtl.report.data_pages, {', '.join(rooms)}\n"
     code += "print([name for name in ('torch', 'cv2', 'PIL', 'matplotlib') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

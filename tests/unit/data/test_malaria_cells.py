@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from mtl.core.errors import DataError
-from mtl.data.malaria_cells import MalariaCells, parse_name
+from mtl.data.families.malaria.cells import MalariaCells, parse_name
 
 
 def put(root: Path, name: str, value: int = 120, mode: str = "RGB") -> None:

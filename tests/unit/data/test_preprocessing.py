@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from mtl.core.errors import ConfigError
-from mtl.data.geometry import Geometry
-from mtl.data.preprocessing import Preprocessing, equalise
+from mtl.imaging.geometry import Geometry
+from mtl.imaging.preprocessing import Preprocessing, equalise
 
 GEOMETRY = {"mode": "stretch", "size": [64, 64]}
 ENCODER = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.25]}

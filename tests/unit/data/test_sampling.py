@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mtl.core.errors import ConfigError, DataError
-from mtl.data.sampling import EpochSampler, Mixing, WindowShardSampler, class_weights, item_weights
+from mtl.data.pipeline.sampling import EpochSampler, Mixing, WindowShardSampler, class_weights, item_weights
 
 
 def indices(sampler: EpochSampler) -> list[int]:

@@ -13,12 +13,12 @@ from torch import nn
 
 from mtl.core.errors import ConfigError, DataError
 from mtl.core.types import Record
-from mtl.data.dataset import SampleDataset
-from mtl.data.geometry import Geometry
-from mtl.data.preprocessing import Preprocessing
-from mtl.data.skin import RESERVED, Skin
-from mtl.data.splits import check_split, hash_records, make_split
+from mtl.data.families.skin.family import RESERVED, Skin
+from mtl.data.pipeline.dataset import SampleDataset
+from mtl.data.pipeline.splits import check_split, hash_records, make_split
 from mtl.evaluation.baselines import TrainingStatistics
+from mtl.imaging.geometry import Geometry
+from mtl.imaging.preprocessing import Preprocessing
 
 SIZE = (48, 64)
 TWO = {"skin_type": ["normal", "dry", "oily"], "diagnosis": ["nevus", "melanoma", "seborrheic_keratosis"]}

@@ -8,7 +8,7 @@ import pytest
 
 from mtl.core.errors import ConfigError, DataError
 from mtl.core.types import Record
-from mtl.data.splits import SPLITS, hash_records, load_split, make_split, save_split
+from mtl.data.pipeline.splits import SPLITS, hash_records, load_split, make_split, save_split
 
 
 def make(groups: int = 20, each: int = 5, strata: int = 1, **extra: object) -> list[Record]:
@@ -224,7 +224,7 @@ def test_hashes_are_of_the_content_and_remembered(tmp_path, monkeypatch):
     memo = tmp_path / "memo" / "hashes.json"
     first, second, third = hash_records(records, memo)
     assert first.content_hash == second.content_hash != third.content_hash and len(first.content_hash) == 64
-    monkeypatch.setattr("mtl.data.splits.file_hash", lambda path: f"read {path}")
+    monkeypatch.setattr("mtl.data.pipeline.splits.file_hash", lambda path: f"read {path}")
     assert hash_records(records, memo)[2].content_hash == third.content_hash
     paths[2].write_text("changed")
     assert hash_records(records, memo)[2].content_hash.startswith("read")

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from mtl.core.errors import ConfigError
-from mtl.data.geometry import Geometry
-from mtl.data.preprocessing import Preprocessing
-from mtl.data.stain import METHODS, OPTICAL_DENSITY, REFERENCE_STAINS, STAINS, estimate, mix, restain
-from mtl.data.synthetic.tissue import Specimen, draw_region, draw_stain
-from mtl.data.tiger import Tiger
+from mtl.data.families.tiger.family import Tiger
+from mtl.data.families.tiger.painter import Specimen, draw_region, draw_stain
+from mtl.imaging.geometry import Geometry
+from mtl.imaging.preprocessing import Preprocessing
+from mtl.imaging.stain import METHODS, OPTICAL_DENSITY, REFERENCE_STAINS, STAINS, estimate, mix, restain
 
 WHITE = np.full((64, 64, 3), 255, np.uint8)
 VECTORS = np.asarray([[0.60, 0.72, 0.35], [0.15, 0.92, 0.36]])

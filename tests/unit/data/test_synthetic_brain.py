@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from mtl.core.errors import ConfigError, DataError
-from mtl.data.brain import Brain
-from mtl.data.inspect import show_samples, write_stats
-from mtl.data.intensity import brain_mask
-from mtl.data.preprocessing import Preprocessing
-from mtl.data.synthetic.brain import draw_brain
+from mtl.data.families.brain.family import Brain
+from mtl.data.families.brain.generator import draw_brain
+from mtl.imaging.intensity import brain_mask
+from mtl.imaging.preprocessing import Preprocessing
+from mtl.report.data_pages import show_samples, write_stats
 
 
 def test_native_layout(brains: Path) -> None:

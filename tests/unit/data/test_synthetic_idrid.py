@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from mtl.core.errors import ConfigError, DataError
-from mtl.data.idrid import GRADES, LESIONS, Idrid
-from mtl.data.splits import hash_records, make_split
-from mtl.data.synthetic.idrid import draw_idrid
+from mtl.data.families.idrid.family import GRADES, LESIONS, Idrid
+from mtl.data.families.idrid.generator import draw_idrid
+from mtl.data.pipeline.splits import hash_records, make_split
 
 
 def files(root: Path) -> dict[str, bytes]:
@@ -152,7 +152,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
     def fail(*_: object) -> None:
         raise OSError("disk is full")
 
-    monkeypatch.setattr("mtl.data.synthetic.idrid._write_mask", fail)
+    monkeypatch.setattr("mtl.data.families.idrid.generator._write_mask", fail)
     with pytest.raises(OSError, match="disk is full"):
         draw_idrid(tmp_path / "out", 2, 2, 0, width=64)
     assert list(tmp_path.iterdir()) == []

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from mtl.core.errors import ConfigError, DataError
-from mtl.data.malaria import Malaria
-from mtl.data.malaria_cells import MalariaCells
-from mtl.data.synthetic.malaria import draw_malaria, draw_malaria_cells
-from mtl.data.targets import fill_outlines
+from mtl.data.families.malaria.cells import MalariaCells
+from mtl.data.families.malaria.generator import draw_malaria, draw_malaria_cells
+from mtl.data.families.malaria.smears import Malaria
+from mtl.data.pipeline.targets import fill_outlines
 
 
 def files(root: Path) -> dict[str, bytes]:
@@ -105,7 +105,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
     def fail(*_: object) -> None:
         raise OSError("disk is full")
 
-    monkeypatch.setattr("mtl.data.synthetic.malaria.write_image", fail)
+    monkeypatch.setattr("mtl.data.families.malaria.generator.write_image", fail)
     with pytest.raises(OSError, match="disk is full"):
         draw_malaria(tmp_path / "out", 1, 1, 0, width=128)
     assert list(tmp_path.iterdir()) == []

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from mtl.core.errors import ConfigError, DataError
-from mtl.data.images import read_mask, read_rgb
-from mtl.data.skin import Skin
-from mtl.data.synthetic.lesions import DIAGNOSES, SKIN_TYPES, draw_lesion, photograph
-from mtl.data.synthetic.skin import draw_skin
+from mtl.data.families.skin.family import Skin
+from mtl.data.families.skin.generator import draw_skin
+from mtl.data.families.skin.painter import DIAGNOSES, SKIN_TYPES, draw_lesion, photograph
+from mtl.data.formats.images import read_mask, read_rgb
 
 TWO = {"diagnosis": list(DIAGNOSES), "skin_type": list(SKIN_TYPES)}
 

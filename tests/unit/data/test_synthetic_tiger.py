@@ -9,9 +9,9 @@ import pytest
 
 from mtl.cli.data import run
 from mtl.core.errors import ConfigError, DataError
-from mtl.data.images import read_rgb
-from mtl.data.synthetic.tiger import draw_tiger
-from mtl.data.synthetic.tissue import (
+from mtl.data.families.tiger.family import Tiger
+from mtl.data.families.tiger.generator import draw_tiger
+from mtl.data.families.tiger.painter import (
     INFLAMED,
     NECROSIS,
     NOTHING,
@@ -23,7 +23,7 @@ from mtl.data.synthetic.tissue import (
     draw_stain,
     without_lymphocytes,
 )
-from mtl.data.tiger import Tiger
+from mtl.data.formats.images import read_rgb
 
 SIDE = 384
 
@@ -205,7 +205,7 @@ def test_tiles_do_not_show(slide: Path, tmp_path: Path) -> None:
     """Other tiles, the same slide: only noise and compression differ."""
     import tifffile
 
-    from mtl.data.synthetic.tiger_slide import draw_slide
+    from mtl.data.families.tiger.slide_generator import draw_slide
 
     other = draw_slide(tmp_path / "images" / "105S.tif", (700, 900), seed=3, tile=512, pyramid=False)
     truths = [json.loads((path.parent.parent / "truth" / "105S.json").read_text()) for path in (slide, other)]
@@ -234,7 +234,7 @@ def test_slides_on_the_command_line(tmp_path: Path) -> None:
 
 def test_pieces_of_tissue(tmp_path: Path) -> None:
     tifffile = pytest.importorskip("tifffile", reason="slides need the extra `slides`")
-    from mtl.data.synthetic.tiger_slide import draw_slide
+    from mtl.data.families.tiger.slide_generator import draw_slide
 
     counts = []
     for pieces in (1, 4):

@@ -7,7 +7,7 @@ from data_fakes import CLASSES, disc, make_objects
 from mtl.core.errors import DataError
 from mtl.core.task import TaskSpec
 from mtl.core.types import Objects
-from mtl.data.targets import clip_objects, clip_outline, cut_to_content, encode, fill_outlines, truth_of
+from mtl.data.pipeline.targets import clip_objects, clip_outline, cut_to_content, encode, fill_outlines, truth_of
 
 DETECTION = TaskSpec("detection", "detection", CLASSES, members=(("infected",), ("healthy",)))
 SIZE = (40, 60)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from tiger_tools import BOTH, EMPTY, box, image, put_coco, put_mask, read, refusal
 
-from mtl.data.tiger import Tiger
-from mtl.data.tiger_coco import base_name
+from mtl.data.families.tiger.coco import base_name
+from mtl.data.families.tiger.family import Tiger
 
 
 def test_boxes_are_cut_at_the_edge_and_points_are_their_centres(folder: Path) -> None:

@@ -30,11 +30,11 @@ from mtl.config.compose import compose
 from mtl.config.load import build_family, check_data
 from mtl.core.errors import ConfigError, DataError
 from mtl.core.types import REGION
-from mtl.data.datamodule import MultiTaskDataModule
-from mtl.data.preprocessing import Preprocessing
-from mtl.data.splits import hash_records, make_split
-from mtl.data.tiger import Tiger
-from mtl.data.tiger_files import parse_name, read_tissue
+from mtl.data.families.tiger.family import Tiger
+from mtl.data.families.tiger.files import parse_name, read_tissue
+from mtl.data.pipeline.datamodule import MultiTaskDataModule
+from mtl.data.pipeline.splits import hash_records, make_split
+from mtl.imaging.preprocessing import Preprocessing
 
 # -- what is labelled --------------------------------------------------------------------------------------------------
 

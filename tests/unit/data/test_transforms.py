@@ -10,8 +10,8 @@ import pytest
 from data_fakes import make_objects
 
 from mtl.core.errors import ConfigError
-from mtl.data.targets import fill_outlines
-from mtl.data.transforms import Transform
+from mtl.data.pipeline.targets import fill_outlines
+from mtl.data.pipeline.transforms import Transform
 
 SQUARE, WIDE = (96, 96), (96, 160)
 POINTS = [(30.5, 40.5), (60.5, 25.5), (50.25, 66.75)]
@@ -127,7 +127,7 @@ def test_same_seed_same_result_across_objects_and_processes():
     # The number of key points must not shift the random stream either.
     np.testing.assert_array_equal(first(image, None, {}, 3)[0], first(image, make_objects(POINTS), {}, 3)[0])
     code = (
-        "import numpy as np, zlib, ast, sys\nfrom mtl.data.transforms import Transform\n"
+        "import numpy as np, zlib, ast, sys\nfrom mtl.data.pipeline.transforms import Transform\n"
         "image = np.random.default_rng(0).integers(0, 256, (96, 96, 3)).astype(np.uint8)\n"
         "print(zlib.crc32(Transform(ast.literal_eval(sys.argv[1]), (96, 96))(image, None, {}, 3)[0].tobytes()))"
     )

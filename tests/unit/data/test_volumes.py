@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mtl.core.errors import DataError
-from mtl.data.volumes import read_volume, write_mask
+from mtl.data.formats.volumes import read_volume, write_mask
 
 SIZE = (3, 5, 7)  # slices, rows, columns of the upright array
 SPACING = (6.0, 1.5, 0.75)

@@ -12,10 +12,10 @@ from PIL import Image
 
 from mtl.core.errors import DataError
 from mtl.core.types import Record
-from mtl.data.dataset import SampleDataset
-from mtl.data.geometry import Geometry
-from mtl.data.preprocessing import Preprocessing
-from mtl.data.tiger import Tiger
+from mtl.data.families.tiger.family import Tiger
+from mtl.data.pipeline.dataset import SampleDataset
+from mtl.imaging.geometry import Geometry
+from mtl.imaging.preprocessing import Preprocessing
 
 SIZE = (40, 60)
 TCGA = "TCGA-A1-A0SK-01Z-00-DX1.A44D70FA_[100, 200, 160, 240]"

@@ -13,7 +13,7 @@ from mtl.core.task import TaskSpec
 from mtl.core.types import ImageResult, SampleMeta, TaskBatch, Window
 from mtl.evaluation import cases
 from mtl.evaluation.cases import CaseKeeper, extremes, masks_for_pictures
-from mtl.evaluation.loop import WholeImageScorer
+from mtl.inference.scoring import WholeImageScorer
 from mtl.metrics.evaluator import Evaluator
 
 SPECS = {

@@ -17,17 +17,10 @@ from mtl.core.errors import ConfigError
 from mtl.core.registry import STUDY_METRICS
 from mtl.core.task import TaskSpec, higher_is_better
 from mtl.core.types import ImageResult, Window
-from mtl.evaluation.compare import (
-    RunSummary,
-    check_comparable,
-    comparison_table,
-    delta_m,
-    rows_to_csv,
-    signed_gain,
-    write_comparison,
-)
-from mtl.evaluation.compare_text import mean_baseline
+from mtl.evaluation.summaries import RunSummary
+from mtl.experiments.comparison import check_comparable, comparison_table, delta_m, rows_to_csv, signed_gain, write_comparison
 from mtl.metrics.evaluator import Evaluator
+from mtl.report.comparison import mean_baseline
 
 SPECS = {
     "a": TaskSpec("a", "regression", (), primary="mae"),

@@ -12,8 +12,8 @@ from mtl.config.load import load_run_config
 from mtl.core.errors import ConfigError, DataError
 from mtl.core.task import TaskSpec
 from mtl.core.types import Record
-from mtl.evaluation import comparison
-from mtl.evaluation.comparison import Run, _check_budget, _check_shared, _plan
+from mtl.experiments import arms as comparison
+from mtl.experiments.arms import Run, _check_budget, _check_shared, _plan
 
 SPECS = {"grade": TaskSpec("grade", "classification", ("a", "b"), label="class:grade"),
          "mask": TaskSpec("mask", "segmentation", ("speck",), label="mask:specks")}  # fmt: skip

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from mtl.core.registry import BALANCERS
-from mtl.data.geometry import Geometry
-from mtl.data.preprocessing import Preprocessing
 from mtl.encoders.base import Adapter
-from mtl.evaluation.describe import describe, render
+from mtl.experiments.describe import describe, render
+from mtl.imaging.geometry import Geometry
+from mtl.imaging.preprocessing import Preprocessing
 
 
 class SmallAdapter(Adapter):

@@ -13,8 +13,8 @@ import pytest
 from mtl.core.errors import DataError
 from mtl.core.task import TaskSpec
 from mtl.core.types import ImageResult, Window
-from mtl.evaluation.metrics_file import load_records, main_metrics, read_metrics, save_cases, save_records, write_metrics
 from mtl.metrics.evaluator import Evaluator
+from mtl.runs.results import load_records, main_metrics, read_metrics, save_cases, save_records, write_metrics
 
 SPECS = {
     "detection": TaskSpec("detection", "detection", ("a", "b"), members=(("a",), ("b", "c"))),

@@ -16,11 +16,11 @@ from mtl.core.registry import STUDY_METRICS
 from mtl.core.task import TaskSpec
 from mtl.core.types import ImageResult, Record, Window
 from mtl.evaluation.baselines import TrainingStatistics, baseline_summary
-from mtl.evaluation.metrics_file import load_records, save_records
-from mtl.evaluation.report import figures, training
-from mtl.evaluation.report.page import Case, ReportContent, image_uri, write_report
-from mtl.evaluation.report.tables import number
 from mtl.metrics.evaluator import Evaluator
+from mtl.report import figures, training
+from mtl.report.page import Case, ReportContent, image_uri, write_report
+from mtl.report.tables import number
+from mtl.runs.results import load_records, save_records
 
 SPECS = {
     "detection": TaskSpec("detection", "detection", ("Infected", "Healthy", "WBC")),

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from mtl.core.types import Record
-from mtl.evaluation.evaluate import _choose_split
+from mtl.experiments.score import _choose_split
 
 
 def test_of_another_folder_only_labelled_images_are_counted() -> None:

@@ -10,9 +10,9 @@ from torch import nn
 from mtl.config.load import load_run_config
 from mtl.core.registry import HEADS, NECKS
 from mtl.core.task import Kind, TaskSpec
-from mtl.evaluation.describe import count_parameters
+from mtl.experiments.describe import count_parameters
 from mtl.model import MultiTaskModel
-from mtl.training.build import build_balancer, build_model
+from mtl.runs.build import build_balancer, build_model
 
 RESNET50 = (256, 512, 1024, 2048), (4, 8, 16, 32)
 RESNET50_FIVE = (64, 256, 512, 1024, 2048), (2, 4, 8, 16, 32)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from mtl.core.task import TaskSpec
-from mtl.data.geometry import Geometry
-from mtl.data.preprocessing import Preprocessing
+from mtl.imaging.geometry import Geometry
+from mtl.imaging.preprocessing import Preprocessing
 
 STRIDE = 4
 SPECS = {

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from mtl.core.task import TaskSpec
-from mtl.data.geometry import Geometry
-from mtl.data.preprocessing import Preprocessing
 from mtl.heads.heatmap import find_peaks
+from mtl.imaging.geometry import Geometry
+from mtl.imaging.preprocessing import Preprocessing
 from mtl.inference.predictor import Predictor
 
 TISSUE = TaskSpec("tissue", "segmentation", ("tumor", "stroma", "other"), label="mask:tissue", multilabel=False)

@@ -8,17 +8,9 @@ import numpy as np
 
 from mtl.core.task import TaskSpec
 from mtl.core.types import Window
-from mtl.inference.drawing import (
-    CLASS_COLOURS,
-    MASK_COLOUR,
-    PEAK_COLOUR,
-    draw_case,
-    layers_of,
-    overlay,
-    paint,
-    paint_heat,
-    with_legend,
-)
+from mtl.drawing.paint import paint, paint_heat, with_legend
+from mtl.drawing.palette import CLASS_COLOURS, MASK_COLOUR, PEAK_COLOUR
+from mtl.inference.pictures import draw_case, layers_of, overlay
 from mtl.inference.predictor import Prediction
 
 SPECS = {

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from mtl.core.task import TaskSpec
-from mtl.inference import grid
-from mtl.inference.drawing import CLASS_COLOURS
-from mtl.inference.grid import COLUMNS, GAP, draw_grid, tint, wants_grid
+from mtl.drawing.palette import CLASS_COLOURS
+from mtl.report import grid
+from mtl.report.grid import COLUMNS, GAP, draw_grid, tint, wants_grid
 
 LESIONS = {
     "lesions_ma": "microaneurysms", "lesions_he": "haemorrhages", "lesions_ex": "hard_exudates", "lesions_se": "soft_exudates",

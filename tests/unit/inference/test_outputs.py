@@ -14,7 +14,7 @@ from PIL import Image
 from mtl.core.errors import DataError
 from mtl.core.task import TaskSpec
 from mtl.core.types import Window
-from mtl.inference.drawing import CLASS_COLOURS
+from mtl.drawing.palette import CLASS_COLOURS
 from mtl.inference.images import find_images
 from mtl.inference.outputs import PredictionWriter, map_images, output_names
 from mtl.inference.predictor import Prediction, Predictor

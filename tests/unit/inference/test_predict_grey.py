@@ -14,8 +14,8 @@ from PIL import Image
 
 from mtl.core.errors import DataError
 from mtl.core.task import TaskSpec
-from mtl.data.geometry import Geometry
-from mtl.data.images import grey_channels, grey_values, read_grey
+from mtl.data.formats.images import grey_channels, grey_values, read_grey
+from mtl.imaging.geometry import Geometry
 from mtl.inference.outputs import PredictionWriter
 from mtl.inference.prediction import Prediction
 from mtl.inference.predictor import Predictor

@@ -9,10 +9,12 @@ import numpy as np
 from slide_tools import CELLS, TISSUE, draw, make_predictor
 
 from mtl.core.task import TaskSpec
-from mtl.inference.drawing import CLASS_COLOURS, draw_case, layers_of, paint
-from mtl.inference.grid import draw_grid
+from mtl.drawing.paint import paint
+from mtl.drawing.palette import CLASS_COLOURS
 from mtl.inference.outputs import PredictionWriter, csv_columns
+from mtl.inference.pictures import draw_case, layers_of
 from mtl.inference.predictor import Outcome
+from mtl.report.grid import draw_grid
 
 TWO = {"cells": TaskSpec("cells", "points", ("lymphocyte", "plasma"))}
 YELLOW = CLASS_COLOURS["lymphocyte"]

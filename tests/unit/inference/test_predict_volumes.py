@@ -14,8 +14,8 @@ from grey_tools import LETTERBOX, STRETCH, BrightModel, head
 
 import mtl.inference.predict as command
 from mtl.core.errors import DataError
-from mtl.data.brain import Brain
-from mtl.data.geometry import Geometry
+from mtl.data.families.brain.family import Brain
+from mtl.imaging.geometry import Geometry
 from mtl.inference.images import case_files, find_images, is_case
 from mtl.inference.predictor import Predictor
 from mtl.inference.volumes import REGION_LABELS, label_slice, labels_of, predict_case, read_case

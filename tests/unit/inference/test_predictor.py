@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mtl.core.errors import DataError
-from mtl.data.geometry import Geometry
+from mtl.imaging.geometry import Geometry
 from mtl.inference.predictor import Predictor
 
 GEOMETRIES = {

@@ -18,7 +18,7 @@ from slide_tools import draw, make_predictor, save
 
 from mtl.config.verbs import SlideConfig
 from mtl.core.errors import DataError
-from mtl.data.stain import restain
+from mtl.imaging.stain import restain
 from mtl.inference.outputs import csv_columns, slide_row
 from mtl.inference.predictor import Predictor
 from mtl.inference.slides.outputs import density_of, draw_overview, tiles_of, write_mask, write_points

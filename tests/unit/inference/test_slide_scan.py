@@ -13,13 +13,13 @@ from slide_tools import CELLS, TILES, TISSUE, draw, make_predictor, save
 from mtl.config.verbs import SlideConfig
 from mtl.core.errors import ConfigError
 from mtl.core.types import SampleMeta
-from mtl.data.geometry import Geometry
-from mtl.inference.blending import BlendedMaps
+from mtl.data.formats.slides import open_slide
+from mtl.imaging.geometry import Geometry
 from mtl.inference.predictor import Predictor
-from mtl.inference.slides.files import open_slide
 from mtl.inference.slides.raster import Resized, Tissue, array_reader
 from mtl.inference.slides.scan import Scan, scan_tasks, surrounded
-from mtl.inference.tiling import Stitcher
+from mtl.stitching.blending import BlendedMaps
+from mtl.stitching.stitcher import Stitcher
 
 TASKS = ("cells", "tissue")
 

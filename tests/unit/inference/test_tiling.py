@@ -10,9 +10,9 @@ import pytest
 
 from mtl.core.task import TaskSpec
 from mtl.core.types import SampleMeta, Window
-from mtl.data.geometry import Geometry
-from mtl.inference.territories import owners
-from mtl.inference.tiling import Stitcher
+from mtl.imaging.geometry import Geometry
+from mtl.stitching.stitcher import Stitcher
+from mtl.stitching.territories import owners
 
 SPECS = {
     "detection": TaskSpec("detection", "detection", ("Infected", "Healthy")),

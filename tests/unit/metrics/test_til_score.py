@@ -16,7 +16,7 @@ from mtl.core.task import TaskSpec
 from mtl.core.types import ImageResult, Window
 from mtl.metrics.evaluator import Evaluator
 from mtl.metrics.til import til_score
-from mtl.training.build import build_evaluator, dropped_study_metrics
+from mtl.runs.build import build_evaluator, dropped_study_metrics
 
 SPECS = {
     "cells": TaskSpec("cells", "points", ("lymphocyte",)),

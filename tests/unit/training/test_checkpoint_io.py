@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from mtl.core.errors import CheckpointError, TrainingError
-from mtl.inference.checkpoint import FORMAT, read_checkpoint
+from mtl.runs.checkpoint import FORMAT, read_checkpoint
 from mtl.training.checkpoint_io import AtomicCheckpointIO
 
 BIG = {"state_dict": {"weight": torch.zeros(1_000_000)}}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mtl.runs.history import read_history, training_summary
 from mtl.training.callbacks.recorder import RunRecorder, table
-from mtl.training.history import read_history, training_summary
 
 
 def test_the_summary_adds_up_what_the_rows_say(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from torch import nn
 
-from mtl.training.run import report_weights
+from mtl.training.fit import report_weights
 
 
 @pytest.mark.parametrize(("frozen", "said"), [((), ""), ((0,), "partly frozen"), ((0, 1), "is frozen")])

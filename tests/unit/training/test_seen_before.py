@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mtl.data.malaria import Malaria
-from mtl.evaluation.evaluate import separation
-from mtl.training.run import seen_before
+from mtl.data.families.malaria.smears import Malaria
+from mtl.evaluation.results import separation
+from mtl.training.fit import seen_before
 
 
 def rows(*pairs: tuple[str, str]) -> list[dict[str, str]]:

@@ -1,0 +1,116 @@
+"""What a data family is: a reader of one data set as it lies on disk. Imports neither torch nor albumentations."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from mtl.core.errors import ConfigError
+from mtl.core.task import TaskSpec
+from mtl.core.types import Record, Sample
+
+
+@dataclass
+class CheckReport:
+    """What `mtl data check` found: `errors` make the data unusable, `notes` are worth knowing."""
+
+    errors: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+class DataFamily(ABC):
+    """Reads one data set in its native layout.
+
+    Sub-classes are registered with `@SOURCES.register("name")` and take keyword-only arguments (the keys of `data.*` in
+    YAML). The constructor touches no file; `records()` raises `DataError` when the folder is missing or unusable.
+    """
+
+    object_classes: ClassVar[tuple[str, ...]] = ()
+    microns: ClassVar[bool] = False  # the reference pixel is a micron; networks for such data can be used on slides
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of the images: what the encoder must take."""
+        return 3
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names that `Record.source` may have, as far as the settings tell; empty where only the records know."""
+        return ()
+
+    @abstractmethod
+    def specs(self) -> dict[str, TaskSpec]:
+        """Return every task this data set can label, by name."""
+
+    @abstractmethod
+    def locate(self) -> Path:
+        """Return the folder of the data set.
+
+        Raises:
+            DataError: It does not exist or does not look like this data set; answered without reading annotations.
+        """
+
+    @abstractmethod
+    def records(self) -> list[Record]:
+        """Index the data set, sorted by sample id: annotations, and pixels only where copies are recognised by them."""
+
+    @abstractmethod
+    def read_image(self, record: Record) -> np.ndarray:
+        """Decode one image as stored (no EXIF rotation): [H, W, `channels`] uint8, or float32 in a unit of its own.
+
+        Raises:
+            DataError: The file is missing or cannot be decoded completely.
+        """
+
+    @abstractmethod
+    def read_labels(self, record: Record) -> Sample:
+        """Return the sample with its labels and an empty (0, 0, 3) image."""
+
+    def pixel_scale_of(self, size: tuple[int, int], name: str = "") -> float:
+        """Return stored pixels per reference pixel of an image; 1 unless the family has a rule.
+
+        Args:
+            size: (height, width).
+            name: Of the file, without folder and suffix; empty where there is none.
+        """
+        return 1.0
+
+    def known_classes(self) -> tuple[str, ...]:
+        """Return every class that tasks may have, those that the settings leave out among them."""
+        return self.object_classes
+
+    def person_of(self, group: str) -> str:
+        """Return the part of a group's name that related data sets share, to find a patient again in another one.
+
+        The whole name unless the family has a rule.
+        """
+        return group.casefold()
+
+    @classmethod
+    def draw(
+        cls, output: Path, *, patients: int, fields: int, seed: int, width: int | None, kind: str | None, overwrite: bool
+    ) -> None:
+        """Draw a small data set in the native layout (`mtl data synth`); families without a generator refuse.
+
+        Args:
+            output: New folder.
+            patients: Number of patients.
+            fields: Photographs per patient (fields of a smear, eyes, single cells).
+            seed: Of everything random.
+            width: Of a photograph in pixels; None takes the generator's default.
+            kind: Variant of the layout, where there are several; None takes the generator's default.
+            overwrite: Replace an earlier data set at `output`.
+
+        Raises:
+            ConfigError: The family has no generator, or none of these settings.
+        """
+        raise ConfigError(f"`{cls.__name__}` has no generator. Point data.root at real data.")
+
+    @abstractmethod
+    def check(self) -> CheckReport:
+        """Read everything, decode every image and collect what is wrong instead of stopping at the first."""

@@ -1,0 +1,1 @@
+"""BraTS volumes and Kaggle brain MRI pictures."""

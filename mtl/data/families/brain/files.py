@@ -1,0 +1,391 @@
+"""Folders of the two brain MRI data sets, as distributed, and what the volumes hold slice by slice.
+
+BraTS: a folder per case, `BraTS20_Training_001/BraTS20_Training_001_{flair,t1,t1ce,t2,seg}.nii.gz` (or `.nii`; in 2023
+`BraTS-GLI-00001-000-t2f.nii.gz`). Kaggle ("Brain MRI Images for Brain Tumor Detection"): pictures in `yes/` and `no/`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import threading
+import zlib
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mtl.core.errors import DataError
+from mtl.core.files import write_text
+from mtl.data.families.folders import find_root
+from mtl.data.formats.images import IMAGE_SUFFIXES
+from mtl.data.formats.volumes import Volume, is_volume, read_volume
+
+SETS = {"brats": "folders of cases `BraTS*` with NIfTI volumes", "kaggle": "pictures in `yes/` and `no/`"}
+MODALITIES = {  # by name here: how files end, the names of BraTS 2023 included
+    "flair": ("flair", "t2f"),
+    "t1": ("t1", "t1n"),
+    "t1ce": ("t1ce", "t1c", "t1gd"),
+    "t2": ("t2", "t2w"),
+}
+ANSWERS = {"no": False, "yes": True}  # folders of pictures
+LABELS = (1, 2, 4)  # necrosis and non-enhancing core, oedema, enhancing tumour
+ENHANCING, ENHANCING_2023 = 4, 3
+CASE_DEPTH, PICTURE_DEPTH = 3, 2  # folders between the root and a case, and between it and `yes/`
+VISIT = re.compile(r"(BraTS-\w+-\d+)-\d{3}", re.IGNORECASE)  # since 2023 the same patient may come again
+WORKERS = 4
+SCAN_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Case:
+    """A folder of volumes of one examination.
+
+    Attributes:
+        name: Of the folder.
+        patient: Of whom it is.
+        modalities: File by modality.
+        seg: File with the labels, if any.
+    """
+
+    name: str
+    patient: str
+    modalities: dict[str, Path]
+    seg: Path | None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture whose folder says whether there is a tumour."""
+
+    sample_id: str
+    path: Path
+    tumor: bool
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What a case holds.
+
+    Attributes:
+        size: (slices, rows, columns).
+        spacing: Millimetres between them.
+        brain: Pixels that are not background, per slice.
+        labels: Pixels per slice by label of `LABELS`.
+        notes: Worth knowing.
+    """
+
+    size: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    brain: list[int]
+    labels: dict[int, list[int]]
+    notes: list[str] = field(default_factory=list)
+
+
+def find_folders(root: str | None, folders: dict[str, str | None], wanted: tuple[str, ...], whole: bool) -> dict[str, Path]:
+    """Find the folder of each data set.
+
+    Args:
+        root: `data.root`, where every set is looked for; None takes `folders`.
+        folders: By set, its folder; None takes `brain` and `brain_<set>` below `MTL_DATA_DIR`.
+        wanted: Keys of `SETS`.
+        whole: Every set must be there; otherwise one will do.
+
+    Raises:
+        DataError: They are not there.
+    """
+    base, found, places = os.environ.get("MTL_DATA_DIR"), {}, list[Path]()
+    kinds = " and/or ".join(SETS[name] for name in wanted)
+    for name in wanted:
+        given = None if root else folders[name]
+        if root:
+            near = [find_root(root, "brain", kinds)]
+        elif given is not None:
+            near = [Path(given)]
+        else:
+            near = [Path(base) / inner for inner in ("brain", f"brain_{name}")] if base else []
+        holds = {"brats": case_folders, "kaggle": picture_folder}[name]
+        place = next((folder for folder in near if holds(folder)), None)
+        if place is not None:
+            found[name] = place
+        elif given is not None:
+            raise DataError(f"`data.folders.{name}` is `{given}`; expected a folder that holds {SETS[name]}. Correct it.")
+        places += near
+    if not found and not any(place.is_dir() for place in places):
+        find_root(None, "brain", kinds)  # says what is wrong
+    missing = [SETS[name] for name in wanted if name not in found]
+    if missing and (whole or not found):
+        where = " or ".join(f"`{place}`" for place in dict.fromkeys(places))
+        raise DataError(
+            f"{where or 'MTL_DATA_DIR'} holds no {' and no '.join(missing)}. Set data.root, or data.folders for each set; "
+            "`mtl data synth brain` draws test data."
+        )
+    return found
+
+
+def case_folders(root: Path) -> list[Path]:
+    """List the folders of cases, which begin with `BraTS` and hold volumes, up to two levels below a folder, by name."""
+    return sorted(_cases_below(root, CASE_DEPTH), key=lambda folder: (folder.name, str(folder)))
+
+
+def picture_folder(root: Path) -> Path | None:
+    """Find the folder that holds `yes/` or `no/`: this one, or the first up to two levels below."""
+    level = [root]
+    for _ in range(PICTURE_DEPTH + 1):
+        for folder in level:
+            if _answers(folder):
+                return folder
+        level = [inner for folder in level for inner in _folders(folder)]
+    return None
+
+
+def read_case(folder: Path) -> tuple[Case, list[str]]:
+    """Tell by their names what the files of a case are; also what is worth knowing about them."""
+    modalities: dict[str, Path] = {}
+    notes, seg, others = [], None, []
+    for path in sorted(entry for entry in folder.iterdir() if is_volume(entry) and not entry.name.startswith(".")):
+        if not path.is_file():
+            continue
+        ending = re.split(r"[_\-.\s]", re.sub(r"\.nii(\.gz)?$", "", path.name.lower()))[-1]
+        name = next((name for name, endings in MODALITIES.items() if ending in endings), None)
+        if ending == "seg" and seg is None:
+            seg = path
+        elif name is None and ending != "seg":
+            others.append(path)
+        elif name is not None and name not in modalities:
+            modalities[name] = path
+        else:
+            notes.append(f"{path}: left out, since another file of this case ends in `{ending}`, too.")
+    named_so = [path for path in others if "seg" in path.name.lower()]
+    if seg is None and len(named_so) == 1:
+        (seg,) = named_so
+        notes.append(f"{seg}: does not end in `_seg`; taken as the labels, since no other file of the case is named so.")
+    notes += [f"{path}: left out, since its name tells no modality." for path in others if path != seg]
+    patient = VISIT.fullmatch(folder.name)
+    return Case(folder.name, patient[1] if patient else folder.name, modalities, seg), notes
+
+
+def read_pictures(folder: Path) -> tuple[list[Picture], list[str]]:
+    """List the pictures in `yes/` and `no/`, sorted by sample id; also what is worth knowing."""
+    pictures, notes = [], []
+    for answer, inner in sorted(_answers(folder).items()):
+        files = sorted(path for path in inner.iterdir() if path.is_file() and not path.name.startswith("."))
+        images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+        pictures += [Picture(f"kaggle/{answer}/{path.name}", path, ANSWERS[answer]) for path in images]
+        if others := [path.name for path in files if path not in images and path.name.lower() != "thumbs.db"]:
+            notes.append(f"{inner}: {len(others)} files left out that are no images (first: {others[0]}).")
+    return sorted(pictures, key=lambda picture: picture.sample_id), notes
+
+
+def head_box(grey: np.ndarray) -> tuple[int, int, int, int]:
+    """Return (x_min, y_min, x_max, y_max) of the head in a picture [h, w]; all of it where none is found."""
+    from mtl.imaging.intensity import brain_mask
+
+    mask = brain_mask(grey)
+    if not mask.any():
+        return 0, 0, grey.shape[1], grey.shape[0]
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+class CaseReader:
+    """Reads volumes of cases, from several threads; keeps a few decoded, and all label maps that were read, compressed.
+
+    Args:
+        modalities: Names of the channels, in order.
+    """
+
+    def __init__(self, modalities: list[str]) -> None:
+        self.modalities = modalities
+        self._kept = 2 * len(modalities)  # slices of neighbouring cases may be asked for in turn
+        self._start()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"modalities": self.modalities, "_kept": self._kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._start()
+
+    def _start(self) -> None:
+        self._volumes: OrderedDict[Path, Volume] = OrderedDict()
+        self._labels: dict[str, list[bytes]] = {}
+        self._locks: dict[Path, threading.Lock] = {}
+        self._lock = threading.Lock()
+
+    def slice(self, case: Case, z: int, size: tuple[int, int]) -> np.ndarray:
+        """Return one slice [rows, columns, modalities] float32 as stored; a modality that is missing is 0."""
+        image = np.zeros((*size, len(self.modalities)), np.float32)
+        for channel, name in enumerate(self.modalities):
+            if name in case.modalities:
+                image[..., channel] = self._volume(case.modalities[name]).array[z]
+        return image
+
+    def labels(self, case: Case, z: int, size: tuple[int, int]) -> np.ndarray:
+        """Return the labels of one slice [rows, columns] uint8: 0 or one of `LABELS`."""
+        if case.name not in self._labels:
+            self.read_labels(case)
+        return np.frombuffer(zlib.decompress(self._labels[case.name][z]), np.uint8).reshape(size)
+
+    def scan(self, case: Case) -> Scan:
+        """Look at all slices of a case.
+
+        Raises:
+            DataError: A volume cannot be read, lies elsewhere than the others of its case, or holds labels that do not exist.
+        """
+        assert case.seg is not None
+        volumes = [read_volume(case.modalities[name]) for name in self.modalities if name in case.modalities]
+        first = volumes[0]
+        for volume in [*volumes[1:], read_volume(case.seg)]:
+            if not volume.matches(first):
+                raise DataError(
+                    f"{volume.path}: is {volume.shape} voxels with the affine {_in_words(volume)}; expected that of "
+                    f"{first.path.name}, {first.shape} with {_in_words(first)}. Resample one of them."
+                )
+        # The only look at the image: its background is 0.
+        brain = [int(np.count_nonzero(plane)) for plane in first.array]
+        labels, notes = self.read_labels(case)
+        counts = {label: [int(np.count_nonzero(plane == label)) for plane in labels] for label in LABELS}
+        return Scan(first.size, first.spacing, brain, counts, notes)
+
+    def read_labels(self, case: Case) -> tuple[np.ndarray, list[str]]:
+        """Decode and keep the label maps of a case.
+
+        Returns:
+            [slices, rows, columns] uint8, and what is worth knowing.
+        """
+        assert case.seg is not None
+        stored, notes = read_volume(case.seg).array, list[str]()
+        found = np.unique(stored).tolist()
+        expected = {0, *LABELS} | ({ENHANCING_2023} if ENHANCING not in found else set())
+        if wrong := [value for value in found if value not in expected]:
+            raise DataError(
+                f"{case.seg}: has the label {wrong[0]:g}; expected 0, 1, 2 and 4 (BraTS 2023: 3 for 4). Correct the file."
+            )
+        if ENHANCING_2023 in found:
+            notes.append(f"{case.seg}: label 3 counts as enhancing tumour, as in BraTS 2023.")
+        labels = stored.astype(np.uint8)
+        labels[labels == ENHANCING_2023] = ENHANCING
+        self._labels[case.name] = [zlib.compress(plane.tobytes(), 1) for plane in labels]
+        return labels, notes
+
+    def _volume(self, path: Path) -> Volume:
+        """Return a volume whose array is decoded; one thread decodes it while others that want it wait."""
+        with self._lock:
+            lock = self._locks.setdefault(path, threading.Lock())
+        with lock:
+            with self._lock:
+                volume = self._volumes.get(path)
+                if volume is not None:
+                    self._volumes.move_to_end(path)
+                    return volume
+            volume = read_volume(path)
+            _ = volume.array
+            with self._lock:
+                self._volumes[path] = volume
+                while len(self._volumes) > self._kept:
+                    self._volumes.popitem(last=False)
+            return volume
+
+
+def scan_cases(reader: CaseReader, cases: list[Case], memo: Path) -> tuple[dict[str, Scan], list[str]]:
+    """Look at all slices of all cases, in threads.
+
+    Args:
+        reader: Decodes them.
+        cases: With labels.
+        memo: File that remembers results by path, size and modification time; one that cannot be written is done without.
+
+    Returns:
+        Scan by name of the case, and what is wrong, one sentence per case.
+    """
+    known = _recall(memo)
+    found: dict[str, Scan] = {}
+    problems: list[str] = []
+    keys = {case.name: _key(case, reader.modalities) for case in cases}
+    missing = [case for case in cases if keys[case.name] not in known]
+    found = {case.name: known[keys[case.name]] for case in cases if keys[case.name] in known}
+
+    def scan(case: Case) -> Scan | DataError:
+        try:
+            return reader.scan(case)
+        except DataError as error:
+            return error
+
+    with ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1)) as pool:
+        for case, result in zip(missing, pool.map(scan, missing), strict=True):
+            if isinstance(result, Scan):
+                found[case.name] = result
+            else:
+                problems.append(str(result))
+    if any(case.name in found for case in missing):
+        with suppress(OSError):  # only a convenience: without it the next start scans again
+            _remember(memo, {**known, **{keys[name]: scan for name, scan in found.items()}})
+    return found, problems
+
+
+def state_of(paths: Iterable[Path]) -> str:
+    """Hash path, size and modification time of files."""
+    states = []
+    for path in paths:
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise DataError(f"{path}: there is no such volume.") from error
+        states.append([str(path.resolve()), status.st_size, status.st_mtime_ns])
+    return hashlib.sha256(json.dumps(states).encode()).hexdigest()[:24]
+
+
+def _key(case: Case, modalities: list[str]) -> str:
+    used = [case.modalities[name] for name in modalities if name in case.modalities]
+    return f"{SCAN_FORMAT}-{state_of([*used, *([case.seg] if case.seg else [])])}"
+
+
+def _recall(memo: Path) -> dict[str, Scan]:
+    try:
+        return {
+            key: Scan(
+                size=tuple(entry["size"]),
+                spacing=tuple(entry["spacing"]),
+                brain=entry["brain"],
+                labels={int(label): counts for label, counts in entry["labels"].items()},
+                notes=entry["notes"],
+            )
+            for key, entry in json.loads(memo.read_text()).items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _remember(memo: Path, scans: dict[str, Scan]) -> None:
+    write_text(memo, json.dumps({key: vars(scan) for key, scan in scans.items()}))
+
+
+def _in_words(volume: Volume) -> str:
+    return str(np.round(volume.affine[:3], 3).tolist())
+
+
+def _cases_below(folder: Path, depth: int) -> Iterator[Path]:
+    for inner in _folders(folder):
+        if inner.name.lower().startswith("brats") and any(is_volume(path) and path.is_file() for path in inner.iterdir()):
+            yield inner
+        elif depth > 1:
+            yield from _cases_below(inner, depth - 1)
+
+
+def _answers(folder: Path) -> dict[str, Path]:
+    return {inner.name.lower(): inner for inner in _folders(folder) if inner.name.lower() in ANSWERS}
+
+
+def _folders(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
+    except OSError:
+        return []

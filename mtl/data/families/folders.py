@@ -1,0 +1,117 @@
+"""What a data family is: a reader of one data set as it lies on disk. Imports neither torch nor albumentations."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mtl.core.errors import DataError
+from mtl.core.types import Record
+
+SHOWN_PROBLEMS = 5  # in a message; `mtl data check` lists all
+
+
+def find_root(root: str | None, family: str, is_root: str, candidates: tuple[str, ...] = ("",)) -> Path:
+    """Find the folder of a data set: the configured one, or the first candidate below `MTL_DATA_DIR/<family>`.
+
+    Args:
+        root: `data.root` from the configuration.
+        family: Folder name below `MTL_DATA_DIR`.
+        is_root: Plain words for what the folder must hold, for the error message.
+        candidates: Sub-folders tried in order.
+
+    Raises:
+        DataError: No such folder; the message says how to set one or how to generate data.
+    """
+    hint = f"Set data.root=<folder> (it holds {is_root}), set MTL_DATA_DIR, or draw test data with `mtl data synth {family}`."
+    if root:
+        if not Path(root).is_dir():
+            raise DataError(f"Data folder `{root}` {'is a file' if Path(root).exists() else 'does not exist'}. {hint}")
+        return Path(root)
+    base = os.environ.get("MTL_DATA_DIR")
+    if not base:
+        raise DataError(
+            f"No data folder for `{family}`: data.root is not set and MTL_DATA_DIR is not in the environment. {hint}"
+        )
+    for candidate in candidates:
+        folder = Path(base) / family / candidate
+        if folder.is_dir():
+            return folder
+    raise DataError(f"No `{family}` data below MTL_DATA_DIR (`{base}`). {hint}")
+
+
+def find_sets_root(
+    root: str | None, family: str, sets: dict[str, str], chosen: list[str] | None, find_sets: Callable[[Path], Any],
+    candidates: tuple[str, ...] = ("",),
+) -> Path:  # fmt: skip
+    """Find the folder of a data set that comes in several parts.
+
+    Args:
+        root: `data.root` from the configuration.
+        family: Folder name below `MTL_DATA_DIR`.
+        sets: Folder of each part by its name in `data.sets`.
+        chosen: `data.sets`; None takes the parts that are there.
+        find_sets: Names of the parts that a folder holds.
+        candidates: As in `find_root`.
+
+    Raises:
+        DataError: A chosen part is missing, or all are.
+    """
+    wanted = list(chosen or sets)
+    found = find_root(root, family, " and/or ".join(f"`{sets[name]}/`" for name in wanted), candidates)
+    present = find_sets(found)
+    missing = [name for name in wanted if name not in present]
+    if missing and (chosen or not present):
+        hint = suggest_root(found, lambda path: any(name in find_sets(path) for name in wanted))
+        raise DataError(f"`{found}` holds no {' and no '.join(f'`{sets[name]}/`' for name in missing)}. {hint}")
+    return found
+
+
+def suggest_root(root: Path, fits: Callable[[Path], bool], levels: int = 3) -> str:
+    """Word what to do where `data.root` is not the folder of the data set: a sub-folder of it, or a folder above, may be.
+
+    Args:
+        root: What was given.
+        fits: Says whether a folder looks like the data set.
+        levels: How many folders above are looked at.
+    """
+    below = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    around = [*below, *root.resolve().parents[:levels]]
+    near = next((path for path in around if fits(path)), None)
+    return f"Did you mean data.root={near}?" if near else "Set data.root to the folder that holds them."
+
+
+def check_usable(family: str, folder: Path, problems: list[str], records: list[Record], expected: str) -> None:
+    """Refuse a data set whose files are wrong, or in which there is nothing.
+
+    Args:
+        family: Name of the data family.
+        folder: Where it looked.
+        problems: One sentence each, with its file.
+        records: What was found.
+        expected: What is missing where nothing was found, and how it should look: a sentence or two.
+
+    Raises:
+        DataError: There are problems, or no records.
+    """
+    if problems:
+        hint = f"Correct or restore these files; `mtl data check {family}` lists all."
+        raise listed_errors(f"below `{folder}`", problems, hint)
+    if not records:
+        raise DataError(f"Nothing to use below `{folder}`. {expected}")
+
+
+def listed_errors(where: str, problems: list[str], hint: str) -> DataError:
+    """Word what is wrong with the files of a data set: how many errors, the first few, and what to do.
+
+    Args:
+        where: Behind the number of errors: `below <folder>`.
+        problems: One sentence each, with its file; at least one.
+        hint: A sentence.
+    """
+    total, more = len(problems), len(problems) - SHOWN_PROBLEMS
+    shown = "\n".join(problems[:SHOWN_PROBLEMS])
+    rest = f"and {more} more. " if more > 0 else ""
+    return DataError(f"{total} error{'s' if total > 1 else ''} {where}:\n{shown}\n{rest}{hint}")

@@ -1,0 +1,1 @@
+"""IDRiD: lesions and grades of retinal photographs."""

@@ -1,0 +1,1 @@
+"""NIH thin blood smears and the single cells cut from them."""

@@ -1,0 +1,178 @@
+"""Single red cells cut from thin smears, infected or not: the NIH `cell_images` crops.
+
+`<root>/{Parasitized,Uninfected}/<slide>_IMG_<date>_<time>_cell_<n>.png`. The slide names the patient. Source: Rajaraman et
+al., "Pre-trained convolutional neural networks as feature extractors toward improved malaria parasite detection in thin blood
+smear images", 2018, doi 10.7717/peerj.4568. Most patients are also in NIH-NLM-ThinBloodSmearsPf: not an independent set.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from mtl.core.errors import ConfigError, DataError
+from mtl.core.family import CheckReport, DataFamily
+from mtl.core.registry import SOURCES
+from mtl.core.task import TaskSpec
+from mtl.core.types import Record, Sample
+from mtl.data.families.folders import find_root
+from mtl.data.formats.images import IMAGE_SUFFIXES, check_images, read_rgb
+
+CLASSES = ("Infected", "Healthy")
+FOLDERS = ("Parasitized", "Uninfected")
+# One patient's slides differ in what follows `thin`: C47P8thin_Original_Motic and C47P8thinOriginalOlympusCX21.
+NAME = re.compile(r"(?P<slide>.+?)_(?P<photo>IMG_.+?)(_cell_\d+)?", re.IGNORECASE)
+PATIENT = re.compile(r".*?thinF?", re.IGNORECASE)
+
+
+def parse_name(stem: str) -> tuple[str, str] | None:
+    """Read (patient, field) from a file name without suffix, or None where it follows another pattern."""
+    match = NAME.fullmatch(stem)
+    if match is None:
+        return None
+    patient = PATIENT.match(match["slide"])
+    return (patient[0] if patient else match["slide"]).replace("_", ""), f"{match['slide']}/{match['photo']}"
+
+
+@SOURCES.register("malaria_cells")
+class MalariaCells(DataFamily):
+    """Single red cells, infected or healthy (NIH cell_images).
+
+    Args:
+        root: Folder that holds `Parasitized/` and `Uninfected/`; None looks below `MTL_DATA_DIR/malaria`.
+        group_by: Unit that a split keeps together. `field` is the photograph that the crops were cut from.
+    """
+
+    def __init__(self, *, root: str | None = None, group_by: Literal["patient", "field"] = "patient") -> None:
+        self.root = root
+        self.group_by = group_by
+
+    def specs(self) -> dict[str, TaskSpec]:
+        """Return the one task, `cell`."""
+        return {"cell": TaskSpec("cell", "classification", CLASSES, label="class:cell")}
+
+    def person_of(self, group: str) -> str:
+        """Return the patient or slide, without the photograph."""
+        return group.partition("/")[0].casefold()
+
+    @classmethod
+    def draw(
+        cls, output: Path, *, patients: int, fields: int, seed: int, width: int | None, kind: str | None, overwrite: bool
+    ) -> None:
+        """Draw single-cell crops, `fields` per patient."""
+        from mtl.data.families.malaria.generator import draw_malaria_cells
+
+        idle = [name for name, value in (("width", width), ("kind", kind)) if value is not None]
+        if idle:
+            raise ConfigError(f"`{idle[0]}` is for whole fields; crops of single cells have neither. Leave it out.")
+        draw_malaria_cells(output, patients=patients, cells=fields, seed=seed, overwrite=overwrite)
+
+    def locate(self) -> Path:
+        """Return the folder that holds the two class folders."""
+        kind = " and ".join(f"`{name}/`" for name in FOLDERS)
+        candidates = ("cell_images", "cell_images/cell_images", "../malaria_cells", "../cell_images")
+        root = find_root(self.root, "malaria", kind, candidates)
+        missing = [name for name in FOLDERS if name.casefold() not in _subfolders(root)]
+        if missing:
+            nested = root / "cell_images"
+            hint = f"Did you mean data.root={nested}?" if nested.is_dir() else "Set data.root to the folder that holds them."
+            raise DataError(f"`{root}` holds no {' and no '.join(f'`{name}/`' for name in missing)}. {hint}")
+        return root
+
+    def records(self) -> list[Record]:
+        """Index the crops by their file names, sorted by sample id; opens no file."""
+        root = self.locate()
+        records, strange = [], []
+        for number, path in self._files(root):
+            parsed = parse_name(path.stem)
+            if parsed is None:
+                strange.append(path)
+                continue
+            groups = dict(zip(("patient", "field"), parsed, strict=True))
+            records.append(
+                Record(
+                    sample_id=f"{FOLDERS[number]}/{path.stem}",
+                    group=groups[self.group_by],
+                    source="malaria_cells",
+                    path=str(path),
+                    stratum=number,
+                    class_counts={name: int(index == number) for index, name in enumerate(CLASSES)},
+                    groups=groups,
+                )
+            )
+        if strange:
+            raise DataError(
+                f"{len(strange)} crops below `{root}` do not name their patient, for example {strange[0].name}. Expected "
+                "names like C100P61ThinF_IMG_20150918_144104_cell_162.png; rename or remove them."
+            )
+        if not records:
+            raise DataError(f"No image in the folders Parasitized and Uninfected of `{root}`.")
+        twice = [name for name, count in Counter(record.sample_id for record in records).items() if count > 1]
+        if twice:
+            raise DataError(f"Below `{root}` there are two images named {twice[0]}. Remove one of them.")
+        return sorted(_one_spelling(records), key=lambda record: record.sample_id)
+
+    def read_image(self, record: Record) -> np.ndarray:
+        """Decode one crop: [H, W, 3] uint8, grey crops with three equal channels."""
+        return read_rgb(Path(record.path))
+
+    def read_labels(self, record: Record) -> Sample:
+        """Return the sample with its class and an empty (0, 0, 3) image."""
+        return Sample(
+            image=np.zeros((0, 0, 3), np.uint8),
+            sample_id=record.sample_id,
+            group=record.group,
+            source=record.source,
+            labels={"cell": float(record.stratum)},
+            pixel_scale=record.pixel_scale,
+        )
+
+    def check(self) -> CheckReport:
+        """Decode every crop and report what is broken or stored twice."""
+        report = CheckReport()
+        try:
+            records = self.records()
+        except DataError as error:
+            report.errors.append(str(error))
+            return report
+        report.counts = {
+            "images": len(records),
+            "patients": len({record.groups["patient"] for record in records}),
+            "fields": len({record.groups["field"] for record in records}),
+            **{name: sum(record.class_counts[name] for record in records) for name in CLASSES},
+        }
+        check_images(self, records, report)
+        return report
+
+    def _files(self, root: Path) -> list[tuple[int, Path]]:
+        """List (class number, image file)."""
+        folders = _subfolders(root)
+        return [
+            (number, path)
+            for number, name in enumerate(FOLDERS)
+            for path in sorted(folders[name.casefold()].iterdir())
+            if path.suffix.casefold() in IMAGE_SUFFIXES and not path.name.startswith(".")
+        ]
+
+
+def _subfolders(root: Path) -> dict[str, Path]:
+    return {path.name.casefold(): path for path in root.iterdir() if path.is_dir()}
+
+
+def _one_spelling(records: list[Record]) -> list[Record]:
+    """Give groups that differ in upper and lower case only one name: they are one patient."""
+    from dataclasses import replace
+
+    spelling: dict[str, str] = {}
+    for name in sorted({name for record in records for name in (record.group, *record.groups.values())}):
+        spelling.setdefault(name.casefold(), name)
+
+    def unify(record: Record) -> Record:
+        groups = {unit: spelling[name.casefold()] for unit, name in record.groups.items()}
+        return replace(record, group=spelling[record.group.casefold()], groups=groups)
+
+    return [unify(record) for record in records]

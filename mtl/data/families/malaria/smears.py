@@ -1,0 +1,378 @@
+"""Thin blood smears with annotated cells: NIH-NLM-ThinBloodSmearsPf, as distributed.
+
+`<root>/Point Set/<patient>/{Img,GT}` and `<root>/Polygon Set/<patient>/{Img,GT}`; the annotation of `Img/<stem>.jpg` is
+`GT/<stem>.txt`: a line `<rows>,<width>,<height>`, then per cell `<id>,<label>,<comment>,<Point|Polygon>,<n>,<x1>,<y1>,...`
+in pixels of the image as stored (EXIF orientation does not count). Data set: Kassim et al., "Clustering-based dual deep
+learning architecture for detecting red blood cells in malaria diagnostic smears", 2020, doi 10.1109/JBHI.2020.3034863.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from mtl.core.errors import ConfigError, DataError
+from mtl.core.family import CheckReport, DataFamily
+from mtl.core.registry import SOURCES
+from mtl.core.task import TaskSpec
+from mtl.core.types import Objects, Record, Sample
+from mtl.data.families.folders import find_root, listed_errors, suggest_root
+from mtl.data.families.malaria.annotations import Cell, centroid, read_annotation
+from mtl.data.formats.images import IMAGE_SUFFIXES, check_images, image_size, read_rgb
+
+logger = logging.getLogger(__name__)
+
+FIELD_SIZE = (2988, 5312)  # (height, width) of a whole field as photographed: the reference raster
+SETS = ("Point Set", "Polygon Set")
+CLASSES = ("Infected", "Healthy", "WBC")
+ELLIPSE_VERTICES = 24  # a multiple of 4, so that the extent is exact
+TILE = re.compile(r"_r\d+c\d+$")
+
+
+def parasitemia_grade(infected: int, healthy: int) -> int:
+    """Return 0 for no parasites, 1 for up to 2 % of the red cells infected, 2 for up to 10 %, 3 above."""
+    if infected == 0:
+        return 0
+    percent = 100 * infected / (infected + healthy)
+    return 1 if percent <= 2 else 2 if percent <= 10 else 3
+
+
+def field_scale(size: tuple[int, int]) -> float:
+    """Guess the stored pixels per reference pixel of an image of `size` (height, width).
+
+    An image with the proportions of a whole field (within 1 %) is a field scaled to its width; anything else is a crop at
+    native resolution. A native crop that happens to be 16:9 is mistaken for a small field: set `pixel_scale` for those.
+    """
+    height, width = size
+    proportion = (width / height) / (FIELD_SIZE[1] / FIELD_SIZE[0])
+    return width / FIELD_SIZE[1] if abs(proportion - 1) <= 0.01 else 1.0
+
+
+@dataclass
+class _Index:
+    records: list[Record] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    unknown: Counter[str] = field(default_factory=Counter)
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+@SOURCES.register("malaria")
+class Malaria(DataFamily):
+    """Thin blood smears with a point or an outline per cell (NIH-NLM-ThinBloodSmearsPf).
+
+    Args:
+        root: Folder that holds `Point Set/` and/or `Polygon Set/`; None looks below `MTL_DATA_DIR/malaria`.
+        classes: Cells that `detection` and `roi` tell apart: 1 infected, 2 and healthy, 3 and white.
+        group_by: Unit that a split keeps together.
+        sets: Names of the sets to read; None takes those that are there.
+        box_size: Side, or [width, height], of the box drawn around a red cell known by a point only, in reference pixels (a
+            whole field is 5312 wide). Outlined red cells have a median extent of 144.7 x 142.8.
+        white_cell_box_size: The same for white cells.
+        mask_shape: What such a cell fills in masks.
+        mask_size: Side, or [width, height], of that shape for every class of cell; None takes the size of the box.
+        pixel_scale: Stored pixels per reference pixel; None guesses for each image, see `field_scale`.
+        on_error: `raise` stops at annotations with errors; `skip` leaves the rows or images out and logs how many.
+    """
+
+    object_classes = CLASSES
+
+    def __init__(
+        self,
+        *,
+        root: str | None = None,
+        classes: int = 3,
+        group_by: Literal["patient", "field"] = "patient",
+        sets: list[str] | None = None,
+        box_size: float | list[float] = 144.0,
+        white_cell_box_size: float | list[float] = 235.0,
+        mask_shape: Literal["ellipse", "rectangle"] = "ellipse",
+        mask_size: float | list[float] | None = None,
+        pixel_scale: float | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
+    ) -> None:
+        self.root = root
+        self.classes = classes
+        self.group_by = group_by
+        self.sets = sets
+        self.mask_shape = mask_shape
+        self.pixel_scale = pixel_scale
+        self.on_error = on_error
+        problems = []
+        if classes not in (1, 2, 3):
+            problems.append(f"`data.classes` is {classes}; expected 1 (infected), 2 (and healthy) or 3 (and white cells).")
+        if pixel_scale is not None and not pixel_scale > 0:
+            problems.append(f"`data.pixel_scale` is {pixel_scale}; expected a number above 0, or null.")
+        sizes = {"box_size": box_size, "white_cell_box_size": white_cell_box_size, "mask_size": mask_size}
+        for key, value in sizes.items():
+            if value is not None and not _is_size(value):
+                problems.append(f"`data.{key}` is {value}; expected a positive number or [width, height].")
+        if problems:
+            raise ConfigError(problems)
+        self._box_sizes = (_pair(box_size), _pair(box_size), _pair(white_cell_box_size))
+        self._mask_size = None if mask_size is None else _pair(mask_size)
+        self._index: _Index | None = None
+
+    def specs(self) -> dict[str, TaskSpec]:
+        """Return detection, roi (from two classes on), segmentation (any cell) and heatmap (infected cells)."""
+        names = CLASSES[: self.classes]
+        members = tuple((name,) for name in names)
+        specs = [TaskSpec("detection", "detection", names, members=members)]
+        if len(names) > 1:
+            specs.append(TaskSpec("roi", "roi_classification", names, members=members))
+        specs.append(TaskSpec("segmentation", "segmentation", ("cell",), members=(CLASSES,)))
+        specs.append(TaskSpec("heatmap", "heatmap", ("Infected",), members=(("Infected",),)))
+        return {spec.name: spec for spec in specs}
+
+    @classmethod
+    def draw(
+        cls, output: Path, *, patients: int, fields: int, seed: int, width: int | None, kind: str | None, overwrite: bool
+    ) -> None:
+        """Draw smears; `kind` is `points`, `polygons` or `both`."""
+        from mtl.data.families.malaria.generator import draw_malaria
+
+        given = {key: value for key, value in {"width": width, "kind": kind}.items() if value is not None}
+        draw_malaria(output, patients, fields, seed, overwrite=overwrite, **given)  # type: ignore[arg-type]
+
+    def person_of(self, group: str) -> str:
+        """Return the patient without the running number: `143C39P4thinF` here is `C39P4thinF` among the single cells."""
+        return group.partition("/")[0].casefold().lstrip("0123456789")
+
+    def locate(self) -> Path:
+        """Return the folder that holds the sets."""
+        wanted = self.sets or list(SETS)
+        kind = " and/or ".join(f"`{name}/`" for name in wanted)
+        root = find_root(self.root, "malaria", kind, ("NIH-NLM-ThinBloodSmearsPf", ""))
+        present = {folder.name.casefold() for folder in _folders(root)}
+        missing = [name for name in wanted if name.casefold() not in present]
+        if missing and (self.sets or len(missing) == len(wanted)):
+            hint = suggest_root(root, lambda folder: _holds(folder, wanted))
+            raise DataError(f"`{root}` holds no {' and no '.join(f'`{name}/`' for name in missing)}. {hint}")
+        return root
+
+    def records(self) -> list[Record]:
+        """Index the data set, sorted by sample id. Reads annotations and image headers once, then remembers them."""
+        first = self._index is None
+        index = self._scan()
+        if first and index.unknown:
+            logger.warning("%s", _unknown_text(index.unknown))
+        if index.problems and self.on_error == "raise":
+            hint = "Correct the files, or leave these rows and images out with data.on_error=skip."
+            raise listed_errors(f"in the annotations below `{self.locate()}`", index.problems, hint)
+        if first and index.problems:
+            logger.warning("%d errors in annotations left out, the first: %s", len(index.problems), index.problems[0])
+        if not index.records:
+            raise DataError(
+                f"No annotated image below `{self.locate()}`. Expected `<set>/<patient>/Img/*.jpg` with `GT/*.txt`."
+            )
+        return list(index.records)
+
+    def read_image(self, record: Record) -> np.ndarray:
+        """Decode one image as stored (no EXIF rotation): [H, W, 3] uint8."""
+        return read_rgb(Path(record.path))
+
+    def read_labels(self, record: Record) -> Sample:
+        """Return the sample with its cells and an empty (0, 0, 3) image."""
+        annotation = read_annotation(Path(str(record.annotation)))
+        if annotation.problems and self.on_error == "raise":
+            raise DataError(f"{annotation.problems[0]} Correct the file, or leave such rows out with data.on_error=skip.")
+        return Sample(
+            image=np.zeros((0, 0, 3), np.uint8),
+            sample_id=record.sample_id,
+            group=record.group,
+            source=record.source,
+            objects=self._objects(annotation.cells, record.pixel_scale),
+            pixel_scale=record.pixel_scale,
+        )
+
+    def pixel_scale_of(self, size: tuple[int, int], name: str = "") -> float:
+        """Return `data.pixel_scale`, or what the proportions of the image say."""
+        return self.pixel_scale or field_scale(size)
+
+    def check(self) -> CheckReport:
+        """Read everything, decode every image and collect what is wrong instead of stopping at the first."""
+        try:
+            self.locate()
+        except DataError as error:
+            return CheckReport(errors=[str(error)])
+        index = self._scan()
+        report = CheckReport(errors=list(index.problems), notes=list(index.notes))
+        if not index.records:
+            report.errors.append(f"No annotated image below `{self.locate()}`.")
+        report.counts = {
+            "images": len(index.records),
+            "patients": len({record.groups["patient"] for record in index.records}),
+            "fields": len({record.groups["field"] for record in index.records}),
+            **{name: sum(record.class_counts[name] for record in index.records) for name in CLASSES},
+            "cells with an outline": index.counts["outline"],
+            "cells with a point": index.counts["point"],
+            "unknown labels": sum(index.unknown.values()),
+        }
+        if index.unknown:
+            report.notes.append(_unknown_text(index.unknown))
+        check_images(self, index.records, report)
+        return report
+
+    def _scan(self) -> _Index:
+        """Find images and annotations, parse all annotations, compare image headers with them."""
+        if self._index is not None:
+            return self._index
+        index, root = _Index(), self.locate()
+        wanted = [name.casefold() for name in self.sets or SETS]
+        entries = []
+        spelling: dict[str, str] = {}
+        for set_folder in (folder for folder in _folders(root) if folder.name.casefold() in wanted):
+            for folder in _folders(set_folder):
+                patient = spelling.setdefault(folder.name.casefold(), folder.name)
+                entries += [(set_folder.name, patient, image, gt) for image, gt in _pairs(folder, index)]
+        uses = Counter(f"{patient}/{image.stem}".casefold() for _, patient, image, _ in entries)
+        taken: set[str] = set()
+        for set_name, patient, image, gt in entries:
+            name = f"{patient}/{image.stem}"
+            sample_id = f"{set_name}/{name}" if uses[name.casefold()] > 1 else name
+            if sample_id in taken:
+                index.problems.append(f"{image}: another folder of patient {patient} in this set holds an image of this name.")
+                continue
+            taken.add(sample_id)
+            record = self._record(sample_id, patient, image, gt, index)
+            if record is not None:
+                index.records.append(record)
+        index.records.sort(key=lambda record: record.sample_id)
+        self._index = index
+        return index
+
+    def _record(self, sample_id: str, patient: str, image: Path, gt: Path, index: _Index) -> Record | None:
+        annotation = read_annotation(gt)
+        if annotation.size is None:
+            index.problems += annotation.problems
+            return None
+        try:
+            size, orientation = image_size(image)
+        except DataError as error:
+            index.problems.append(str(error))
+            return None
+        if size != annotation.size:
+            text = "{1} x {0}".format
+            turn = ""
+            if size == annotation.size[::-1]:
+                exif = f"; the image carries EXIF orientation {orientation}" if orientation != 1 else ""
+                turn = f" They differ by a quarter turn{exif}. Coordinates must refer to the image as stored."
+            index.problems.append(
+                f"{gt}:1: expected the size of {image.name}, {text(*size)}, found {text(*annotation.size)}.{turn}"
+            )
+            return None
+        # Only now: under a wrong size hundreds of coordinates would seem to lie outside.
+        index.problems += annotation.problems
+        if annotation.declared != annotation.rows:
+            index.notes.append(f"{gt}:1: {annotation.declared} rows declared, {annotation.rows} found.")
+        index.unknown += annotation.unknown
+        index.counts += Counter("outline" if cell.is_polygon else "point" for cell in annotation.cells)
+        labels = Counter(cell.label for cell in annotation.cells)
+        groups = {"patient": patient, "field": f"{patient}/{TILE.sub('', image.stem)}"}
+        return Record(
+            sample_id=sample_id,
+            group=groups[self.group_by],
+            source="malaria",
+            path=str(image),
+            annotation=str(gt),
+            size=size,
+            pixel_scale=self.pixel_scale_of(size),
+            stratum=parasitemia_grade(labels[0], labels[1]),
+            class_counts={name: labels[number] for number, name in enumerate(CLASSES)},
+            groups=groups,
+        )
+
+    def _objects(self, cells: list[Cell], scale: float) -> Objects:
+        outlines, masks, points = [], [], []
+        for cell in cells:
+            if cell.is_polygon:
+                outline = mask = cell.vertices
+                point = centroid(cell.vertices)
+            else:
+                point = cell.vertices[0].astype(np.float64)
+                box_size = self._box_sizes[cell.label]
+                outline = (point + ELLIPSE * box_size * scale).astype(np.float32)
+                shape = RECTANGLE if self.mask_shape == "rectangle" else ELLIPSE
+                mask = (point + shape * (box_size if self._mask_size is None else self._mask_size) * scale).astype(np.float32)
+            outlines.append(outline)
+            masks.append(mask)
+            points.append(point)
+        same = all(a.shape == b.shape and np.array_equal(a, b) for a, b in zip(outlines, masks, strict=True))
+        return Objects(
+            outlines=outlines,
+            labels=np.asarray([cell.label for cell in cells], np.int64),
+            points=np.asarray(points, np.float32).reshape(-1, 2),
+            derived=np.asarray([not cell.is_polygon for cell in cells], bool),
+            mask_outlines=None if same else masks,
+            ids=np.asarray([cell.number for cell in cells], np.int64),
+        )
+
+
+_ANGLES = np.arange(ELLIPSE_VERTICES) * (2 * np.pi / ELLIPSE_VERTICES)
+ELLIPSE = 0.5 * np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], axis=1)  # extent 1 x 1 around the origin
+RECTANGLE = np.asarray([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]])
+
+
+def _is_size(value: float | list[float]) -> bool:
+    sides = [value, value] if isinstance(value, int | float) else value
+    return len(sides) == 2 and all(side > 0 for side in sides)
+
+
+def _pair(value: float | list[float]) -> np.ndarray:
+    """Return (width, height)."""
+    return np.broadcast_to(np.asarray(value, np.float64), (2,))
+
+
+def _folders(parent: Path) -> list[Path]:
+    return sorted(path for path in parent.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _holds(folder: Path, names: list[str]) -> bool:
+    """Say whether a folder holds one of some folders; one that may not be listed does not."""
+    try:
+        return bool({found.name.casefold() for found in _folders(folder)} & set(map(str.casefold, names)))
+    except OSError:
+        return False
+
+
+def _files(folder: Path, suffixes: frozenset[str], index: _Index) -> dict[str, Path]:
+    """Map the stem of each file, in lower case, to the file."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.casefold() in suffixes and not path.name.startswith("."):
+            if path.stem.casefold() in found:
+                index.problems.append(
+                    f"{path}: has the same name as {found[path.stem.casefold()].name}; one of them is too many."
+                )
+                continue
+            found[path.stem.casefold()] = path
+    return found
+
+
+def _pairs(patient: Path, index: _Index) -> Iterator[tuple[Path, Path]]:
+    """Pair the images of a patient with their annotations."""
+    folders = {folder.name.casefold(): folder for folder in _folders(patient)}
+    images = _files(folders["img"], IMAGE_SUFFIXES, index) if "img" in folders else {}
+    annotations = _files(folders["gt"], frozenset({".txt"}), index) if "gt" in folders else {}
+    if not images and not annotations:
+        index.notes.append(f"{patient}: holds neither images in `Img/` nor annotations in `GT/`.")
+    for stem, path in annotations.items():
+        if stem not in images:
+            index.problems.append(f"{path}: there is no image of this name in `{patient / 'Img'}`.")
+    for stem, path in images.items():
+        if stem in annotations:
+            yield path, annotations[stem]
+        else:
+            index.notes.append(f"{path}: has no annotation and is left out.")
+
+
+def _unknown_text(unknown: Counter[str]) -> str:
+    listed = ", ".join(f"{name} ({count})" for name, count in unknown.most_common())
+    return f"Cells with unknown labels are left out: {listed}. Known labels: Parasitized, Uninfected, White_Blood_Cell."

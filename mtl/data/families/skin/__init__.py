@@ -1,0 +1,1 @@
+"""Dermoscopic images of ISIC."""

@@ -1,0 +1,1 @@
+"""TIGER: tissue and cells in breast cancer slides."""

@@ -1,0 +1,367 @@
+"""Regions of breast cancer slides (H&E) with tissue masks, boxes of lymphocytes, or both: TIGER, as distributed.
+
+Data set: https://tiger.grand-challenge.org. Tissue comes from BCSS (Amgad et al. 2019, doi 10.1093/bioinformatics/btz083),
+cells from NuCLS (Amgad et al. 2022, doi 10.1093/gigascience/giac037) and the challenge itself. Files:
+`mtl.data.families.tiger.files`, boxes: `mtl.data.families.tiger.coco`. The micron is the reference pixel, so that radii of
+cells are given in it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from mtl.core.errors import ConfigError, DataError, unknown
+from mtl.core.family import CheckReport, DataFamily
+from mtl.core.registry import SOURCES
+from mtl.core.task import TaskSpec
+from mtl.core.types import REGION, Objects, Record, Sample
+from mtl.data.families.folders import check_usable, find_sets_root
+from mtl.data.families.tiger.coco import Listed
+from mtl.data.families.tiger.files import (
+    EXCLUDED,
+    HIGHEST,
+    SETS,
+    Contents,
+    Region,
+    find_sets,
+    parse_name,
+    read_contents,
+    read_tissue,
+    tissue_summary,
+)
+from mtl.data.formats.images import check_images, image_size, read_rgb
+from mtl.data.formats.tables import some
+
+logger = logging.getLogger(__name__)
+
+TISSUE, CELLS, LYMPHOCYTE = "tissue", "cells", "lymphocyte"
+IGNORED = 255  # in a mask: neither trained on nor scored
+Size = tuple[int, int]
+_Looked = tuple[Size, tuple[int, ...], list[str]]  # size, values of the mask, what is wrong
+
+
+@dataclass
+class _Index:
+    contents: Contents = field(default_factory=Contents)
+    regions: dict[str, Region] = field(default_factory=dict)
+    records: list[Record] = field(default_factory=list)
+    values: Counter[int] = field(default_factory=Counter)  # in how many masks each value occurs
+
+
+@SOURCES.register("tiger")
+class Tiger(DataFamily):
+    """Regions of slides with tissue masks and boxes of lymphocytes and plasma cells (TIGER).
+
+    Two tasks: `tissue`, one class per pixel, and `cells`, points. An image without mask says nothing about tissue, one that the
+    COCO file does not list nothing about cells; one that it lists without boxes has none.
+
+    Args:
+        root: Folder that holds `tissue-bcss/` and/or `tissue-cells/`, itself or as `wsirois/roi-level-annotations/`, or one of
+            these; None looks below `MTL_DATA_DIR/tiger`.
+        sets: Which of bcss and cells to read; None takes those that are there.
+        tissue: Values of the masks by class, in the order of the classes. A class that is null does not count; what is in no
+            class (0, where nobody annotated) is ignored.
+        spacing: Microns per pixel of the stored images.
+        spacing_of: Other spacings by pattern of the slide's name (`B*`); the first that fits counts.
+        sources: Pattern of the slide's name by source; the first that fits counts, a source that is null does not. The others
+            come from their set.
+        group_by: Unit that a split keeps together: `slide`, or `patient` (of TCGA slides the first 12 characters).
+    """
+
+    object_classes: ClassVar[tuple[str, ...]] = (LYMPHOCYTE,)
+    microns: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        *,
+        root: str | None = None,
+        sets: list | None = None,
+        tissue: dict = {"tumor": [1], "stroma": [2, 6], "other": [3, 4, 5, 7]},  # noqa: B006 (read only; the registry reads literals)
+        spacing: float = 0.5,
+        spacing_of: dict = {},  # noqa: B006
+        sources: dict = {"tcga": "TCGA-*", "rumc": "*B", "jb": "*S", "consep": "CONSEP-*", "ocdc": "OCDC-*"},  # noqa: B006
+        group_by: Literal["slide", "patient"] = "slide",
+    ) -> None:
+        self.root, self.sets, self.spacing, self.group_by = root, sets, spacing, group_by
+        problems = [unknown("set", name, SETS, "data.sets") for name in sets or [] if name not in SETS]
+        if sets is not None and not sets:
+            problems.append("`data.sets` is empty; expected bcss, cells or both, or null.")
+        given = {str(name): values for name, values in tissue.items() if values is not None}
+        problems += _wrong_tissue(given)
+        for key, value in (("spacing", spacing), *((f"spacing_of.{pattern}", value) for pattern, value in spacing_of.items())):
+            fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
+            if value is not None and not fits:
+                problems.append(f"`data.{key}` is {value}; expected microns per pixel, above 0.")
+        for name, pattern in sources.items():
+            if pattern is not None and not (isinstance(pattern, str) and pattern):
+                problems.append(
+                    f'`data.sources.{name}` is {pattern}; expected a pattern of slide names such as "TCGA-*", or null.'
+                )
+        if problems:
+            raise ConfigError(problems)
+        self._tissue_names = tuple(map(str, tissue))
+        self._tissue = {name: list(values) for name, values in given.items()}
+        self._spacings = {str(pattern): float(value) for pattern, value in spacing_of.items() if value is not None}
+        self._patterns = {str(name): pattern for name, pattern in sources.items() if pattern is not None}
+        self._table = np.full(HIGHEST + 1, IGNORED, np.uint8)
+        for number, values in enumerate(self._tissue.values()):
+            self._table[values] = number
+        self._index: _Index | None = None
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The named ones, and the sets."""
+        return tuple(dict.fromkeys([*self._patterns, *(self.sets or SETS)]))
+
+    def specs(self) -> dict[str, TaskSpec]:
+        """Return `tissue` and, unless only bcss is read, `cells`."""
+        specs = [TaskSpec(TISSUE, "segmentation", tuple(self._tissue), label=f"mask:{TISSUE}", multilabel=False)]
+        if CELLS in (self.sets or SETS):
+            specs.append(TaskSpec(CELLS, "points", self.object_classes, members=((LYMPHOCYTE,),)))
+        return {spec.name: spec for spec in specs}
+
+    @classmethod
+    def draw(
+        cls, output: Path, *, patients: int, fields: int, seed: int, width: int | None, kind: str | None, overwrite: bool
+    ) -> None:
+        """Draw regions in the native layout, `fields` per slide, or whole slides with `fields` pieces of tissue each."""
+        from mtl.data.families.tiger.generator import draw_tiger
+
+        given: dict[str, Any] = {key: value for key, value in (("width", width), ("kind", kind)) if value is not None}
+        draw_tiger(output, patients, fields, seed, overwrite=overwrite, **given)
+
+    def pixel_scale_of(self, size: Size, name: str = "") -> float:
+        """Return stored pixels per micron: by the slide in the name of the image, if there is one."""
+        return self._scale_of_slide(parse_name(name)[0])
+
+    def known_classes(self) -> tuple[str, ...]:
+        """Return the cells and every class of `data.tissue`, those that are null among them."""
+        return (*self.object_classes, *self._tissue_names)
+
+    def locate(self) -> Path:
+        """Return the folder of the data set."""
+        return find_sets_root(self.root, "tiger", SETS, self.sets, find_sets)
+
+    def records(self) -> list[Record]:
+        """Index the regions, sorted by sample id: names, the COCO file, headers of images and values of masks. Remembered."""
+        first = self._index is None
+        index = self._scan()
+        expected = "Expected images `tissue-bcss/images/*.png` or `tissue-cells/images/*.png`."
+        check_usable("tiger", self.locate(), index.contents.problems, index.records, expected)
+        if first:
+            for text in self._remarks(index):
+                logger.info("%s", text)
+        return list(index.records)
+
+    def read_image(self, record: Record) -> np.ndarray:
+        """Decode one region as stored: [H, W, 3] uint8."""
+        return read_rgb(Path(record.path))
+
+    def read_labels(self, record: Record) -> Sample:
+        """Return the sample with its tissue, its cells and, where it has both, the region in which cells were looked for.
+
+        Raises:
+            DataError: The mask cannot be decoded, has another size than its image, or a value that is no tissue.
+        """
+        region = self._scan().regions[record.sample_id]
+        size = record.size or image_size(region.path)[0]
+        masks = {}
+        if region.mask is not None:
+            native = read_tissue(region.mask)
+            if problem := _wrong_size(region, size, (native.shape[0], native.shape[1])):
+                raise DataError(problem)
+            masks[TISSUE] = self._table[native]
+            if region.listed is not None:
+                masks[REGION] = (native != EXCLUDED).astype(np.uint8)
+        return Sample(
+            image=np.zeros((0, 0, 3), np.uint8),
+            sample_id=record.sample_id,
+            group=record.group,
+            source=record.source,
+            objects=None if region.listed is None else _objects(region.listed, size),
+            masks=masks,
+            pixel_scale=record.pixel_scale,
+        )
+
+    def check(self) -> CheckReport:
+        """Read everything, decode every image and mask, and report what is labelled."""
+        try:
+            index = self._scan()
+        except DataError as error:
+            return CheckReport(errors=[str(error)])
+        report = CheckReport(errors=list(index.contents.problems), notes=[*index.contents.notes, *self._remarks(index)])
+        if not index.records:
+            report.errors.append(f"No image below `{self.locate()}`.")
+        known = {label: [r for r in index.records if r.knows(label)] for label in ("objects", f"mask:{TISSUE}")}
+        cells, masks = known["objects"], known[f"mask:{TISSUE}"]
+        sets = Counter(record.sample_id.partition("/")[0] for record in index.records)
+        report.counts = {
+            "images": len(index.records),
+            **{f"images of {name}": sets[name] for name in SETS if sets[name]},
+            "slides": len({record.groups["slide"] for record in index.records}),
+            "patients": len({record.groups["patient"] for record in index.records}),
+            "images with cell labels": len(cells),
+            "of these without a cell": sum(not record.class_counts[LYMPHOCYTE] for record in cells),
+            "boxes": sum(record.class_counts[LYMPHOCYTE] for record in cells),
+            "images with a tissue mask": len(masks),
+            **{f"masks with {name}": sum(record.class_counts[name] for record in masks) for name in self._tissue},
+            "images with neither": sum(not record.labels for record in index.records),
+        }
+        check_images(self, index.records, report)
+        return report
+
+    def _scan(self) -> _Index:
+        """List files, read the COCO file, headers of images and the values of masks, once."""
+        if self._index is not None:
+            return self._index
+        root = self.locate()
+        sets = {name: folder for name, folder in find_sets(root).items() if name in (self.sets or SETS)}
+        index, left_out = _Index(read_contents(sets)), 0
+        regions = index.contents.regions
+        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+            looked = list(pool.map(lambda region: _look(region, index.contents.coco), regions))
+        for region, found in zip(regions, looked, strict=True):
+            size, values, problems = found
+            index.contents.problems += problems
+            if size != (0, 0):
+                left_out += 0 if region.listed is None else region.listed.leave_out(size)
+                index.values.update(values)
+                index.regions[region.sample_id] = region
+                index.records.append(self._record(region, size, values))
+        if left_out:
+            index.contents.notes.append(
+                f"{index.contents.coco}: {left_out} boxes are left out, since their centres lie beyond the border of the image."
+            )
+        self._index = index
+        return index
+
+    def _scale_of_slide(self, slide: str) -> float:
+        """Return stored pixels per micron."""
+        return 1 / next((um for pattern, um in self._spacings.items() if fnmatchcase(slide, pattern)), self.spacing)
+
+    def _record(self, region: Region, size: Size, values: tuple[int, ...]) -> Record:
+        labels, counts = [], {}
+        if region.listed is not None:
+            labels.append("objects")
+            counts[LYMPHOCYTE] = len(region.listed.boxes)
+        if region.mask is not None:
+            labels.append(f"mask:{TISSUE}")
+            counts |= {name: int(bool(set(members) & set(values))) for name, members in self._tissue.items()}
+        groups = {"slide": region.slide, "patient": region.patient}
+        source = next((name for name, pattern in self._patterns.items() if fnmatchcase(region.slide, pattern)), region.set_name)
+        return Record(
+            sample_id=region.sample_id,
+            group=groups[self.group_by],
+            source=source,
+            path=str(region.path),
+            annotation=None if region.mask is None else str(region.mask),
+            size=size,
+            pixel_scale=self._scale_of_slide(region.slide),
+            # Splits spread what is labelled: nothing, cells, tissue, both.
+            stratum=(region.listed is not None) + 2 * (region.mask is not None),
+            class_counts=counts,
+            groups=groups,
+            labels=tuple(labels),
+        )
+
+    def _remarks(self, index: _Index) -> list[str]:
+        """Say what a person who trains on this has to know."""
+        records, remarks = index.records, []
+        tissue = [record for record in records if record.knows(f"mask:{TISSUE}")]
+        cells = [record for record in records if record.knows("objects")]
+        if (both := sum(record.knows("objects") for record in tissue)) == 0 and tissue and cells:
+            remarks.append(
+                "No image has both a tissue mask and cell labels: no score that needs both can be compared with a truth."
+            )
+        elif 0 < both < len(records):
+            remarks.append(f"{both} of {len(records)} images have both a tissue mask and cell labels.")
+        if tissue:
+            for name in self._tissue:
+                if not any(record.class_counts[name] for record in tissue):
+                    remarks.append(f"The class {name} does not occur in any of the {len(tissue)} masks.")
+        if bare := [record.sample_id for record in records if not record.labels]:
+            remarks.append(
+                f"Neither mask nor cell labels: {some(bare)}. Such images can be predicted, not trained on or scored."
+            )
+        plain = [name for name, region in index.regions.items() if region.corners is None]
+        if plain:
+            remarks.append(f"No [x1, y1, x2, y2] in the name, which then counts as that of the slide: {some(plain)}.")
+        if odd := [record.sample_id for record in records if _other_extent(index.regions[record.sample_id], record.size)]:
+            remarks.append(f"The size is not that of the corners in the name: {some(odd)}.")
+        return remarks
+
+
+def _look(region: Region, coco: Path | None) -> _Looked:
+    """Read the size of an image and the values of its mask; (0, 0) where it cannot be read."""
+    try:
+        size = image_size(region.path)[0]
+    except DataError as error:
+        return (0, 0), (), [str(error)]
+    problems = [] if region.listed is None or coco is None else region.listed.misplaced(coco, size)
+    if region.mask is None:
+        return size, (), problems
+    try:
+        mask_size, values = tissue_summary(region.mask)
+    except DataError as error:
+        return size, (), [*problems, str(error)]
+    problem = _wrong_size(region, size, mask_size)
+    return size, values, [*problems, problem] if problem else problems
+
+
+def _objects(listed: Listed, size: Size) -> Objects:
+    """Return the cells: boxes cut at the edge of the image, points where the centres of the whole boxes are."""
+    boxes = np.asarray(listed.boxes, np.float32).reshape(-1, 4)
+    points = (boxes[:, :2] + boxes[:, 2:]) / 2
+    cut = np.clip(boxes, 0, np.asarray([size[1], size[0], size[1], size[0]], np.float32))
+    return Objects(
+        outlines=[box[[[0, 1], [2, 1], [2, 3], [0, 3]]] for box in cut],
+        labels=np.zeros(len(boxes), np.int64),
+        points=points,
+        derived=np.zeros(len(boxes), bool),
+        ids=np.asarray(listed.places, np.int64),
+    )
+
+
+def _wrong_size(region: Region, size: Size, mask_size: Size) -> str:
+    """Word that a mask does not fit its image; empty where it does."""
+    if mask_size == size:
+        return ""
+    return (
+        f"{region.mask}: is {mask_size[1]} x {mask_size[0]} pixels; expected the size of {region.path.name}, "
+        f"{size[1]} x {size[0]}. Replace the mask or the image."
+    )
+
+
+def _other_extent(region: Region, size: Size | None) -> bool:
+    """Say whether the corners in the name of a region contradict its size."""
+    if region.corners is None or size is None:
+        return False
+    x1, y1, x2, y2 = region.corners
+    return (y2 - y1, x2 - x1) != size
+
+
+def _wrong_tissue(tissue: dict[str, Any]) -> list[str]:
+    """Word what is wrong with `data.tissue`."""
+    problems = []
+    lists = {name: values for name, values in tissue.items() if isinstance(values, list | tuple)}
+    for name, values in tissue.items():
+        whole = all(type(value) is int and 0 <= value <= HIGHEST for value in lists.get(name, []))
+        if not whole or not lists.get(name):
+            problems.append(f"`data.tissue.{name}` is {values}; expected a list of mask values from 0 to {HIGHEST}.")
+    if len(tissue) < 2 or LYMPHOCYTE in tissue:
+        problems.append(
+            f"`data.tissue` names {', '.join(tissue) or 'no class'}; expected two classes or more, none called {LYMPHOCYTE}."
+        )
+    uses = Counter(str(value) for values in lists.values() for value in values)
+    if twice := [value for value, count in uses.items() if count > 1]:
+        problems.append(f"`data.tissue` has {', '.join(twice)} in several classes; expected each value at most once.")
+    return problems

@@ -1,0 +1,49 @@
+"""CSV files as data sets bring them: cells without spaces around them, image names without case and suffix."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from mtl.core.errors import DataError
+from mtl.data.formats.images import IMAGE_SUFFIXES
+
+
+def read_cells(path: Path) -> list[tuple[int, list[str]]]:
+    """Read line number and cells, stripped, of each row that is not empty.
+
+    Raises:
+        DataError: The file cannot be read, or is no CSV file.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file)
+            return [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(map(str.strip, row))]
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: is no CSV file ({error}). Replace it by the one of the data set.") from error
+
+
+def image_stem(name: str) -> str:
+    """Return the name of an image in lower case, without the suffix of an image file."""
+    return (Path(name).stem if Path(name).suffix.casefold() in IMAGE_SUFFIXES else name).casefold()
+
+
+def number_of(text: str) -> float | None:
+    """Return the number that a cell holds; None where it holds none, or one that is not finite."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if abs(value) < 1e9 else None  # neither infinite nor NaN
+
+
+def some(names: list[str]) -> str:
+    """Word a list of names for a note: the only one, or how many and the first."""
+    return names[0] if len(names) == 1 else f"{len(names)} entries (first: {names[0]})"
+
+
+def letters(name: str) -> str:
+    """Return letters and digits of a name, in lower case: what is left when people spell columns and classes differently."""
+    return "".join(letter for letter in name.casefold() if letter.isalnum())

@@ -1,0 +1,392 @@
+"""Split, cache, data sets and loaders of one data family, for any set of its tasks."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader
+
+from mtl.core.errors import ConfigError, DataError, unknown
+from mtl.core.family import DataFamily
+from mtl.core.task import TaskSpec
+from mtl.core.types import Record
+from mtl.data.pipeline.cache import RasterCache, default_folder, prepare
+from mtl.data.pipeline.collate import Collate
+from mtl.data.pipeline.dataset import SampleDataset
+from mtl.data.pipeline.sampling import EpochSampler, Mixing, WindowShardSampler, item_weights
+from mtl.data.pipeline.splits import (
+    LEFT_OUT,
+    SPLITS,
+    Split,
+    check_split,
+    hash_records,
+    make_split,
+    save_split,
+    split_rows,
+    unit_of,
+)
+from mtl.imaging.content import Box
+from mtl.imaging.preprocessing import Preprocessing
+
+SAMPLERS = ("shuffle", "class_aware")
+
+
+class MultiTaskDataModule(pl.LightningDataModule):
+    """Feeds one data family to the Trainer.
+
+    The split, the hashes and the cache are made when first asked for: evaluating `all` samples of a folder needs no split.
+    With several ranks, `Trainer(use_distributed_sampler=False)`: the samplers here shard by themselves.
+
+    Args:
+        family: Reads the data.
+        specs: All tasks of the family, by name.
+        preprocessing: The object that is also stored with the model.
+        config: Plain dict with the groups of `configs/data/default.yaml` (`augmentation`, `split`, `loader`, `cache`).
+        tasks: Names of the tasks in a batch.
+        seed: Seed of the run (order and augmentation; the split has its own).
+    """
+
+    def __init__(
+        self,
+        family: DataFamily,
+        specs: dict[str, TaskSpec],
+        preprocessing: Preprocessing,
+        config: dict[str, Any],
+        tasks: list[str] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.family, self.specs, self.preprocessing, self.config, self.seed = family, specs, preprocessing, config, seed
+        self.tasks = list(specs) if tasks is None else list(tasks)
+        self.train_tasks: list[str] = self.tasks
+        self.train_sources: tuple[str, ...] | None = None
+        if problems := [unknown("task", task, specs, "tasks") for task in self.tasks if task not in specs]:
+            raise ConfigError(problems)
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer images than ranks is fine in evaluation
+        self._records: list[Record] | None = None
+        self._split: Split | None = None
+        self._cache: RasterCache | None = None
+        self._datasets: dict[str, SampleDataset] = {}
+        self._contents: dict[str, Box | None] = {}
+        self._train_loader: DataLoader | None = None
+        self._finished_epochs = 0
+
+    def for_stage(
+        self, tasks: Sequence[str], sources: tuple[str, ...] | None, loader: dict[str, Any], seed: int
+    ) -> MultiTaskDataModule:
+        """Return a data module that trains on a part of this one and validates on all of it.
+
+        Args:
+            tasks: A training image has to be labelled for one of these.
+            sources: Where training images come from; None is everywhere.
+            loader: The keys of `data.loader`.
+            seed: Of order and augmentation.
+        """
+        stage = MultiTaskDataModule(
+            self.family, self.specs, self.preprocessing, {**self.config, "loader": loader}, self.tasks, seed
+        )
+        stage.train_tasks, stage.train_sources = list(tasks), sources
+        stage._records, stage._split = self._records, self._split
+        stage._cache, stage._contents = self._cache, self._contents
+        return stage
+
+    # -- records and split -------------------------------------------------------------------------------------------
+
+    @property
+    def records(self) -> list[Record]:
+        """All samples, sorted by id."""
+        if self._records is None:
+            self._records = self.family.records()
+            if not self._records:
+                raise DataError("The data folder holds no usable sample. Check data.root, and run `mtl data check`.")
+        return self._records
+
+    @property
+    def split(self) -> Split:
+        """Split name by sample id; made (and asserted) on first use."""
+        if self._split is None:
+            self._split = make_split(self.hash_records(), self.config["split"])
+        return self._split
+
+    @property
+    def has_split(self) -> bool:
+        """Say whether a split was made or given yet."""
+        return self._split is not None
+
+    def use_split(self, split: Split) -> None:
+        """Apply the split of a finished run to these samples, after the same assertions as for a new one.
+
+        Args:
+            split: Split name by sample id, for every sample.
+        """
+        if missing := [record.sample_id for record in self.records if record.sample_id not in split]:
+            raise DataError(f"The given split lacks {len(missing)} samples (first: {missing[0]}).")
+        check_split(self.records, split, unit_of(self.records, self.config["split"].get("val_group_by")))
+        self._split, self._datasets = dict(split), {}
+
+    def hash_records(self) -> list[Record]:
+        """Return all samples with `content_hash` filled; reads every image file once."""
+        if not all(record.content_hash for record in self.records):
+            memo = self._cache_folder() / "hashes.json" if self.config["cache"]["enabled"] else None
+            self._records = hash_records(self.records, memo)
+        return self.records
+
+    @property
+    def records_by_split(self) -> dict[str, list[Record]]:
+        """Samples of train, val and test that are labelled for an active task: what evaluation scores.
+
+        The split itself covers all samples, so that runs with different tasks share it.
+        """
+        split = self.split
+        return {name: [record for record in self.labelled if split[record.sample_id] == name] for name in SPLITS}
+
+    @property
+    def drawn_records(self) -> list[Record]:
+        """Samples of train that training draws: those that serve training, in the chosen sources, for the trained tasks."""
+        return [record for record in self.records_by_split["train"] if self._trains(record)]
+
+    @property
+    def samples_per_epoch(self) -> int:
+        """Windows that training draws per epoch."""
+        return int(self.config["loader"].get("samples_per_epoch") or len(self._make(self.drawn_records)))
+
+    @property
+    def labelled(self) -> list[Record]:
+        """Samples that are labelled for at least one active task."""
+        return [record for record in self.records if any(record.knows(self.specs[task].label) for task in self.tasks)]
+
+    def _trains(self, record: Record) -> bool:
+        chosen = self.train_sources is None or record.source in self.train_sources
+        return record.training and chosen and any(record.knows(self.specs[task].label) for task in self.train_tasks)
+
+    def unlabelled_tasks(self, split: str) -> list[str]:
+        """Name the active tasks for which no sample of a split is labelled; of train, those that training draws count."""
+        records, tasks = self._used(split), self.train_tasks if split == "train" else self.tasks
+        return [task for task in tasks if not any(record.knows(self.specs[task].label) for record in records)]
+
+    def class_counts(self, split: str) -> dict[str, int]:
+        """Sum the class counts of a split (or of `all`); of train, those that training draws."""
+        counts: dict[str, int] = {}
+        for record in self._used(split):
+            for name, count in record.class_counts.items():
+                counts[name] = counts.get(name, 0) + count
+        return counts
+
+    @property
+    def split_table(self) -> list[dict[str, Any]]:
+        """One row per split: images, groups, windows and objects per class; of train, what training draws."""
+        used = {name: self._used(name) for name in SPLITS}
+        return [
+            {
+                "split": name,
+                "images": len(records),
+                "groups": len({record.group for record in records}),
+                "windows": len(self.dataset(name)),
+                "classes": self.class_counts(name),
+            }
+            for name, records in used.items()
+        ]
+
+    def split_rows(self) -> list[dict[str, str]]:
+        """Return the rows of `split.csv`."""
+        return split_rows(self.records, self.split)
+
+    def describe_split(self) -> str:
+        """Return one line that says what is in each split and which unit was kept apart."""
+        config = self.config["split"]
+        parts = [
+            f"{row['split']} {row['images']} images of {row['groups']} groups"
+            + (f" ({', '.join(f'{name} {count}' for name, count in row['classes'].items())})" if row["classes"] else "")
+            for row in self.split_table
+        ]
+        if left_out := sum(name == LEFT_OUT for name in self.split.values()):
+            parts.append(f"left out {left_out} official training images that share a group with a test image")
+        unit = self.config.get("group_by", "group")
+        finer = f" (train and val by {config['val_group_by']})" if config.get("val_group_by") else ""
+        return f"split {config.get('scheme', 'holdout')}, kept apart by {unit}{finer}: {'; '.join(parts)}"
+
+    def save_split(self, path: str | Path) -> None:
+        """Write `split.csv`."""
+        split = self.split
+        save_split(path, self.records, split)
+
+    # -- data sets ---------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str | None = None, split_file: str | Path | None = None) -> None:
+        """Make what the stage needs, so that problems show before training starts.
+
+        Args:
+            stage: `fit`, `validate`, `test`, `predict` or None for all.
+            split_file: Take this `split.csv` instead of what the configuration asks for (a resumed run).
+        """
+        if split_file is not None:
+            self.config = {**self.config, "split": {**self.config["split"], "scheme": "file", "file": str(split_file)}}
+            self._split, self._datasets = None, {}
+        if stage in (None, "fit", "validate", "test"):
+            _ = self.split
+        if stage in (None, "fit") and (unlabelled := self.unlabelled_tasks("train")):
+            among = f" of {', '.join(self.train_sources)}" if self.train_sources else ""
+            raise DataError(
+                f"No training image{among} is labelled for {', '.join(unlabelled)}. Expected at least one per task: leave it "
+                "out of `tasks`, choose another data.split, or complete the data folder."
+            )
+        if stage in (None, "fit") and len(self.unlabelled_tasks("val")) == len(self.tasks):
+            raise DataError(
+                f"No validation image is labelled for {', '.join(self.tasks)}, so nothing could choose a checkpoint. Use "
+                "another data.split.seed, other data.split.ratios, or more data."
+            )
+        self._prepare_cache()
+
+    def dataset(self, split: str) -> SampleDataset:
+        """Return the data set of `train`, `val`, `test` or `all`. `train` holds what training draws, augmented."""
+        if split not in self._datasets:
+            self._datasets[split] = self._make(self._used(split), augment=split == "train")
+        return self._datasets[split]
+
+    def plain(self, split: str) -> SampleDataset:
+        """Return the data set for scoring a split, whichever it is: every labelled sample, without augmentation."""
+        return self._make(self.records_by_split["train"]) if split == "train" else self.dataset(split)
+
+    def _make(self, records: list[Record], augment: bool = False) -> SampleDataset:
+        self._prepare_cache()
+        augmentation = self.config.get("augmentation") if augment else None
+        transform = None
+        if augmentation:
+            from mtl.data.pipeline.transforms import Transform  # albumentations takes seconds to import
+
+            geometry, rgb = self.preprocessing.geometry, self.family.channels == 3 and self.preprocessing.foreground is None
+            transform = Transform(augmentation, geometry.size, geometry.fill, rgb)
+        return SampleDataset(
+            self.family,
+            records,
+            self.specs,
+            self.preprocessing,
+            transform,
+            self.tasks,
+            self._cache,
+            self.seed,
+            random_offset=bool(augmentation and augmentation.get("random_offset", True)),
+            contents=self._contents,
+        )
+
+    def _used(self, split: str) -> list[Record]:
+        """Samples that a run uses of a split: of train, those that training draws."""
+        if split == "all":
+            return self.labelled
+        if split not in SPLITS:
+            raise ConfigError(unknown("split", split, [*SPLITS, "all"]))
+        return self.drawn_records if split == "train" else self.records_by_split[split]
+
+    def _cache_folder(self) -> Path:
+        folder = self.config["cache"].get("folder")
+        return default_folder() if folder is None else Path(folder)
+
+    def _prepare_cache(self) -> None:
+        if self.config["cache"]["enabled"] and self._cache is None:
+            rank, _ = self._ranks()
+            progress = rank == 0 and sys.stderr.isatty()
+            self._cache = prepare(self.family, self.records, self.preprocessing, self._cache_folder(), progress)
+
+    # -- loaders -----------------------------------------------------------------------------------------------------
+
+    def train_dataloader(self) -> DataLoader:
+        """Return the training loader; it draws in the order of the current epoch."""
+        config, dataset = self.config["loader"], self.dataset("train")
+        sampler_name = config.get("sampler", "shuffle")
+        if sampler_name not in SAMPLERS:
+            raise ConfigError(unknown("sampler", sampler_name, SAMPLERS, "data.loader.sampler"))
+        weights = None
+        if sampler_name == "class_aware":
+            weights = item_weights(dataset.class_presence(), config.get("priority_class"))
+        rank, world_size = self._ranks()
+        batch_size = int(config["batch_size"])
+        # A source without a label for the active tasks (those of a single-task twin) needs no weight, and may have one.
+        idle = {record.source for record in self.records} - set(dataset.sources)
+        given = config.get("source_weights") or {}
+        source_weights = {name: weight for name, weight in given.items() if name not in idle}
+        mixing = Mixing(dataset.sources, config.get("mixing", "mixed"), source_weights, config.get("temperature", 1.0))
+        sampler = EpochSampler(
+            len(dataset), self.seed, rank, world_size, weights, config.get("samples_per_epoch"), mixing, batch_size
+        )
+        # A short last batch would count more per sample; it stays only where it is the whole epoch.
+        self._train_loader = self._loader(dataset, sampler, batch_size, drop_last=len(sampler) >= batch_size)
+        # The Trainer sets the epoch too, but after workers of a resumed run have begun to draw.
+        self.set_epoch(self._epoch())
+        return self._train_loader
+
+    def val_dataloader(self) -> DataLoader:
+        """Return the loader over all windows of the validation images."""
+        return self.evaluation_dataloader("val")
+
+    def test_dataloader(self) -> DataLoader:
+        """Return the loader over all windows of the test images."""
+        return self.evaluation_dataloader("test")
+
+    def evaluation_dataloader(self, split: str) -> DataLoader:
+        """Return a loader over every window of a split (or of `all`) once, in order and without augmentation."""
+        config, dataset = self.config["loader"], self.plain(split)
+        sampler = WindowShardSampler(dataset.images, *self._ranks())
+        return self._loader(dataset, sampler, int(config.get("eval_batch_size") or config["batch_size"]))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell sampler and data set the epoch; call it before the training loader is iterated."""
+        if self._train_loader is not None:
+            self._train_loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+            self._train_loader.dataset.set_epoch(epoch)  # type: ignore[attr-defined]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run must know before it makes its training loader."""
+        return {"finished_epochs": self._epoch()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the number of finished epochs; the Trainer restores its own later than it asks for loaders."""
+        self._finished_epochs = int(state_dict["finished_epochs"])
+
+    def _epoch(self) -> int:
+        """Return the number of finished epochs; `current_epoch` of the Trainer lags behind in the hooks of an epoch's end."""
+        if self.trainer is None:
+            return self._finished_epochs
+        loop = getattr(self.trainer, "fit_loop", None)
+        trained = self.trainer.current_epoch if loop is None else loop.epoch_progress.current.processed
+        return max(trained, self._finished_epochs)
+
+    def _ranks(self) -> tuple[int, int]:
+        if self.trainer is None:
+            return 0, 1
+        connector = getattr(self.trainer, "_accelerator_connector", None)
+        if self.trainer.world_size > 1 and getattr(connector, "use_distributed_sampler", False):
+            raise ConfigError(
+                "trainer.use_distributed_sampler is true with several devices; expected false, since the samplers here share "
+                "the data out by themselves and Lightning's would do it again. Set trainer.use_distributed_sampler=false."
+            )
+        return self.trainer.global_rank, self.trainer.world_size
+
+    def _loader(self, dataset: SampleDataset, sampler: Any, batch_size: int, drop_last: bool = False) -> DataLoader:
+        config = self.config["loader"]
+        workers = int(config.get("num_workers", 0))
+        return DataLoader(
+            dataset,
+            batch_size=batch_size,
+            sampler=sampler,
+            collate_fn=Collate(self.specs, self.tasks),
+            num_workers=workers,
+            pin_memory=bool(config.get("pin_memory", True)) and torch.cuda.is_available(),
+            drop_last=drop_last,
+            worker_init_fn=_init_worker if workers else None,
+            multiprocessing_context="fork" if workers else None,
+            prefetch_factor=int(config.get("prefetch", 2)) if workers else None,
+            persistent_workers=workers > 0,
+        )
+
+
+def _init_worker(worker: int) -> None:
+    """One thread per worker: OpenCV and torch would each start one per core."""
+    import cv2
+
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)

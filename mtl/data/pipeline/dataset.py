@@ -1,0 +1,292 @@
+"""Windows of images with the targets of several tasks; each item depends on (seed, epoch, position, index) only."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from mtl.core.errors import DataError
+from mtl.core.family import DataFamily
+from mtl.core.task import TaskSpec
+from mtl.core.types import REGION, ImageResult, Record, Sample, SampleMeta, Window
+from mtl.data.pipeline.cache import RasterCache
+from mtl.data.pipeline.sampling import Draw
+from mtl.data.pipeline.targets import clip_objects, cut_to_content, encode, points_inside, truth_of
+from mtl.imaging.content import Box
+from mtl.imaging.preprocessing import Preprocessing
+
+MASK_BYTES_KEPT = 256 * 2**20  # masks in the working raster kept per process; decoding them is slow
+RASTERS_KEPT = 2  # decoded images kept per process; neighbouring windows come from the same image
+INSIDE = "__inside__"  # mask of image content, to tell padding from background after the transform
+
+
+class SampleDataset(Dataset):
+    """One item per window.
+
+    Args:
+        family: Reads images and labels.
+        records: Samples of this split.
+        specs: All tasks of the data set.
+        preprocessing: Makes network images.
+        transform: `mtl.data.pipeline.transforms.Transform`, or None for evaluation.
+        tasks: Names of the tasks whose targets are made.
+        cache: Working rasters, or None to decode each time.
+        seed: Seed of the run.
+        random_offset: Move tile windows at random, anew in every draw (training).
+        contents: By sample id, which part of an image is shown (`Preprocessing.content`); filled where an entry is missing, so
+            that the data sets of a run share the work.
+    """
+
+    def __init__(
+        self,
+        family: DataFamily,
+        records: list[Record],
+        specs: dict[str, TaskSpec],
+        preprocessing: Preprocessing,
+        transform: Any = None,
+        tasks: list[str] | None = None,
+        cache: RasterCache | None = None,
+        seed: int = 0,
+        random_offset: bool = False,
+        contents: dict[str, Box | None] | None = None,
+    ) -> None:
+        self.family, self.specs, self.preprocessing, self.cache = family, specs, preprocessing, cache
+        self.transform, self.seed = transform, seed
+        self.tasks = list(specs) if tasks is None else list(tasks)
+        self.random_offset = random_offset and preprocessing.geometry.mode == "tiles"
+        self.epoch = 0
+        self.records = [self._with_size(record) for record in records]
+        self._contents = {} if contents is None else contents
+        self._find_contents()
+        self.windows = [
+            preprocessing.windows(_size(record), record.pixel_scale, self._contents.get(record.sample_id))
+            for record in self.records
+        ]
+        self.items = [(image, number) for image, some in enumerate(self.windows) for number in range(len(some))]
+        self._number = {record.sample_id: image for image, record in enumerate(self.records)}
+        self._rasters: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._labels: dict[int, Sample] = {}
+        self._mask_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_rasters": OrderedDict(), "_labels": {}, "_mask_bytes": 0}
+
+    @property
+    def sources(self) -> list[str]:
+        """Source of each item; what `Mixing` takes."""
+        return [self.records[image].source for image, _ in self.items]
+
+    @property
+    def images(self) -> list[int]:
+        """Image number of each item; what `WindowShardSampler` takes."""
+        return [image for image, _ in self.items]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of items asked for by a plain index; items asked for by a `Draw` carry their own."""
+        self.epoch = int(epoch)
+
+    def __getitem__(self, key: int | Draw) -> dict[str, Any]:
+        """Return `image` [C, H, W] float32, `targets` (None where absent) and `present` by task, and `meta`."""
+        draw = key if isinstance(key, tuple) else Draw(self.epoch, int(key), int(key))
+        image_number, window_number = self.items[draw.item]
+        record, window = self.records[image_number], self.windows[image_number][window_number]
+        rng = np.random.default_rng([self.seed, draw.epoch, draw.position, draw.item])
+        geometry = self.preprocessing.geometry
+        if self.random_offset:
+            window = geometry.jitter(window, rng)
+        image = self.preprocessing.crop(self._raster(image_number), window)
+        sample = self._sample(image_number)
+        objects = sample.objects
+        if objects is not None:
+            objects = objects.map(lambda points: window.working_to_network(window.original_to_working(points)))
+            objects, enough, inside = cut_to_content(objects, window.valid, geometry.min_visible)
+        masks = self._window_masks(sample, window)
+        if self.transform is not None:
+            image, objects, masks = self.transform(image, objects, masks, int(rng.integers(2**63)))
+        masks = self._mark_padding(masks)
+        unseen = masks.pop(REGION, None)
+        visible = in_heatmap = objects
+        if objects is not None:
+            visible = clip_objects(objects.select(enough), window.size, geometry.min_visible)[0]
+            # A peak beyond the picture would land on fill once the picture moves; without a transform its tail belongs here.
+            in_heatmap = visible if self.transform is None else visible.select(np.isin(visible.ids, objects.ids[inside]))
+        targets = {}
+        for task in self.tasks:
+            spec = self.specs[task]
+            mine = in_heatmap if spec.kind == "heatmap" else visible
+            if spec.kind == "points" and objects is not None:
+                mine = clip_objects(objects.select(inside & points_inside(objects, window.size)), window.size)[0]
+            targets[task] = encode(spec, objects, masks, sample.labels, self.family.object_classes, window.size, visible=mine)
+            if spec.kind == "points" and targets[task] is not None and unseen is not None:
+                targets[task]["region"] = unseen == 0
+        return {
+            "image": self.preprocessing.normalize(image),
+            "targets": targets,
+            "present": {task: target is not None for task, target in targets.items()},
+            "meta": SampleMeta(record.sample_id, record.group, record.source, window),
+        }
+
+    def truth(self, sample_id: str, native: bool = False) -> ImageResult:
+        """Return what is known of a whole image, in its working raster; tasks without a label are missing.
+
+        Args:
+            sample_id: Which image.
+            native: Give masks in the original raster.
+        """
+        image_number = self._number[sample_id]
+        record, window, sample = self.records[image_number], self.windows[image_number][0], self._sample(image_number)
+        size = window.working_size
+        objects = None if sample.objects is None else sample.objects.map(window.original_to_working)
+        visible = None if objects is None else clip_objects(objects, size)[0]
+        original = self.family.read_labels(record) if native and sample.masks else sample
+        targets = {}
+        for task in self.tasks:
+            spec = self.specs[task]
+            drawn, masks, raster = objects, sample.masks, size
+            if native and spec.kind == "segmentation":
+                drawn, masks, raster = original.objects, original.masks, window.original_size
+            mine = visible
+            if spec.kind == "points" and visible is not None:
+                mine = visible.select(points_inside(visible, size))
+            targets[task] = encode(spec, drawn, masks, sample.labels, self.family.object_classes, raster, visible=mine)
+        known = {task: truth_of(self.specs[task], target) for task, target in targets.items() if target is not None}
+        for task in known:
+            if self.specs[task].kind == "points":
+                known[task]["region"] = sample.masks.get(REGION, np.ones(size, np.uint8)) > 0
+        about = record.attributes, record.spacing, record.case
+        return ImageResult(record.sample_id, record.group, record.source, window, known, *about)
+
+    def class_presence(self) -> list[dict[str, int]]:
+        """Count classes per item: of the image where it is one window, else of the points inside each window."""
+        presence = []
+        for image_number, number in self.items:
+            window = self.windows[image_number][number]
+            objects = None if window.count == 1 else self._sample(image_number).objects
+            if objects is None:
+                presence.append(dict(self.records[image_number].class_counts))
+                continue
+            points = window.working_to_network(window.original_to_working(objects.points))
+            inside = ((points >= 0) & (points < np.asarray(window.size[::-1]))).all(axis=1)
+            labels, counts = np.unique(objects.labels[inside], return_counts=True)
+            # What else an image shows (tissue) is known of the whole image only.
+            found = {n: c for n, c in self.records[image_number].class_counts.items() if n not in self.family.object_classes}
+            presence.append(found | {self.family.object_classes[k]: int(n) for k, n in zip(labels, counts, strict=True)})
+        return presence
+
+    def raster(self, sample_id: str) -> np.ndarray:
+        """Return the whole image [H, W, C] in its working raster, for figures."""
+        return self._raster(self._number[sample_id])
+
+    def _with_size(self, record: Record) -> Record:
+        if record.size is not None:
+            return record
+        if self.cache is not None and record.sample_id in self.cache:
+            return replace(record, size=self.cache.original_size(record.sample_id))
+        return replace(record, size=image_size(self.family, record))
+
+    def _find_contents(self) -> None:
+        """Look for the borders of images for which that was not done yet; a cache has done it."""
+        if self.preprocessing.crop_border is None:
+            return
+        missing = [record for record in self.records if record.sample_id not in self._contents]
+        if self.cache is not None:
+            self._contents.update({record.sample_id: self.cache.content(record.sample_id) for record in missing})
+            return
+        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+            boxes = pool.map(lambda record: self.preprocessing.content(self.family.read_image(record)), missing)
+            self._contents.update({record.sample_id: box for record, box in zip(missing, boxes, strict=True)})
+
+    def _raster(self, image_number: int) -> np.ndarray:
+        record = self.records[image_number]
+        if self.cache is not None:
+            return self.cache.read(record.sample_id)
+        if image_number not in self._rasters:
+            image = self.family.read_image(record)
+            if tuple(image.shape[:2]) != _size(record):
+                raise DataError(
+                    f"Image `{record.path}` is {image.shape[1]} x {image.shape[0]} pixels, but its annotation says "
+                    f"{_size(record)[1]} x {_size(record)[0]}. Run `mtl data check`."
+                )
+            content = self._contents.get(record.sample_id)
+            self._rasters[image_number] = self.preprocessing.working(image, record.pixel_scale, content)
+            while len(self._rasters) > RASTERS_KEPT:
+                self._rasters.popitem(last=False)
+        return self._rasters[image_number]
+
+    def _sample(self, image_number: int) -> Sample:
+        """Read labels once per process, masks (in the working raster) as long as there is room for them."""
+        if image_number not in self._labels:
+            sample = self.family.read_labels(self.records[image_number])
+            names, classes = self._mask_names(), self._class_masks()
+            sample.masks = {
+                name: self.preprocessing.geometry.mask_to_working(mask, self.windows[image_number][0], name in classes)
+                for name, mask in sample.masks.items()
+                if name in names
+            }
+            needed = sum(mask.nbytes for mask in sample.masks.values())
+            if self._mask_bytes + needed > MASK_BYTES_KEPT:
+                return sample
+            self._mask_bytes += needed
+            self._labels[image_number] = sample
+        return self._labels[image_number]
+
+    def _mask_names(self) -> set[str]:
+        """Names of the masks that active tasks are made from or scored within."""
+        labels = (self.specs[task].label.partition(":") for task in self.tasks)
+        names = {name for kind, _, name in labels if kind == "mask"}
+        return names | {REGION} if any(self.specs[task].kind == "points" for task in self.tasks) else names
+
+    def _class_masks(self) -> dict[str, int]:
+        """Return the value to ignore by name of each mask that holds one class per pixel."""
+        return {
+            self.specs[task].label.partition(":")[2]: self.specs[task].ignore_index
+            for task in self.tasks
+            if self.specs[task].kind == "segmentation" and not self.specs[task].multilabel
+        }
+
+    def _window_masks(self, sample: Sample, window: Window) -> dict[str, np.ndarray]:
+        geometry = self.preprocessing.geometry
+        masks = {name: geometry.crop(mask, window, fill=name == REGION) for name, mask in sample.masks.items()}
+        if REGION in masks:  # upside down, since what a transform moves into the frame is 0: there is nothing to be found there
+            masks[REGION] = (masks[REGION] == 0).astype(np.uint8)
+        if masks:
+            masks[INSIDE] = geometry.crop(np.ones(window.working_size, np.uint8), window, fill=0)
+        return masks
+
+    def _mark_padding(self, masks: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Set what lies outside the image to `ignore_index` where a mask holds one class per pixel."""
+        outside = masks.pop(INSIDE, None)
+        if outside is None or outside.all():
+            return masks
+        multiclass = self._class_masks()
+        return {
+            name: np.where(outside == 0, np.uint8(multiclass[name]), mask) if name in multiclass else mask
+            for name, mask in masks.items()
+        }
+
+
+def image_size(family: DataFamily, record: Record) -> tuple[int, int]:
+    """Return (height, width) as stored: from the file's header where an image library knows it, else by decoding."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(Path(record.path)) as image:
+            return image.height, image.width
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError):
+        height, width = family.read_image(record).shape[:2]
+        return height, width
+
+
+def _size(record: Record) -> tuple[int, int]:
+    assert record.size is not None
+    return record.size

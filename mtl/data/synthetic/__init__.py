@@ -1,1 +1,0 @@
-"""Generators of small data sets in native layouts, for tests and the demo."""

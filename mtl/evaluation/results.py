@@ -1,0 +1,126 @@
+"""What scoring one split gave, in objects and in words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mtl.config.stages import stages_of
+from mtl.core.types import ImageResult, Record
+from mtl.data.pipeline.datamodule import MultiTaskDataModule
+from mtl.evaluation.baselines import TrainingStatistics
+from mtl.evaluation.cases import CaseKeeper
+from mtl.metrics.evaluator import Evaluator
+from mtl.metrics.til import TilScore
+from mtl.runs.loading import LoadedModel
+from mtl.runs.results import main_metrics
+
+# What a reader must know about figures on the images of the training run.
+OWN_SPLIT_NOTES = {
+    "test": "No {unit} is in two splits: training, selection and test are kept apart by {unit}.",
+    "val": "The checkpoint and the thresholds were chosen on these images: these figures are not a test.",
+    "train": "The network was trained on these images: these figures are not a test.",
+    "all": "All images are scored, those of training and selection among them: these figures are not a test.",
+}
+
+
+FINER_NOTE = "No {unit} of a test image is in training or selection; those two are kept apart by {finer} only."
+
+
+def separation(data: dict[str, Any]) -> str:
+    """Say which unit the split of a run keeps apart."""
+    unit, finer = str(data.get("group_by", "group")), data["split"]["val_group_by"]
+    return FINER_NOTE.format(unit=unit, finer=finer) if finer else OWN_SPLIT_NOTES["test"].format(unit=unit)
+
+
+@dataclass
+class Evaluation:
+    """What scoring one split gave.
+
+    Attributes:
+        summary: Body of `metrics.json`.
+        evaluator: Holds one record per image.
+        loaded: The model and what its checkpoint says.
+        datamodule: Gives the images for figures.
+        split: The split that was scored.
+        notes: What a reader of the figures must know.
+        cases: The images kept for the report.
+    """
+
+    summary: dict[str, Any]
+    evaluator: Evaluator
+    loaded: LoadedModel
+    datamodule: MultiTaskDataModule
+    split: str
+    notes: list[str]
+    cases: CaseKeeper
+
+    @property
+    def results(self) -> dict[str, tuple[ImageResult, ImageResult]]:
+        """By sample id, (prediction, truth) of the images kept for the report."""
+        return self.cases.results
+
+
+def training_statistics(datamodule: MultiTaskDataModule, loaded: LoadedModel, evaluator: Evaluator) -> TrainingStatistics:
+    """Count classes in the training images, for the baselines.
+
+    For another folder than that of the training run its own images stand in; the baseline is then a little too good.
+    """
+    records = datamodule.drawn_records if datamodule.has_split else datamodule.records
+    study = loaded.config["study_metrics"].items()
+    percentages = {name: (metric["infected"], metric["healthy"]) for name, metric in study if "infected" in metric}
+    means = _mean_scores(datamodule, evaluator, records)
+    return TrainingStatistics.from_records(loaded.model.specs, records, means=means, percentages=percentages)
+
+
+def _mean_scores(datamodule: MultiTaskDataModule, evaluator: Evaluator, records: list[Record]) -> dict[str, float]:
+    """Average the TIL score of the training slides, for which their masks have to be read; left out where none has one."""
+    means: dict[str, float] = {}
+    for name, metric in evaluator.study.items():
+        if isinstance(metric, TilScore):
+            both = [r.sample_id for r in records if all(r.knows(evaluator.specs[task].label) for task in metric.tasks)]
+            images = datamodule.plain("train" if datamodule.has_split else "all") if both else None
+            mean = metric.mean_of_truth(images.truth(sample_id) for sample_id in both) if images else float("nan")
+            means |= {name: mean} if np.isfinite(mean) else {}
+    return means
+
+
+def budget(config: dict[str, Any], datamodule: MultiTaskDataModule) -> int | None:
+    """Return how many training samples the run was allowed to see, or None for another data folder."""
+    if not datamodule.has_split:
+        return None
+    total = 0
+    for stage in stages_of(config):
+        loader = stage.config["data"]["loader"]
+        total += datamodule.for_stage(stage.tasks, stage.sources, loader, stage.seed).samples_per_epoch * stage.epochs
+    return total
+
+
+def result_lines(metrics: dict[str, Any]) -> str:
+    """Word the main figures: per task the primary metrics, their interval and the baseline."""
+    lines = [f"{metrics['split']} split, {metrics['n_samples']} images, score {_number(metrics['score'])}"]
+    for task, values in metrics["tasks"].items():
+        lines.append(f"  {task}: {_figures(main_metrics(values['ci95']), values, metrics['baseline'].get(task))}")
+    for name, values in metrics["study"].items():
+        lines.append(f"  {name}: {_figures(list(values['ci95']), values, metrics['baseline'].get(name))}")
+    return "\n".join(lines)
+
+
+def _figures(names: list[str], values: dict[str, Any], baseline: dict[str, Any] | None) -> str:
+    """List metrics with their interval and, where there is one, the baseline and what the source alone gives."""
+    parts = []
+    for name in names:
+        interval = (values.get("ci95") or {}).get(name)
+        spread = f" [{_number(interval[0])}, {_number(interval[1])}]" if interval else ""
+        beside = f" (baseline {_number(baseline['metrics'].get(name))}" if baseline else ""
+        if baseline:
+            source = baseline.get("from_source")
+            beside += f", from source {_number(source['metrics'].get(name))})" if source else ")"
+        parts.append(f"{name} {_number(values[name])}{spread}{beside}")
+    return ", ".join(parts)
+
+
+def _number(value: Any) -> str:
+    return "n/a" if value is None or value != value else f"{value:.3f}"

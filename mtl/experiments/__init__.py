@@ -1,0 +1,1 @@
+"""Whole jobs: train, score, compare, describe."""

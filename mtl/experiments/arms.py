@@ -1,0 +1,301 @@
+"""`mtl compare`: train the arms of a comparison under the same conditions and table them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from mtl.config.keys import ALLOWED
+from mtl.config.load import build_family, load_run_config
+from mtl.config.stages import stages_of, total_epochs
+from mtl.config.verbs import CompareConfig
+from mtl.core.errors import ConfigError, DataError, TrainingError, unknown
+from mtl.core.files import file_hash
+
+if TYPE_CHECKING:
+    from mtl.evaluation.summaries import RunSummary
+from mtl.config.keys import EPOCHS, FREE, SHARED, VOLATILE
+
+ARM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run of a comparison."""
+
+    arm: str
+    task: str | None  # the only task of a single-task twin
+    seed: int
+    folder: Path
+    overrides: tuple[str, ...]
+
+
+def compare(
+    suite: str,
+    seeds: int | list[int],
+    arms: str | list[str] | dict[str, list[str]] | None,
+    overrides: list[str],
+    name: str | None,
+    output_root: str,
+    reference: str | None,
+    bootstrap: int,
+) -> Path:
+    """Train what is missing, then write `comparison.md` and `comparison.csv`.
+
+    A finished run is reused, an interrupted one is resumed, so the same command can be repeated until everything is there.
+
+    Args:
+        suite: Task suite (`task=`).
+        seeds: How many seeds (0, 1, ...), or which.
+        arms: Named override sets; names without overrides are the suite as it is, `task=` among the overrides takes another
+            suite of the same data and tasks. `stl` as a word in a name (`stl`, `stl_fcos`) trains each task of the suite alone.
+        overrides: Given to every run.
+        name: Folder below `output_root`; None takes the suite.
+        output_root: Where comparisons live.
+        reference: Arm the others are compared with; None takes the first of single tasks, else the first.
+        bootstrap: Resamples of the paired intervals.
+
+    Returns:
+        Path of `comparison.md`.
+
+    Raises:
+        ConfigError: The arms do not compose, or differ in what a comparison must hold equal.
+        TrainingError: A run failed; its log is named.
+    """
+    from mtl.experiments.comparison import write_comparison
+
+    arms = ["mtl", "stl"] if arms is None else arms
+    folder = Path(output_root) / (name or suite)
+    arm_overrides = _arm_overrides(arms)
+    runs = _plan(suite, seeds, arm_overrides, overrides, folder)
+    configs = {run: load_run_config(list(run.overrides)) for run in runs}
+    _check_shared(configs)
+    _check_budget(configs)
+    base = reference or next((arm for arm in arm_overrides if is_single(arm)), next(iter(arm_overrides)))
+    if base not in arm_overrides:
+        raise ConfigError(unknown("arm", base, arm_overrides, "reference"))
+    console = Console()
+    for index, run in enumerate(runs):
+        started = time.monotonic()
+        state = _bring_up_to_date(run, configs[run])
+        place = run.folder.relative_to(folder)
+        console.print(f"[{index + 1}/{len(runs)}] {place}: {state} ({time.monotonic() - started:.0f} s)", markup=False)
+    summaries = [load_run(run.arm, run.seed, run.folder) for run in runs]
+    given = {"name": name, "output_root": output_root, "reference": reference, "bootstrap": bootstrap}
+    write_comparison(folder, summaries, base, bootstrap, _command(suite, seeds, arms, overrides, given))
+    console.print(str(folder / "comparison.md"), markup=False)
+    return folder / "comparison.md"
+
+
+def load_run(arm: str, seed: int, folder: Path) -> RunSummary:
+    """Read a finished run for a comparison."""
+    from mtl.evaluation.summaries import RunSummary
+    from mtl.runs.build import build_evaluator
+    from mtl.runs.results import load_records, read_metrics
+
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    metrics = read_metrics(folder / "metrics.json")
+    records = load_records(folder / "predictions" / "records.json")
+    evaluator = build_evaluator(config, records["specs"])
+    evaluator.extend(records)
+    data = config["data"]
+    return RunSummary(
+        arm=arm,
+        seed=seed,
+        evaluator=evaluator,
+        thresholds=metrics["thresholds"],
+        split_hash=file_hash(folder / "split.csv")[:12],
+        budget=metrics["budget"],
+        seen=(metrics["training"] or {}).get("samples_seen"),
+        thresholds_source=metrics["thresholds_source"],
+        image_size=geometry_words(data["geometry"]),
+        resolution=metrics["resolution"],
+        augmentation=json.dumps([data["augmentation"], data["preprocessing"], data["geometry"]], sort_keys=True),
+        baseline=metrics["baseline"],
+    )
+
+
+def geometry_words(geometry: dict[str, Any]) -> str:
+    """Say in a few words what the network sees of an image."""
+    height, width = geometry["size"]
+    more = f", scale {geometry['scale']:g}, overlap {geometry['overlap']}" if geometry["mode"] == "tiles" else ""
+    return f"{geometry['mode']} {height} x {width}{more}"
+
+
+def is_single(arm: str) -> bool:
+    """Say whether an arm trains each task alone: `stl` is a word of its name."""
+    return "stl" in re.split(r"[^a-z0-9]", arm.lower())
+
+
+def _arm_overrides(arms: str | list[str] | dict[str, list[str]]) -> dict[str, list[str]]:
+    found = (
+        {name: list(extra or []) for name, extra in arms.items()}
+        if isinstance(arms, dict)
+        else {name: [] for name in ([arms] if isinstance(arms, str) else arms)}
+    )
+    if not found:
+        raise ConfigError("`arms` is empty. Expected names such as arms=[mtl,stl].")
+    for name, extra in found.items():
+        if not ARM.fullmatch(name):
+            raise ConfigError(f"Arm `{name}` cannot be the name of a folder. Expected letters, digits, `_`, `-`, `+` and `.`.")
+        if not extra and not is_single(name) and name != "mtl" and not isinstance(arms, dict):
+            raise ConfigError(
+                f"Arm `{name}` has no overrides, so it would be the suite as it is. Expected mtl, stl, or a mapping: "
+                f"'arms={{{name}:[balancer=uncertainty]}}'."
+            )
+    return found
+
+
+def _check_shared(configs: dict[Run, dict[str, Any]]) -> None:
+    """Refuse arms that cannot be compared before hours are spent on them."""
+    first: dict[int, Run] = {}
+    for run, config in configs.items():
+        other = first.setdefault(run.seed, run)
+        differing = [key for key in _shared_keys(config) if _get(config, key) != _get(configs[other], key)]
+        if differing:
+            key = differing[0]
+            raise ConfigError(
+                f"Arms `{other.arm}` and `{run.arm}` cannot be compared because they differ in {', '.join(differing)} "
+                f"(`{key}` is {_get(configs[other], key)!r} and {_get(config, key)!r}). Give such settings to all arms, "
+                "behind `--`."
+            )
+
+
+def _check_budget(configs: dict[Run, dict[str, Any]]) -> None:
+    """Refuse arms that would see different numbers of images because not every image has labels for every task."""
+    one = next(iter(configs.values()))
+    if one["data"]["loader"]["samples_per_epoch"] is not None:
+        return
+    if len({(frozenset(c["tasks"]), json.dumps(c["stages"])) for c in configs.values()}) == 1:
+        return
+    family = build_family(one["data"])
+    try:
+        specs, records = family.specs(), family.records()
+    except DataError:  # finished runs are tabled without their data, and training says best what is wrong with it
+        return
+    sizes: dict[int, str] = {}
+    for config in configs.values():
+        for stage in stages_of(config):
+            known = sum(
+                any(record.knows(specs[task].label) for task in stage.tasks)
+                for record in records
+                if record.training and (stage.sources is None or record.source in stage.sources)
+            )
+            sizes.setdefault(known, f"stage {stage.name}" if stage.name else "+".join(stage.tasks))
+    if len(sizes) > 1:
+        listed = ", ".join(f"{size} for {tasks}" for size, tasks in sizes.items())
+        raise ConfigError(
+            f"The runs cannot be compared because an epoch would hold different numbers of images ({listed}): not every image "
+            "has labels for every task. Give all runs one budget with data.loader.samples_per_epoch, behind `--`."
+        )
+
+
+def _shared_keys(config: dict[str, Any]) -> list[str]:
+    data = [key for key in _flat(config["data"], "data") if not key.removeprefix("data.").startswith(FREE)]
+    return [*(key for key in SHARED if key != "data"), *data]
+
+
+def _get(config: dict[str, Any], key: str) -> Any:
+    if key == EPOCHS:
+        return total_epochs(config)
+    value: Any = config
+    for step in key.split("."):
+        value = value[step] if isinstance(value, dict) and step in value else None
+    return value
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    """Return the leaves of a configuration by their path."""
+    if not isinstance(value, dict) or not value:
+        return {path: value}
+    return {
+        key: leaf for name, entry in value.items() for key, leaf in _flat(entry, f"{path}.{name}" if path else name).items()
+    }
+
+
+def _plan(suite: str, seeds: int | list[int], arms: dict[str, list[str]], overrides: list[str], folder: Path) -> list[Run]:
+    tasks = load_run_config([f"task={suite}", *overrides])["tasks"]
+    runs = []
+    for seed in range(seeds) if isinstance(seeds, int) else seeds:
+        for arm, extra in arms.items():
+            for task in tasks if is_single(arm) else [None]:
+                place = folder / arm / (task or "") / f"seed{seed}"
+                own_suite = [word for word in extra if word.startswith("task=")] or [f"task={suite}"]
+                others = [word for word in extra if not word.startswith("task=")]
+                words = [*own_suite, *overrides, *others, f"seed={seed}", f"paths.run_dir={place}"]
+                runs.append(Run(arm, task, seed, place, (*words, *([f"tasks=[{task}]"] if task else []))))
+    return runs
+
+
+def _bring_up_to_date(run: Run, config: dict[str, Any]) -> str:
+    """Train a run unless it is finished; resume it where it stopped."""
+    stored = run.folder / "config.json"
+    if stored.is_file():
+        before, now = _flat(_stored(stored)), _flat(json.loads(json.dumps(config)))
+        changed = [key for key in now.keys() | before.keys() if now.get(key) != before.get(key)]
+        if serious := sorted(key for key in changed if not any(key == v or key.startswith(f"{v}.") for v in VOLATILE)):
+            listed = ", ".join(f"{key} {before.get(key)!r} -> {now.get(key)!r}" for key in serious[:4])
+            raise ConfigError(
+                f"`{run.folder}` was trained with other settings ({listed}{', ...' if len(serious) > 4 else ''}). Use another "
+                "name= for this comparison, or remove that folder."
+            )
+        if (run.folder / "metrics.json").is_file():
+            return "finished before"
+        words = [f"resume={run.folder}", *(f"{key}={json.dumps(now[key])}" for key in ALLOWED if key in changed)]
+        state = "resumed"
+    else:
+        words, state = list(run.overrides), "trained"
+    run.folder.mkdir(parents=True, exist_ok=True)
+    log = run.folder / "output.txt"
+    status = train_in_own_process(words, log)
+    if status == 130:
+        raise KeyboardInterrupt
+    if status:
+        last = (log.read_text(encoding="utf-8").strip().splitlines() or ["no output"])[-1]
+        raise TrainingError(
+            f"The run `{run.folder}` failed with status {status}: {last.removeprefix('error: ')} See `{log}`; repeat the "
+            "command to go on."
+        )
+    return state
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"`{path}` is damaged: {error}. Remove the folder of this run, and it is trained again.") from error
+    return content if isinstance(content, dict) else {}
+
+
+def train_in_own_process(words: list[str], log: Path) -> int:
+    """Train in a process of its own, so that no run inherits anything from another; returns its exit status."""
+    with log.open("a", encoding="utf-8") as output:
+        return subprocess.run(
+            [sys.executable, "-m", "mtl", "train", *words], stdout=output, stderr=subprocess.STDOUT, check=False
+        ).returncode
+
+
+def _command(suite: str, seeds: Any, arms: Any, overrides: list[str], given: dict[str, Any]) -> str:
+    """Repeat the settings as shell words, for the page that documents the comparison."""
+    defaults = CompareConfig.model_validate({"suite": suite}).model_dump()
+
+    def inner(value: Any) -> str:
+        if isinstance(value, dict):
+            return "{" + ",".join(f"{key}:{inner(entry)}" for key, entry in value.items()) + "}"
+        if isinstance(value, list):
+            return "[" + ",".join(inner(entry) for entry in value) + "]"
+        text = str(value)
+        return f'"{text}"' if any(sign in text for sign in "=,[]{}: ") else text
+
+    words = [f"suite={suite}", f"seeds={inner(seeds)}", f"arms={inner(arms)}"]
+    words += [f"{key}={inner(value)}" for key, value in given.items() if value != defaults[key]]
+    return " ".join(shlex.quote(word) for word in ["mtl", "compare", *words, *(["--", *overrides] if overrides else [])])

@@ -1,0 +1,88 @@
+"""From batches of windows to scored whole images; validation during training and final evaluation share it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from mtl.core.types import ImageResult, TaskBatch
+from mtl.heads.base import Output
+from mtl.metrics.evaluator import Evaluator
+from mtl.model import MultiTaskModel
+from mtl.stitching.stitcher import Stitcher
+
+
+class Truth(Protocol):
+    """Gives what is known of an image, masks in the original raster where `native` is set (`SampleDataset.truth`)."""
+
+    def __call__(self, sample_id: str, native: bool = False) -> ImageResult: ...  # noqa: D102
+
+
+class WholeImageScorer:
+    """Decodes batches, joins windows to images and feeds an evaluator.
+
+    Args:
+        model: The network whose heads decode.
+        evaluator: Receives one prediction and one truth per image.
+        truth: Gives the truth of an image by its sample id, in the raster in which the evaluator compares masks.
+        keep: Called with (prediction, truth) of each finished image, for example to keep cases for the report.
+    """
+
+    def __init__(
+        self,
+        model: MultiTaskModel,
+        evaluator: Evaluator,
+        truth: Truth,
+        keep: Callable[[ImageResult, ImageResult], None] | None = None,
+    ) -> None:
+        self.model = model
+        self.evaluator = evaluator
+        self.truth = truth
+        self.keep = keep
+        self.stitcher = Stitcher(model.specs)
+
+    def update(self, outputs: dict[str, Output], batch: TaskBatch) -> None:
+        """Take one batch.
+
+        RoI classes are judged at the annotated boxes, so that the figure does not depend on the detector.
+        """
+        predictions = self.model.decode(outputs, annotated_boxes(self.model, batch))
+        for row, meta in enumerate(batch.meta):
+            arrays = {task: to_arrays(rows[row]) for task, rows in predictions.items()}
+            for task, head in self.model.heads.items():
+                if head.needs_boxes and task in arrays:
+                    if not bool(batch.present[task][row]):
+                        del arrays[task]
+                        continue
+                    target = batch.targets[task][row]
+                    arrays[task] |= {"ids": target["ids"].cpu().numpy(), "boxes": target["boxes"].float().cpu().numpy()}
+            self.stitcher.add(meta, arrays)
+        for result in self.stitcher.pop_complete():
+            truth = self.truth(result.sample_id, native=self.evaluator.native)
+            self.evaluator.update(result, truth)
+            if self.keep is not None:
+                self.keep(result, truth)
+
+
+def annotated_boxes(model: MultiTaskModel, batch: TaskBatch) -> list[Tensor] | None:
+    """Return the annotated boxes per row (none where absent) if a head needs boxes, else None."""
+    for task, head in model.heads.items():
+        if head.needs_boxes:
+            return [
+                target["boxes"] if bool(known) else batch.images.new_zeros((0, 4))
+                for target, known in zip(batch.targets[task], batch.present[task], strict=True)
+            ]
+    return None
+
+
+def to_arrays(prediction: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Move a prediction to the CPU as numpy arrays (float32 for every floating type)."""
+    return {
+        key: (value.detach().float() if value.is_floating_point() else value.detach()).cpu().numpy()
+        if isinstance(value, Tensor)
+        else np.asarray(value)
+        for key, value in prediction.items()
+    }

@@ -1,0 +1,141 @@
+"""The page of a comparison, as Markdown."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mtl.core.task import higher_is_better
+from mtl.metrics.statistics import group_notes, spread, task_group_notes
+from mtl.report.tables import counted
+
+if TYPE_CHECKING:
+    from mtl.evaluation.summaries import RunSummary
+
+# A relative gain over less than this says little: a change that nobody would notice is a large share of it.
+SMALL = 0.05
+Gains = dict[str, tuple[list[float], list[str]]]
+
+
+def comparison_text(
+    runs: list[RunSummary], whole: list[RunSummary], rows: list[dict[str, Any]], gains: Gains, arms: list[str], bootstrap: int,
+    references: dict[str, float],
+) -> str:  # fmt: skip
+    """Word a comparison as Markdown.
+
+    Args:
+        runs: As given.
+        whole: One per arm and seed, with all of its tasks.
+        rows: One per arm and metric, with the keys `FIELDS`.
+        gains: By arm, Δm per seed against the first arm and the tasks that both have.
+        arms: The first is the reference.
+        bootstrap: Resamples of the intervals.
+        references: By task, the smallest primary metric of the reference.
+    """
+    groups = sorted({group for run in runs for group in run.evaluator.groups})
+    unit, one = runs[0].evaluator.unit, runs[0]
+    tasks = dict.fromkeys(task for run in runs for task in run.evaluator.specs)
+    labelled = {
+        task: min(run.evaluator.labelled_groups(task) for run in whole if task in run.evaluator.specs) for task in tasks
+    }
+    lines = [
+        f"Test images of {counted(len(groups), unit)}; {counted(len({run.seed for run in runs}), 'seed')}; "
+        f"budget {one.budget:,} training samples per run{_seen(runs)}; network input {one.image_size or 'as configured'}; "
+        f"thresholds from {one.thresholds_source}.",
+        "",
+        f"Cells: mean ± standard deviation over seeds{_in_brackets(arms, bootstrap)}.",
+        *(group_notes(len(groups), unit) + task_group_notes(labelled, len(groups), unit) if len(arms) > 1 else []), "",
+    ]  # fmt: skip
+    for task in dict.fromkeys(row["task"] for row in rows):
+        baselines = [mean_baseline(whole, task), mean_baseline(whole, task, "from_source")]
+        lines += [*_task_table(task, [row for row in rows if row["task"] == task], arms, baselines), ""]
+    if gains:
+        lines += [f"### Δm against {arms[0]}", "", "| arm | Δm (%) | tasks |", "|---|---|---|"]
+        lines += [
+            f"| {arm} | {_mean_std(per_seed, 1)} | {', '.join(tasks) or 'none'} |" for arm, (per_seed, tasks) in gains.items()
+        ]
+        lines += ["", *_gain_notes(arms[0], gains, references)]
+    return "\n".join(lines)
+
+
+def _gain_notes(reference: str, gains: Gains, references: dict[str, float]) -> list[str]:
+    """Say where Δm has no meaning, or little."""
+    lines: list[str] = []
+    if any(not np.isfinite(per_seed).all() for per_seed, _ in gains.values()):
+        lines += [f"A dash: a metric of `{reference}` is 0 or undefined, and a relative gain over it has no meaning.", ""]
+    if listed := ", ".join(f"{task} ({value:.3f})" for task, value in references.items() if 0 < value < SMALL):
+        lines += [
+            f"Δm divides by the primary metric of `{reference}`, which is small for {listed}: there a small difference is a "
+            "large share. Read the table of the task.", "",
+        ]  # fmt: skip
+    return lines
+
+
+def _in_brackets(arms: list[str], bootstrap: int) -> str:
+    if len(arms) == 1:
+        return ""
+    interval = f"paired 95 % bootstrap interval over groups ({bootstrap} resamples)"
+    return f"; in brackets the difference to `{arms[0]}` and its {interval}"
+
+
+def _seen(runs: list[RunSummary]) -> str:
+    """Say how many samples were really seen, where that is not the budget."""
+    seen = [run.seen for run in runs if run.seen is not None]
+    return f" ({min(seen):,} to {max(seen):,} seen)" if seen and (min(seen), max(seen)) != (runs[0].budget,) * 2 else ""
+
+
+def mean_baseline(runs: list[RunSummary], task: str, part: str | None = None) -> dict[str, Any] | None:
+    """Average the baseline of a task over the runs, since folds have different test images.
+
+    Args:
+        runs: With `baseline`.
+        task: Task or study metric.
+        part: What stands beside the baseline under this name (`from_source`) instead of the baseline itself.
+    """
+    entries = [run.baseline[task] for run in runs if task in run.baseline]
+    found = [entry[part] for entry in entries if part in entry] if part else entries
+    if not found:
+        return None
+    names = list(dict.fromkeys(entry["name"] for entry in found))
+    metrics = {}
+    for metric in found[0]["metrics"]:
+        values = [entry["metrics"].get(metric) for entry in found]
+        known = [value for value in values if value is not None and np.isfinite(value)]
+        metrics[metric] = float(np.mean(known)) if known else None
+    return {"name": names[0] if len(names) == 1 else f"{names[0]}, and others in other folds", "metrics": metrics}
+
+
+def _task_table(task: str, rows: list[dict[str, Any]], arms: list[str], baselines: list[dict[str, Any] | None]) -> list[str]:
+    metrics = list(dict.fromkeys(row["metric"] for row in rows))
+    cells = {(row["arm"], row["metric"]): row for row in rows}
+    arrows = [f"{metric} {'↑' if higher_is_better(metric) else '↓'}" for metric in metrics]
+    lines = [f"### {task}", "", f"| arm | {' | '.join(arrows)} |", "|---" * (len(metrics) + 1) + "|"]
+    for arm in arms:
+        if any((arm, metric) in cells for metric in metrics):
+            lines.append(f"| {arm} | {' | '.join(_cell(cells.get((arm, metric))) for metric in metrics)} |")
+    for baseline in filter(None, baselines):
+        numbers = [_number(baseline["metrics"].get(metric)) for metric in metrics]
+        lines.append(f"| *baseline: {baseline['name']}* | {' | '.join(numbers)} |")
+    return lines
+
+
+def _cell(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "–"
+    text = _number(row["mean"]) + (f" ± {_number(row['std'])}" if np.isfinite(row["std"]) else "")
+    if row["low"] != "" and np.isfinite(row["difference"]):
+        text += f" ({row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}])"
+    elif row["difference"] != "" and np.isfinite(row["difference"]):
+        text += f" ({row['difference']:+.3f})"
+    return text
+
+
+def _number(value: Any, digits: int = 3) -> str:
+    return "–" if value is None or value == "" or not np.isfinite(value) else f"{value:.{digits}f}"
+
+
+def _mean_std(values: list[float], digits: int) -> str:
+    found = spread(values)
+    text = "–" if not np.isfinite(found["mean"]) else f"{found['mean']:+.{digits}f}"
+    return text + (f" ± {found['std']:.{digits}f}" if np.isfinite(found["std"]) else "")

@@ -1,0 +1,102 @@
+"""Gathers what a run left behind into its `report.html`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mtl.core.heatmap import render_heatmap
+from mtl.drawing.paint import fit
+from mtl.inference.pictures import draw_case
+from mtl.report.grid import draw_grid, wants_grid
+from mtl.report.page import Case, ReportContent, write_report
+from mtl.report.training import read_history
+
+if TYPE_CHECKING:
+    from mtl.core.task import TaskSpec
+    from mtl.core.types import ImageResult
+    from mtl.evaluation.results import Evaluation
+
+LONGEST = 760  # pixels of the longer side of a panel; the page holds a dozen of them
+
+
+def write_run_report(evaluation: Evaluation, metrics: dict[str, Any], folder: Path, run_dir: Path) -> Path:
+    """Write the report of an evaluation into `folder`, with the training curves of the run it belongs to."""
+    from mtl.evaluation.results import separation
+
+    config = evaluation.loaded.config
+    history, _ = read_history(run_dir / "metrics.csv")
+    environment = _read(run_dir / "environment.json")
+    content = ReportContent(
+        metrics=metrics,
+        curves=evaluation.evaluator.curves(evaluation.loaded.thresholds),
+        commit=environment.get("commit") or "",
+        duration=float(np.nansum(history["seconds"])) if "seconds" in history else None,
+        history=run_dir / "metrics.csv",
+        best_epoch=float(evaluation.loaded.epoch),
+        best_stage=evaluation.loaded.stage,
+        kept_apart=separation(config["data"]),
+        split_sizes=_split_sizes(evaluation),
+        cases=_cases(evaluation),
+        config=config,
+        environment=environment,
+    )
+    return write_report(folder, content)
+
+
+def _split_sizes(evaluation: Evaluation) -> dict[str, tuple[int, int]]:
+    rows = evaluation.loaded.split
+    return {
+        name: (sum(row["split"] == name for row in rows), len({row["group"] for row in rows if row["split"] == name}))
+        for name in ("train", "val", "test")
+    }
+
+
+def _cases(evaluation: Evaluation) -> list[Case]:
+    """Draw the kept images: annotation and prediction side by side, or as one grid where there are many masks."""
+    model, thresholds = evaluation.loaded.model, evaluation.loaded.thresholds
+    records = {record.sample_id: record for record in evaluation.datamodule.records}
+    cases = []
+    for group, name in evaluation.cases.extremes():
+        prediction, truth = evaluation.results[name]
+        window = prediction.window
+        # The part that the network saw: maps, boxes and points are given in its working raster.
+        stored = evaluation.datamodule.family.read_image(records[name])
+        image = fit(window.cut(model.preprocessing.picture(stored)), LONGEST)
+        case = Case(name, evaluation.cases.scores[name], image, group=group)
+        if wants_grid(model.specs):
+            case.prediction = draw_grid(
+                image, truth.tasks, prediction.tasks, model.specs, window.working_size, thresholds
+            )  # fmt: skip
+        else:
+            _add_reference_heatmaps(truth, prediction, model.specs)
+            case.prediction = _draw(evaluation, image, prediction, thresholds)
+            case.truth = _draw(evaluation, image, truth, None)
+        cases.append(case)
+    return cases
+
+
+def _add_reference_heatmaps(truth: ImageResult, prediction: ImageResult, specs: dict[str, TaskSpec]) -> None:
+    """Give the annotation of a heatmap task a map like the predicted one, so that both show the same panels."""
+    import torch
+
+    for task, arrays in truth.tasks.items():
+        if specs[task].kind == "heatmap" and task in prediction.tasks:
+            predicted = prediction.tasks[task]
+            stride, sigma = float(predicted["stride"]), float(predicted["sigma"])
+            points, labels = torch.from_numpy(arrays["points"]), torch.from_numpy(arrays["labels"])
+            height, width = predicted["heatmap"].shape[1:]
+            heatmap = render_heatmap(points, labels, len(specs[task].classes), (height, width), stride, sigma)
+            truth.tasks[task] = {**arrays, "heatmap": heatmap.numpy(), "stride": predicted["stride"]}
+
+
+def _draw(evaluation: Evaluation, image: np.ndarray, result: ImageResult, thresholds: Any) -> np.ndarray:
+    return draw_case(image, result.tasks, evaluation.loaded.model.specs, result.window.working_size, thresholds, LONGEST)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return content

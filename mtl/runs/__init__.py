@@ -1,0 +1,1 @@
+"""What a run is made from and leaves behind."""

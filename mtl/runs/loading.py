@@ -1,0 +1,129 @@
+"""From a checkpoint file to a model that works, without any YAML."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mtl.core.errors import CheckpointError, ConfigError
+from mtl.model import MultiTaskModel
+from mtl.runs.checkpoint import read_checkpoint
+
+if TYPE_CHECKING:
+    pass
+
+MODEL_PREFIX = "model."
+PRETRAINING_NOTE = (
+    "{count} groups of the test images bear the names of patients that the network behind backbone.weights or the start "
+    "of a stage was trained or selected on ({names}): these figures are not a test."
+)
+
+
+@dataclass
+class LoadedModel:
+    """A model with what its checkpoint says about it.
+
+    Attributes:
+        model: On the device, in eval mode.
+        config: The plain run configuration it was trained with.
+        thresholds: By task; chosen on validation.
+        split: Rows of the training run's split: sample id, group, source, split, content hash.
+        path: The checkpoint file.
+        epoch: The training epoch it was saved after, from 0; of its stage in a curriculum.
+        thresholds_source: The split on which the thresholds were chosen.
+        pretraining: Groups of this run's test images that the network it started from had seen.
+        stage: Name of its stage; empty without a curriculum.
+    """
+
+    model: MultiTaskModel
+    config: dict[str, Any]
+    thresholds: dict[str, dict[str, float]]
+    split: list[dict[str, str]]
+    path: Path
+    epoch: int
+    thresholds_source: str
+    pretraining: list[str]
+    stage: str = ""
+
+
+def load_model(checkpoint: str | Path, device: str = "auto") -> LoadedModel:
+    """Load a checkpoint strictly.
+
+    Args:
+        checkpoint: A checkpoint file, or a run directory (its `best.ckpt` is taken).
+        device: `auto`, `cpu`, `cuda`, ...
+
+    Raises:
+        CheckpointError: Missing, unreadable, foreign, or not matching the model it describes.
+    """
+    path = checkpoint_path(checkpoint)
+    content = read_checkpoint(path)
+    about = content["mtl"]
+    if missing := [
+        f"`mtl.{key}`"
+        for key in ("model", "thresholds", "split", "epoch", "thresholds_source", "pretraining")
+        if key not in about
+    ]:
+        raise CheckpointError(f"`{path}` lacks {', '.join(missing)}. Expected a checkpoint as training wrote it.")
+    model = MultiTaskModel.from_config(about["model"], load_weights=False)
+    hint = "The file was edited or belongs to another release; train again or use the release that wrote it."
+    load_state(model, content["state_dict"], f"`{path}` does not fit the model it describes", hint)
+    model = model.to(pick_device(device)).eval()
+    return LoadedModel(
+        model, about["config"], about["thresholds"], about["split"], path, about["epoch"], about["thresholds_source"],
+        about["pretraining"], about.get("stage", ""),
+    )  # fmt: skip
+
+
+def load_state(model: MultiTaskModel, state: dict[str, Any], problem: str, hint: str) -> None:
+    """Load the network's part of a checkpoint's `state_dict`: all keys or none.
+
+    Args:
+        model: The network.
+        state: Names as in a `MultiTaskModule`.
+        problem: How the error begins.
+        hint: How it ends.
+
+    Raises:
+        CheckpointError: Keys are missing, unexpected or of another shape.
+    """
+    own = {name.removeprefix(MODEL_PREFIX): value for name, value in state.items() if name.startswith(MODEL_PREFIX)}
+    wanted = model.state_dict()
+    wrong = [f"it lacks {_some(wanted.keys() - own.keys())}"] if wanted.keys() - own.keys() else []
+    wrong += [f"it has {_some(own.keys() - wanted.keys())} besides"] if own.keys() - wanted.keys() else []
+    shapes = {name for name in wanted.keys() & own.keys() if wanted[name].shape != own[name].shape}
+    wrong += [f"other shapes in {_some(shapes)}"] if shapes else []
+    if wrong:
+        raise CheckpointError(f"{problem}: {'; '.join(wrong)}. {hint}")
+    model.load_state_dict(own, strict=True)
+
+
+def _some(names: set[str]) -> str:
+    first = sorted(names)[0]
+    return f"`{first}`" if len(names) == 1 else f"{len(names)} keys (first: `{first}`)"
+
+
+def checkpoint_path(checkpoint: str | Path) -> Path:
+    """Accept a run directory in place of its best checkpoint."""
+    path = Path(checkpoint)
+    best = path / "checkpoints" / "best.ckpt"
+    return best if path.is_dir() and best.is_file() else path
+
+
+def pick_device(device: str) -> torch.device:
+    """Turn `auto` into the best device there is.
+
+    Raises:
+        ConfigError: The device does not exist here.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.zeros(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"`device={device}` is not available here. Use device=auto or device=cpu.") from error
+    return chosen

@@ -1,0 +1,1 @@
+"""From what windows say to what is said of the whole image."""

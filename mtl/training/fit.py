@@ -1,0 +1,271 @@
+"""One training run from a checked configuration to a report."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.callbacks import Callback, EarlyStopping
+from pytorch_lightning.profilers import AdvancedProfiler, Profiler, SimpleProfiler
+from torch.multiprocessing import ProcessRaisedException
+
+from mtl.config.load import build_family
+from mtl.config.stages import INITIAL, Stage, stages_of, start_files
+from mtl.core import errors
+from mtl.core.errors import CheckpointError, ConfigError, DataError, MtlError, TrainingError
+from mtl.core.task import higher_is_better
+from mtl.data.pipeline.datamodule import MultiTaskDataModule
+from mtl.model import MultiTaskModel
+from mtl.runs.build import build_balancer, build_evaluator, build_model, dropped_study_metrics
+from mtl.runs.checkpoint import read_checkpoint
+from mtl.runs.folder import is_main_process
+from mtl.runs.history import read_history, rows_before
+from mtl.runs.loading import PRETRAINING_NOTE
+from mtl.runs.stages import hand_over, incomparable, keep_stage, stage_of, start_file
+from mtl.training.callbacks.ema import ExponentialAverage
+from mtl.training.callbacks.handover import HandOverCheck
+from mtl.training.callbacks.limit import StepLimit
+from mtl.training.callbacks.progress import progress_callbacks
+from mtl.training.callbacks.recorder import RunRecorder
+from mtl.training.checkpoint_io import AtomicCheckpointIO
+from mtl.training.loggers import build_loggers
+from mtl.training.module import MultiTaskModule
+from mtl.training.optim import build_optimizer, inactive_parts, split_parts
+
+log = logging.getLogger("mtl")
+HANDLED_HERE = ("fast_dev_run", "max_steps")
+
+
+def fit(config: dict[str, Any], run_dir: Path, resume_from: Path | None) -> dict[str, Any]:
+    """Train all stages of a run, or those that are left of it; return the objects of the last one."""
+    stages = stages_of(config)
+    first = stage_of(resume_from, stages) if resume_from else 0
+    data = prepare_data(config, stages, run_dir)
+    for stage in stages[first:]:
+        objects = _fit_stage(config, stage, run_dir, data, resume_from if stage.index == first else None)
+    return objects
+
+
+def prepare_data(config: dict[str, Any], stages: list[Stage], run_dir: Path) -> MultiTaskDataModule:
+    """Index, split and cache the data, and try every stage, so that none fails after hours for what is known now."""
+    model = build_model(config, load_weights=False)
+    data = MultiTaskDataModule(
+        build_family(config["data"]), model.specs, model.preprocessing, config["data"], config["tasks"], config["seed"]
+    )
+    split_file = run_dir / "split.csv"
+    data.setup("fit", split_file=split_file if config["resume"] and split_file.is_file() else None)
+    if is_main_process():
+        data.save_split(split_file)
+    log.info(data.describe_split())
+    if unseen := data.unlabelled_tasks("val"):
+        log.warning(f"No validation image is labelled for {', '.join(unseen)}: nothing can choose thresholds for it.")
+    for stage in stages if stages[0].name else ():
+        try:
+            model.rest(stage.tasks, stage.freeze)
+            parts = split_parts(model, build_balancer(stage.config, stage.tasks))
+            build_optimizer(parts, stage.config["optimizer"], inactive_parts(config))
+            data.for_stage(stage.tasks, stage.sources, stage.config["data"]["loader"], stage.seed).setup("fit")
+            if stage.start in start_files(config):
+                hand_over(model, Path(stage.start))
+        except (ConfigError, DataError, CheckpointError) as error:
+            raise type(error)(f"Stage `{stage.name}` cannot be carried out. {error}") from error
+    return data
+
+
+def _fit_stage(
+    config: dict[str, Any], stage: Stage, run_dir: Path, data: MultiTaskDataModule, resume_from: Path | None
+) -> dict[str, Any]:
+    """Train one stage and publish its best checkpoint."""
+    pl.seed_everything(stage.seed, verbose=False)
+    begins_from = None if resume_from or stage.start == INITIAL else start_file(run_dir, stage)
+    model = build_model(config, load_weights=resume_from is None and begins_from is None)
+    callbacks: list[Callback] = []
+    if stage.name:
+        log.info(stage.describe())
+    if begins_from is None:
+        report_weights(model)
+    else:
+        about = hand_over(model, begins_from)
+        count = len(model.state_dict())
+        log.info(f"weights: {begins_from.name}, epoch {about['epoch'] + 1} of its stage, all {count} tensors loaded")
+        if reason := incomparable(about, config, model, data.split_rows()):
+            log.info(f"hand-over not checked by a validation: {begins_from} was made with {reason}")
+        else:
+            callbacks.append(HandOverCheck(about["validation"], f"`{stage.start}`"))
+    evaluator = build_evaluator(config, model.specs)
+    for line in dropped_study_metrics(config, model.specs) if stage.index == 0 else ():
+        log.info(line)
+    module = MultiTaskModule(model, build_balancer(stage.config, stage.tasks), evaluator, config, stage)
+    module.split_rows = data.split_rows()
+    module.pretraining = seen_before([config["backbone"]["weights"], *start_files(config)], data)
+    if module.pretraining and stage.index == 0:
+        log.warning(PRETRAINING_NOTE.format(count=len(module.pretraining), names=", ".join(module.pretraining[:5])))
+    monitor = stage.config["monitor"]
+    earlier = rows_before(run_dir, stage.name) if stage.index else []
+    recorder = RunRecorder(run_dir, monitor, higher_is_better(monitor), stage.name, earlier)
+    trainer = build_trainer(stage.config, run_dir, [recorder, *callbacks, *_callbacks(stage.config)], bool(callbacks))
+    datamodule = data.for_stage(stage.tasks, stage.sources, stage.config["data"]["loader"], stage.seed)
+    started = time.monotonic()
+    try:
+        trainer.fit(module, datamodule=datamodule, ckpt_path=resume_from, weights_only=True)
+    except SystemExit as stop:  # how the Trainer ends after Ctrl-C or SIGTERM
+        for child in multiprocessing.active_children():
+            child.kill()  # forked ranks; checkpoints are written beside and renamed, so none can be half there
+            child.join()
+        raise interrupted(run_dir) from stop
+    log.info("trained for %.0f s", time.monotonic() - started)
+    if stage.name:
+        if trainer.is_global_zero:
+            keep_stage(run_dir, stage)
+        trainer.strategy.barrier()
+    if config["trainer"]["profiler"] and trainer.is_global_zero:
+        log.info("profile: %s", run_dir / "fit-profile.txt")
+    return {"module": module, "datamodule": datamodule, "trainer": trainer, "recorder": recorder}
+
+
+def seen_before(files: Iterable[str | None], datamodule: MultiTaskDataModule) -> list[str]:
+    """Find test groups whose patients the networks that gave weights were trained or selected on.
+
+    Only a checkpoint of this program says what it has seen, and what the network behind it had; for other files nothing can be
+    known.
+    """
+    family = datamodule.family
+    seen: set[str] = set()
+    for file in (file for file in files if file is not None):
+        with suppress(CheckpointError):
+            about = read_checkpoint(file)["mtl"]
+            groups = [row["group"] for row in about["split"] if row["split"] in ("train", "val")]
+            seen |= {family.person_of(group) for group in [*groups, *about.get("pretraining", [])]}
+    tested = {row["group"] for row in datamodule.split_rows() if row["split"] == "test"}
+    return sorted(group for group in tested if family.person_of(group) in seen)
+
+
+def report_weights(model: MultiTaskModel) -> None:
+    """Log where the encoder's weights come from, key by key; say so when a frozen encoder has none."""
+    encoder: Any = model.encoder
+    report = encoder.report
+    if report is not None:
+        for line in report.describe():
+            log.info(line)
+        return
+    trains = [parameter.requires_grad for parameter in encoder.body.parameters()]
+    if not all(trains):
+        log.warning(
+            f"The backbone is {'partly ' if any(trains) else ''}frozen and its weights are random. Set "
+            "backbone.weights=<file>, or backbone.pretrained=true where weights are published."
+        )
+
+
+def interrupted(run_dir: Path) -> TrainingError:
+    """Word the end of a run that was stopped with Ctrl-C; the last finished epoch is what it keeps."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # the Trainer leaves it ignored
+    if not is_main_process():
+        sys.exit(0)  # rank 0 says it; with another status its watcher would kill rank 0 before it can
+    for partial in run_dir.glob("checkpoints/.*.partial"):
+        partial.unlink(missing_ok=True)
+    error = TrainingError(f"Interrupted. {what_is_kept(run_dir)}")
+    error.exit_code = 130
+    return error
+
+
+def what_is_kept(run_dir: Path) -> str:
+    """Say what an unfinished run has and how it goes on."""
+    rows = read_history(run_dir)
+    finished = f"last.ckpt holds epoch {int(float(rows[-1]['epoch'])) + 1}" if rows else "No epoch was finished yet"
+    return f"{finished}. Go on with: python train.py resume={run_dir}"
+
+
+def error_of_rank(error: ProcessRaisedException) -> MtlError:
+    """Find the sentence for the user in what a forked rank raised; it arrives as the text of a traceback."""
+    text = str(error)
+    found = re.search(r"^mtl\.core\.errors\.(\w+): (.*)", text, re.DOTALL | re.MULTILINE)
+    kind = getattr(errors, found[1], None) if found else None
+    if found and isinstance(kind, type) and issubclass(kind, MtlError):
+        return kind(found[2].strip())
+    raise error
+
+
+def check_validation(config: dict[str, Any]) -> None:
+    """Refuse settings under which nothing would select `best.ckpt` and choose thresholds.
+
+    Raises:
+        ConfigError: No epoch of the run would be validated.
+    """
+    trainer = config["trainer"]
+    if trainer["limit_val_batches"] == 0:
+        raise ConfigError("`trainer.limit_val_batches=0` leaves nothing to select a checkpoint with. Use 1 or more, or 1.0.")
+    if trainer["check_val_every_n_epoch"] > trainer["max_epochs"]:
+        raise ConfigError(
+            f"`trainer.check_val_every_n_epoch={trainer['check_val_every_n_epoch']}` exceeds trainer.max_epochs="
+            f"{trainer['max_epochs']}, so no epoch would be validated. Lower the one or raise the other."
+        )
+
+
+def build_trainer(config: dict[str, Any], run_dir: Path, callbacks: list[Callback], validate_first: bool = False) -> pl.Trainer:
+    """Build Lightning's Trainer; a key the user left alone keeps Lightning's default.
+
+    Args:
+        config: Of the run, or of one of its stages.
+        run_dir: The run directory.
+        callbacks: Besides the progress display.
+        validate_first: Run all of validation before the first step. The recorder ignores it: `best` comes from finished epochs.
+
+    Raises:
+        ConfigError: Values that Lightning refuses on this machine (no GPU, too few devices, unknown precision).
+    """
+    settings = config["trainer"]
+    progress = progress_callbacks(settings["enable_progress_bar"])
+    arguments = {key: value for key, value in settings.items() if value is not None and key not in HANDLED_HERE}
+    arguments |= {"enable_progress_bar": bool(progress), "profiler": _profiler(settings["profiler"], run_dir)}
+    for library in ("pytorch_lightning", "lightning_fabric", "lightning"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+    try:
+        return pl.Trainer(
+            **arguments,
+            callbacks=[*callbacks, *progress],
+            logger=build_loggers(config, run_dir) or False,
+            default_root_dir=run_dir,
+            enable_checkpointing=True,
+            plugins=[AtomicCheckpointIO()],
+            num_sanity_val_steps=-1 if validate_first else 0,
+            use_distributed_sampler=False,  # our samplers shard without padding
+        )
+    except (MisconfigurationException, ModuleNotFoundError, ValueError, TypeError) as error:
+        raise ConfigError(f"The `trainer` settings cannot be used here: {' '.join(str(error).split())}") from error
+
+
+def _profiler(name: str | None, run_dir: Path) -> Profiler | None:
+    """Write the profile to a file of the run; printed to Lightning's log it would be lost."""
+    kinds: dict[str | None, type[SimpleProfiler] | type[AdvancedProfiler]] = {
+        "simple": SimpleProfiler,
+        "advanced": AdvancedProfiler,
+    }
+    return kinds[name](dirpath=run_dir, filename="profile") if name in kinds else None
+
+
+def _callbacks(config: dict[str, Any]) -> list[Callback]:
+    found: list[Callback] = []
+    stopping, ema = config["callbacks"]["early_stopping"], config["callbacks"]["ema"]
+    if stopping:
+        mode = "max" if higher_is_better(config["monitor"]) else "min"
+        # An epoch in which the metric is not defined counts as one without improvement, it does not end the run.
+        found.append(
+            EarlyStopping(config["monitor"], mode=mode, check_on_train_epoch_end=False, check_finite=False, **stopping)
+        )
+    if config["trainer"]["max_steps"] > 0:
+        found.append(StepLimit(config["trainer"]["max_steps"]))
+    if ema:
+        found.append(ExponentialAverage(decay=ema["decay"]))
+    return found
