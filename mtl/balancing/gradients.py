@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
@@ -110,7 +111,7 @@ class MultipleGradientDescent(GradientBalancer):
         tasks: Names of the active tasks.
     """
 
-    needs_gradients: bool = True
+    needs_gradients: bool = True  # stated by every such balancer, since it is read from the source
     recent: Tensor
 
     def __init__(self, tasks: list[str]) -> None:
@@ -119,9 +120,10 @@ class MultipleGradientDescent(GradientBalancer):
 
     def aggregate(self, gradients: Tensor, tasks: list[str]) -> Tensor:
         """Return the convex combination of the rows with the smallest norm."""
-        products = (gradients @ gradients.T).double().cpu().numpy()
+        scaled = gradients / torch.linalg.vector_norm(gradients, math.inf)  # their products could overflow
+        products = (scaled @ scaled.T).double().cpu().numpy()
         if not np.isfinite(products).all():
-            return gradients.sum(dim=0)  # not finite either: loss scaling skips the step, as it does with an ordinary loss
+            return gradients.sum(dim=0)  # not finite either: loss scaling skips the step as ever (or all are zero)
         weights = gradients.new_tensor(shortest(products))
         for task, weight in zip(tasks, weights, strict=True):
             self.recent[self.tasks.index(task)].lerp_(weight.to(self.recent.dtype), 0.1)
@@ -149,7 +151,7 @@ def shortest(products: np.ndarray) -> np.ndarray:
         lengths = lengths[moving]
         cosines = products[np.ix_(moving, moving)] / np.outer(lengths, lengths)
         values, directions = np.linalg.eigh(cosines)
-        roots = np.sqrt(values.clip(1e-12))[:, None] * directions.T * (lengths / lengths.min())
+        roots = np.sqrt(values.clip(1e-10))[:, None] * directions.T * (lengths / lengths.min())
         system = np.vstack([roots, np.ones(len(moving))])
         solution, _ = nnls(system, np.eye(len(system))[-1], maxiter=100 * len(moving))
         weights[moving] = solution / solution.sum()

@@ -50,7 +50,7 @@ class MultiTaskModule(pl.LightningModule):
         self.stage = stages_of(config)[0] if stage is None else stage
         self.config = self.stage.config
         model.rest(self.stage.tasks, self.stage.freeze)
-        self._shared, self._own = model.shared_and_own(self.stage.tasks)
+        self.shared, self.own = model.shared_and_own(self.stage.tasks)
         self.thresholds: dict[str, dict[str, float]] = {}
         self.validation: dict[str, float] = {}
         self.split_rows: list[dict[str, str]] = []
@@ -97,7 +97,7 @@ class MultiTaskModule(pl.LightningModule):
         losses, counts = self.task_losses(outputs, batch)
         present = {task: bool(count > 0) for task, count in counts.items()}
         average = partial(mean_over_ranks, module=self)
-        loss: Tensor = self.balancer(Step(losses, present, self._shared, self._own, average))
+        loss: Tensor = self.balancer(Step(losses, present, self.shared, self.own, average))
         if not bool(torch.isfinite(loss.detach())):
             raise TrainingError(self._not_finite(losses, batch))
         self._add("train", losses, counts, loss)
