@@ -46,7 +46,10 @@ def test_with_a_plain_sum_a_run_is_that_of_the_summed_losses(settings: tuple[str
     with patch.object(MultipleGradientDescent, "aggregate", summed):
         tiny_run(smears, tmp_path / "sum", *SGD, *settings, "balancer=mgda")
     first, second = weights_of(tmp_path / "static"), weights_of(tmp_path / "sum")
-    assert differing(first, second, tolerance=2e-6) == []
+    changed = differing(first, second, tolerance=2e-6)
+    if "backbone.gradient_checkpointing=true" in settings:  # batch norms see a batch again in every backward pass
+        changed = [name for name in changed if name.rpartition(".")[2] in ("weight", "bias")]
+    assert changed == []
     tiny_run(smears, tmp_path / "mgda", *SGD, *settings, "balancer=mgda")
     assert differing(first, weights_of(tmp_path / "mgda"), tolerance=2e-6)  # the combination is another
 
