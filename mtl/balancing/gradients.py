@@ -92,7 +92,7 @@ class _Update(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of the parameters."""
         return (None, None, *ctx.update(scale))
 

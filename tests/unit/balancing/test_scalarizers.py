@@ -36,6 +36,16 @@ def test_uncertainty_follows_the_formula() -> None:
     assert sum(p.numel() for p in balancer.parameters()) == 2
 
 
+def test_the_sums_are_exact() -> None:
+    """To the last bit, so that a run can be repeated: the order of operations is part of the formula."""
+    values = losses(0.1, 0.7)
+    static = BALANCERS.build({"name": "static", "weights": {"detection": 0.3}}, TASKS)
+    assert static(Step(values, everyone())).item() == (values["detection"] * 0.3 + values["heatmap"] * 1.0).item()
+    learned = BALANCERS.build({"name": "uncertainty", "init": {"heatmap": 0.3}}, TASKS)
+    terms = [0.5 * torch.exp(-s) * values[task] + 0.5 * s for task, s in learned.log_variance.items()]
+    assert learned(Step(values, everyone())).item() == (terms[0] + terms[1]).item()
+
+
 def test_uncertainty_settles_at_the_log_of_the_loss() -> None:
     # d/ds = 0  <=>  s = log L
     balancer = BALANCERS.build({"name": "uncertainty"}, TASKS)
