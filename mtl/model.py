@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 from typing import Any
 
@@ -124,6 +125,19 @@ class MultiTaskModel(nn.Module):
             rests = rests or any(name.startswith(f"{copy}.") for copy in copies)
             parameter.requires_grad_(name in self._trainable and not rests)
         self.train(self.training)
+
+    def shared_and_own(self, tasks: Collection[str]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Sort what trains now into parameters that serve several of some tasks and those that serve one.
+
+        Shared are the encoder, except for adapters of which each task has its own, and necks that several of the heads read.
+        """
+        readers = Counter(name for task in tasks for name in self.chains[task])
+        common = [neck for name, neck in self.necks.items() if readers[name] > 1 and not isinstance(neck, nn.ModuleDict)]
+        private = {id(parameter) for parameter in adapter_parameters(self.encoder)} if self.encoder.per_task else set()
+        several = [parameter for part in (self.encoder, *common) for parameter in part.parameters()] if len(tasks) > 1 else []
+        shared = {id(parameter) for parameter in several} - private
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        return [p for p in trained if id(p) in shared], [p for p in trained if id(p) not in shared]
 
     def train(self, mode: bool = True) -> MultiTaskModel:
         """Switch the mode; what rests stays in evaluation mode."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mtl.balancing.base import Scalarizer
+from mtl.balancing.base import Balancer, Step
 from mtl.core.registry import BALANCERS
 
 
 @BALANCERS.register("static")
-class StaticWeights(Scalarizer):
+class StaticWeights(Balancer):
     """Weighted sum with fixed weights.
 
     Args:
@@ -23,9 +23,9 @@ class StaticWeights(Scalarizer):
         super().__init__(tasks)
         self.weight = {task: float(weights.get(task, 1.0)) for task in self.tasks}
 
-    def forward(self, losses: dict[str, Tensor], present: dict[str, bool]) -> Tensor:
+    def forward(self, step: Step) -> Tensor:
         """Add up the weighted losses; an absent task stays in the graph with weight 0."""
-        terms = [losses[task] * (self.weight[task] if present[task] else 0.0) for task in self.tasks]
+        terms = [step.losses[task] * (self.weight[task] if step.present[task] else 0.0) for task in self.tasks]
         return torch.stack(terms).sum()
 
     def weights(self) -> dict[str, float]:
@@ -34,7 +34,7 @@ class StaticWeights(Scalarizer):
 
 
 @BALANCERS.register("uncertainty")
-class UncertaintyWeights(Scalarizer):
+class UncertaintyWeights(Balancer):
     """Learned weights from homoscedastic uncertainty: sum over tasks of exp(-s) L / 2 + s / 2.
 
     Kendall, Gal, Cipolla: Multi-Task Learning Using Uncertainty to Weigh Losses, CVPR 2018. s = log variance, one scalar
@@ -69,14 +69,14 @@ class UncertaintyWeights(Scalarizer):
             {task: nn.Parameter(torch.tensor(float(init.get(task, default_init)))) for task in self.tasks}
         )
 
-    def forward(self, losses: dict[str, Tensor], present: dict[str, bool]) -> Tensor:
+    def forward(self, step: Step) -> Tensor:
         """Add up exp(-s) L / 2 + s / 2 over present tasks; an absent one stays in the graph with weight 0."""
         terms = []
         for task in self.tasks:
-            loss, s = losses[task].float(), self.log_variance[task].float().clamp(-self.clamp, self.clamp)
+            loss, s = step.losses[task].float(), self.log_variance[task].float().clamp(-self.clamp, self.clamp)
             if self.loss_cap is not None:
                 loss = loss.clamp(max=self.loss_cap)
-            terms.append(0.5 * torch.exp(-s) * loss + 0.5 * s if present[task] else 0.0 * loss + 0.0 * s)
+            terms.append(0.5 * torch.exp(-s) * loss + 0.5 * s if step.present[task] else 0.0 * loss + 0.0 * s)
         return torch.stack(terms).sum()
 
     def weights(self) -> dict[str, float]:

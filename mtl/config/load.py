@@ -203,6 +203,11 @@ def _check_fit(values: dict[str, Any]) -> list[str]:
     if values["monitor"] not in logged:
         problems.append(unknown("metric", values["monitor"], logged, "monitor"))
     problems += _check_primary(values["evaluation"]["primary"], specs)
+    if values["runtime"]["compile"] and BALANCERS.entry(values["balancer"]["name"]).constants.get("needs_gradients"):
+        problems.append(
+            f"`runtime.compile=true` cannot be combined with balancer={values['balancer']['name']}: a compiled network may be "
+            "passed backwards only once per step, not once per task. Set runtime.compile=false, or choose another balancer."
+        )
     return problems + check_stages(values, family.sources, logged)
 
 

@@ -39,7 +39,7 @@ class TimmEncoder(Encoder):
         freeze: `all` keeps the network fixed, norm statistics included.
         unfreeze: Exceptions to `freeze: all`, as module names in timm (`layer4`, `stages.3`, `blocks.5`).
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time. Batch
-            norms that train see each batch twice, so their running averages move faster.
+            norms that train see each batch again in every backward pass, so their running averages move faster.
         drop_path: Rate of stochastic depth, where the network supports it.
         top_convolution: The last map also passes the network's own last 1x1 convolution, norm and activation (`conv_head`,
             `bn2`): 1280 channels instead of 320 for EfficientNet-B0. EfficientNets and their like only.

@@ -58,7 +58,7 @@ class UnetEncoder(Encoder):
         freeze: `all` keeps the network fixed, norm statistics included.
         unfreeze: Exceptions to `freeze: all`: `stem`, `stages.0`, ...; the last one is the coarsest.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time. Batch
-            norms that train see each batch twice, so their running averages move faster.
+            norms that train see each batch again in every backward pass, so their running averages move faster.
     """
 
     def __init__(

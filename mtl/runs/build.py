@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mtl.balancing.base import Scalarizer
+from mtl.balancing.base import Balancer
 from mtl.config.load import active_specs, build_family
 from mtl.core.registry import BALANCERS, STUDY_METRICS
 from mtl.core.task import TaskSpec
@@ -32,10 +32,10 @@ def build_model(config: dict[str, Any], load_weights: bool = True) -> MultiTaskM
     return MultiTaskModel.from_config(model_config(config), load_weights)
 
 
-def build_balancer(config: dict[str, Any], tasks: Sequence[str] | None = None) -> Scalarizer:
+def build_balancer(config: dict[str, Any], tasks: Sequence[str] | None = None) -> Balancer:
     """Build the balancer of a run configuration, for all of its tasks or for those of a stage."""
     balancer = BALANCERS.build(config["balancer"], list(config["tasks"] if tasks is None else tasks), where="balancer")
-    assert isinstance(balancer, Scalarizer)
+    assert isinstance(balancer, Balancer)
     return balancer
 
 

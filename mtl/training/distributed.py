@@ -1,4 +1,4 @@
-"""The few collectives a run needs: counts per step, sums and records per epoch."""
+"""The few collectives a run needs: counts (and shared gradients) per step, sums and records per epoch."""
 
 from __future__ import annotations
 
@@ -28,6 +28,12 @@ def sum_over_ranks(values: Tensor, module: pl.LightningModule) -> Tensor:
     if _world_size(module) > 1:
         torch.distributed.all_reduce(values)
     return values
+
+
+def mean_over_ranks(values: Tensor, module: pl.LightningModule) -> Tensor:
+    """Average a tensor over all ranks."""
+    world_size = _world_size(module)
+    return sum_over_ranks(values, module) / world_size if world_size > 1 else values
 
 
 def gather_objects(value: Any, module: pl.LightningModule) -> list[Any]:

@@ -107,6 +107,11 @@ def _fit_stage(
     for line in dropped_study_metrics(config, model.specs) if stage.index == 0 else ():
         log.info(line)
     module = MultiTaskModule(model, build_balancer(stage.config, stage.tasks), evaluator, config, stage)
+    if module.balancer.needs_gradients and not module.shared and len(stage.tasks) > 1:
+        log.warning(
+            f"balancer={config['balancer']['name']} has no effect here: no part that trains serves several tasks. The losses "
+            "are added up."
+        )
     module.split_rows = data.split_rows()
     module.pretraining = seen_before([config["backbone"]["weights"], *start_files(config)], data)
     if module.pretraining and stage.index == 0:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from mtl.balancing.base import Scalarizer
+from mtl.balancing.base import Balancer, Step
 from mtl.config.stages import Stage, stages_of
 from mtl.core.errors import TrainingError
 from mtl.core.types import TaskBatch
@@ -18,7 +19,7 @@ from mtl.inference.scoring import WholeImageScorer
 from mtl.metrics.evaluator import Evaluator
 from mtl.model import MultiTaskModel
 from mtl.runs.checkpoint import FORMAT
-from mtl.training.distributed import gather_objects, global_counts, sum_over_ranks
+from mtl.training.distributed import gather_objects, global_counts, mean_over_ranks, sum_over_ranks
 from mtl.training.optim import build_optimizer, build_scheduler, inactive_parts, split_parts
 
 
@@ -27,7 +28,7 @@ class MultiTaskModule(pl.LightningModule):
 
     Args:
         model: The network.
-        balancer: Combines the tasks' losses.
+        balancer: Turns the tasks' losses into one update.
         evaluator: Scores whole validation images.
         config: The checked, plain run configuration.
         stage: What of it to carry out; None is all, for a run without a curriculum.
@@ -36,7 +37,7 @@ class MultiTaskModule(pl.LightningModule):
     def __init__(
         self,
         model: MultiTaskModel,
-        balancer: Scalarizer,
+        balancer: Balancer,
         evaluator: Evaluator,
         config: dict[str, Any],
         stage: Stage | None = None,
@@ -49,6 +50,7 @@ class MultiTaskModule(pl.LightningModule):
         self.stage = stages_of(config)[0] if stage is None else stage
         self.config = self.stage.config
         model.rest(self.stage.tasks, self.stage.freeze)
+        self.shared, self.own = model.shared_and_own(self.stage.tasks)
         self.thresholds: dict[str, dict[str, float]] = {}
         self.validation: dict[str, float] = {}
         self.split_rows: list[dict[str, str]] = []
@@ -93,7 +95,9 @@ class MultiTaskModule(pl.LightningModule):
         """Compute the balanced loss of one batch."""
         outputs = self(batch.images, self.stage.tasks)
         losses, counts = self.task_losses(outputs, batch)
-        loss = self.balancer(losses, {task: bool(count > 0) for task, count in counts.items()})
+        present = {task: bool(count > 0) for task, count in counts.items()}
+        average = partial(mean_over_ranks, module=self)
+        loss: Tensor = self.balancer(Step(losses, present, self.shared, self.own, average))
         if not bool(torch.isfinite(loss.detach())):
             raise TrainingError(self._not_finite(losses, batch))
         self._add("train", losses, counts, loss)

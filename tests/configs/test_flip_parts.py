@@ -14,6 +14,7 @@ import yaml
 from flip_tools import Flip, dead_keys, part_flips
 from torch import Tensor, nn
 
+from mtl.balancing.base import Step
 from mtl.config.compose import choices, configs_folder
 from mtl.config.load import NECK_KEYS, kind_of
 from mtl.core.registry import ADAPTERS, BALANCERS, ENCODERS, HEADS, LOSSES, NECKS, SCHEDULERS
@@ -366,7 +367,7 @@ def test_balancers(name: str) -> None:
     def observe(config: dict[str, Any]) -> Any:
         balancer = BALANCERS.build(config, ["a", "b"])
         losses = {"a": torch.tensor(0.7, requires_grad=True), "b": torch.tensor(3.0, requires_grad=True)}
-        total = balancer(losses, {"a": True, "b": True})
+        total = balancer(Step(losses, {"a": True, "b": True}))
         total.backward()
         return [total, balancer.weights(), {task: loss.grad for task, loss in losses.items()}]
 

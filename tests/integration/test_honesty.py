@@ -13,6 +13,7 @@ import pytest
 import torch
 from tiny_runs import DENSE, before_step, checkpoint, history, tiny_run
 
+from mtl.balancing.base import Step
 from mtl.config.load import build_family, load_run_config
 from mtl.core.types import TaskBatch
 from mtl.data.pipeline.collate import Collate
@@ -52,7 +53,7 @@ def test_every_trainable_parameter_moves_and_nothing_else_does(suite: str, smear
         for step in range(2):
             batch = Collate(model.specs, config["tasks"])([dataset[2 * step], dataset[2 * step + 1]])
             losses, counts = module.task_losses(module(batch.images), batch)
-            loss = balancer(losses, {task: count > 0 for task, count in counts.items()})
+            loss = balancer(Step(losses, {task: count > 0 for task, count in counts.items()}))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

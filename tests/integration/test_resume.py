@@ -31,6 +31,9 @@ VARIANTS = [
     pytest.param((*DENSE, "trainer.max_epochs=3", "trainer.max_steps=10"), id="max_steps", marks=SLOW),
     pytest.param((*DENSE, "trainer.check_val_every_n_epoch=2", "trainer.max_epochs=4"), id="sparse validation", marks=SLOW),
     pytest.param(("trainer.max_epochs=3", "balancer=uncertainty"), id="all tasks", marks=SLOW),
+    pytest.param(
+        (*DENSE, "balancer=mgda", "callbacks=ema", "trainer.accumulate_grad_batches=2", "trainer.max_epochs=3"), id="gradients"
+    ),
 ]
 
 

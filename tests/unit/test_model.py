@@ -16,10 +16,12 @@ import torch
 import mtl
 from mtl.config.load import load_run_config
 from mtl.core.errors import ConfigError
+from mtl.core.parts import part_of
 from mtl.model import MultiTaskModel
 from mtl.runs.build import model_config
 
 PACKAGE = Path(mtl.__file__).parent
+TASKS = ("detection", "roi", "segmentation", "heatmap")
 WORDS = ("task=malaria_mttl", "backbone=test_resnet", "head@heads.detection=fcos", "data.geometry.size=[64,64]")
 
 
@@ -191,6 +193,37 @@ def test_the_single_task_twin_is_the_same_model_less_the_other_heads(task: str) 
     expected = {name for name in shapes if not name.startswith(others) and (twin.necks or not name.startswith("necks."))}
     assert set(twin.state_dict()) == expected
     assert all(value.shape == shapes[name] for name, value in twin.state_dict().items())
+
+
+# -- what is shared ----------------------------------------------------------------------------------------------------
+
+
+def shared_parts(model: MultiTaskModel, *tasks: str) -> tuple[set[str], set[str]]:
+    """Return the parts that hold shared parameters, and those that hold others."""
+    parts = {id(p): "adapters" if ".sets." in name else part_of(name) for name, p in model.named_parameters()}
+    shared, own = model.shared_and_own(tasks)
+    trained = [id(parameter) for parameter in model.parameters() if parameter.requires_grad]
+    assert sorted(trained) == sorted(id(parameter) for parameter in [*shared, *own])
+    return {parts[id(parameter)] for parameter in shared}, {parts[id(parameter)] for parameter in own}
+
+
+def test_shared_is_what_serves_several_of_the_tasks() -> None:
+    heads = {f"head.{task}" for task in TASKS}
+    assert shared_parts(build(), *TASKS) == ({"backbone", "neck.fpn"}, heads)
+    assert shared_parts(build(), "detection", "heatmap") == ({"backbone"}, {"neck.fpn", *heads})  # one reads the neck
+    assert shared_parts(build("necks.fpn.shared=false"), *TASKS) == ({"backbone"}, {"neck.fpn", *heads})
+    assert shared_parts(build("backbone.freeze=all"), *TASKS) == ({"neck.fpn"}, heads)
+    assert shared_parts(build(), "detection") == (set(), {"backbone", "neck.fpn", *heads})
+    model = build()
+    model.rest(("detection", "roi"), ("backbone",))
+    assert shared_parts(model, "detection", "roi") == ({"neck.fpn"}, {"head.detection", "head.roi"})
+
+
+@pytest.mark.parametrize("per_task", [True, False])
+def test_adapters_are_shared_unless_each_task_has_its_own(per_task: bool) -> None:
+    model = build("peft=bottleneck", f"peft.per_task={per_task}".lower(), "backbone.freeze=all", "tasks=[segmentation,heatmap]")
+    shared, own = shared_parts(model, "segmentation", "heatmap")
+    assert ("adapters" in shared, "adapters" in own) == (not per_task, per_task)
 
 
 # -- predictions -------------------------------------------------------------------------------------------------------

@@ -98,6 +98,8 @@ def test_a_broken_section_does_not_hide_the_others():
         (["head@heads.detection=unet"], "a segmentation head"),
         (["monitor=val/detection/map5"], "Did you mean `val/detection/map50`"),
         (["balancer.weights={detektion:2}"], "balancer.weights"),
+        (["balancer=mgda", "balancer.weights={roi:2}"], "weights"),
+        (["balancer=mgda", "runtime.compile=true"], "`runtime.compile=true` cannot be combined with balancer=mgda"),
         (["optimizer.parts={bakbone:{lr:1e-4}}"], "Did you mean `backbone`"),
         (["evaluation.score_weights={roy:1}"], "Did you mean `roi`"),
         (["data=malaria_cells"], "has no labels for `detection`"),
