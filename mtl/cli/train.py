@@ -8,7 +8,7 @@ from typing import Any
 
 from mtl.cli.help import verb_help, wants_help
 from mtl.cli.main import HYDRA_FLAGS
-from mtl.config.compose import configs_folder, plain, prepare_overrides, unknown_stages
+from mtl.config.compose import configs_folder, plain, prepare_overrides, take_plugins, unknown_stages
 from mtl.config.load import build_family, check_run_config, load_run_config
 from mtl.core.errors import ConfigError
 
@@ -16,7 +16,7 @@ from mtl.core.errors import ConfigError
 def run(words: list[str]) -> int:
     """Train. Sweeps, launchers and `--cfg` go through `hydra.main`, everything else is composed here."""
     if wants_help(words):
-        print(verb_help("train", "train", groups=True))
+        print(verb_help("train", "train", words))
         return 0
     if any(word in HYDRA_FLAGS or word.startswith(("--config-", "--cfg=")) for word in words):
         return _through_hydra(words)
@@ -48,6 +48,7 @@ def _through_hydra(words: list[str]) -> int:
     sys.argv = [sys.argv[0], *[word for word in words if "=" not in word or word.startswith("-")], *ready]
 
     def job(config: Any) -> None:
+        take_plugins(overrides)  # a launcher may run this in another process
         _train(check_run_config(plain(config)))
 
     hydra.main(version_base="1.3", config_path=str(configs_folder()), config_name="train")(job)()

@@ -59,6 +59,15 @@ def check_part(
     return {"name": name, **passed, **values}, problems
 
 
+def plugins_of(registry: Registry, config: dict[str, Any]) -> set[str]:
+    """Return the plug-ins that a checked part and the parts inside it come from."""
+    found = {registry.entry(config["name"]).plugin} - {""}
+    for key, (nested, _) in NESTED.items():
+        if isinstance(config.get(key), dict):
+            found |= plugins_of(nested, config[key])
+    return found
+
+
 def validate(model: type[BaseModel], values: Any, where: str, groups: tuple[str, ...] = ()) -> tuple[dict[str, Any], list[str]]:
     """Validate against a pydantic model; return plain values (defaults filled in) and one line per problem.
 

@@ -326,6 +326,7 @@ class RunConfig(Strict):
     suite: str
     name: str | None = None
     seed: int = Field(0, ge=0)
+    plugins: list[str] = []
     tasks: list[str] = Field(min_length=1)
     backbone: Part
     peft: Part | None = None

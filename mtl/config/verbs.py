@@ -9,13 +9,19 @@ from pydantic import Field, PositiveInt
 from mtl.config.schema import Part, Strict
 
 
+class VerbConfig(Strict):
+    """What all verbs understand."""
+
+    plugins: list[str] = []
+
+
 class DataRootConfig(Strict):
     """The only part of `data` that evaluation may replace."""
 
     root: str | None = None
 
 
-class EvaluateConfig(Strict):
+class EvaluateConfig(VerbConfig):
     """`evaluate.py`: score a checkpoint."""
 
     checkpoint: str
@@ -41,7 +47,7 @@ class SlideConfig(Strict):
     tumor: str = "tumor"
 
 
-class PredictConfig(Strict):
+class PredictConfig(VerbConfig):
     """`predict.py`: use a checkpoint on images, slides and volumes."""
 
     checkpoint: str
@@ -55,7 +61,7 @@ class PredictConfig(Strict):
     slide: SlideConfig = SlideConfig()
 
 
-class SynthConfig(Strict):
+class SynthConfig(VerbConfig):
     """`mtl data synth`: draw a small data set in the native layout."""
 
     output: str
@@ -67,7 +73,7 @@ class SynthConfig(Strict):
     overwrite: bool = False
 
 
-class DataToolConfig(Strict):
+class DataToolConfig(VerbConfig):
     """`mtl data check|stats|show|prepare`."""
 
     data: Part
@@ -76,7 +82,7 @@ class DataToolConfig(Strict):
     seed: int = 0
 
 
-class CompareConfig(Strict):
+class CompareConfig(VerbConfig):
     """`mtl compare`: train the arms of a comparison and table them."""
 
     suite: str

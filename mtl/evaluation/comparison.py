@@ -262,7 +262,8 @@ def _bring_up_to_date(run: Run, config: dict[str, Any]) -> str:
             )
         if (run.folder / "metrics.json").is_file():
             return "finished before"
-        words = [f"resume={run.folder}", *(f"{key}={json.dumps(now[key])}" for key in ALLOWED if key in changed)]
+        again = [key for key in ALLOWED if key in changed or (key == "plugins" and now[key])]  # plug-ins are named each time
+        words = [f"resume={run.folder}", *(f"{key}={json.dumps(now[key])}" for key in again)]
         state = "resumed"
     else:
         words, state = list(run.overrides), "trained"
