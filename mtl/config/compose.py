@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from mtl.core import plugins
+from mtl.core.distribution import install_command
 from mtl.core.errors import ConfigError, unknown
 
 MISSING = "???"
@@ -34,7 +35,8 @@ def configs_folder() -> Path:
         if (folder / "train.yaml").is_file():
             return folder
     raise ConfigError(
-        f"The configuration files are missing: expected `configs/train.yaml` beside or inside `{package}`. Reinstall mtl."
+        f"The configuration files are missing: expected `configs/train.yaml` beside or inside `{package}`. "
+        f"Run: {install_command()} --force-reinstall."
     )
 
 
