@@ -9,7 +9,6 @@ from typing import Any
 from mtl.cli.help import verb_help, wants_help
 from mtl.cli.main import HYDRA_FLAGS
 from mtl.config.compose import configs_folder, plain, prepare_overrides, take_plugins, unknown_stages
-from mtl.config.load import build_family, check_run_config, load_run_config
 from mtl.core.errors import ConfigError
 
 
@@ -25,10 +24,14 @@ def run(words: list[str]) -> int:
         from mtl.training.resume import resumed_config
 
         return _train(resumed_config(resume, [word for word in words if not word.startswith("resume=")]))
+    from mtl.config.load import load_run_config  # help is faster without
+
     return _train(load_run_config(words))
 
 
 def _train(config: dict[str, Any]) -> int:
+    from mtl.config.load import build_family
+
     build_family(config["data"]).locate()  # a missing folder is answered before torch is imported
     _quiet_libraries()
     from mtl.training.run import train
@@ -39,6 +42,8 @@ def _train(config: dict[str, Any]) -> int:
 
 def _through_hydra(words: list[str]) -> int:
     import hydra
+
+    from mtl.config.load import check_run_config
 
     overrides = [word for word in words if "=" in word and not word.startswith("-")]
     ready, problems = prepare_overrides(overrides)

@@ -10,8 +10,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mtl.core import plugins
 from mtl.core.distribution import install_command
 from mtl.core.errors import ConfigError, unknown
@@ -62,6 +60,8 @@ def take_plugins(overrides: list[str]) -> tuple[list[str], list[str]]:
         if key.lstrip("+") != "plugins":
             ready.append(override)
             continue
+        import yaml  # slow to import
+
         try:
             names = yaml.safe_load(value or "[]")
         except yaml.YAMLError:

@@ -17,7 +17,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 class Strict(BaseModel):
     """Refuses keys it does not know and values of the wrong type."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, defer_build=True)
 
 
 class GeometryConfig(Strict):

@@ -116,11 +116,12 @@ def _entry(name: str, node: ast.ClassDef | ast.FunctionDef, source: Source, plug
         methods = {item.name: item for item in part.node.body if isinstance(item, ast.FunctionDef)}
         if function is None and "__init__" in methods:
             function, holder = methods["__init__"], part.source
-        for key, value in (_assigned(part.node) | dict.fromkeys(methods)).items():
+        unreadable |= {key for key in methods if key not in constants}
+        for key, value in _assigned(part.node).items():
             if key not in constants and key not in unreadable:
                 try:
-                    constants[key] = ast.literal_eval(value or "")
-                except (ValueError, TypeError, SyntaxError):
+                    constants[key] = ast.literal_eval(value)
+                except (ValueError, TypeError):
                     unreadable.add(key)
     parameters = _parameters(function, f"`{node.name}` in `{holder.path}`") if function is not None else {}
     summary = (ast.get_docstring(node) or "").split("\n")[0]
@@ -129,9 +130,9 @@ def _entry(name: str, node: ast.ClassDef | ast.FunctionDef, source: Source, plug
     )  # fmt: skip
 
 
-def _assigned(node: ast.ClassDef) -> dict[str, ast.expr | None]:
+def _assigned(node: ast.ClassDef) -> dict[str, ast.expr]:
     """Return the values that the body of a class assigns to names."""
-    values: dict[str, ast.expr | None] = {}
+    values: dict[str, ast.expr] = {}
     for item in node.body:
         if isinstance(item, ast.AnnAssign) and item.value is not None and isinstance(item.target, ast.Name):
             values[item.target.id] = item.value

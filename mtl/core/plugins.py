@@ -14,7 +14,6 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import entry_points
 from pathlib import Path
 
 from mtl.core.errors import ConfigError, nearest
@@ -108,6 +107,8 @@ def config_folders() -> list[Path]:
 
 @cache
 def _installed() -> tuple[Plugin, ...]:
+    from importlib.metadata import entry_points  # slow to import
+
     plugins, problems = [], []
     found = entry_points()
     for point in dict.fromkeys(point for group in GROUPS for point in found.select(group=group)):
