@@ -15,8 +15,7 @@ def run(words: list[str]) -> int:
     end = words.index("--") if "--" in words else len(words)
     own, shared = words[:end], words[end + 1 :]  # what follows `--` goes to every run, in the grammar of train.py
     config = load_config("compare", own, CompareConfig)
-    named = [word for word in own if word.startswith("plugins=")]  # the runs are processes of their own
-    config["overrides"] = [*named, *config["overrides"], *shared]
+    config["overrides"] = [*config["overrides"], *shared]
     from mtl.evaluation.comparison import compare
 
     compare(**config)

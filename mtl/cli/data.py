@@ -56,6 +56,7 @@ def run(words: list[str]) -> int:
 
 def _synth(family: str, config: dict[str, Any]) -> int:
     output = Path(config.pop("output"))
+    del config["plugins"]  # known by now
     source: Any = SOURCES.get(family)
     source.draw(output, **config)
     print(output)

@@ -49,7 +49,6 @@ def load_config(config_name: str, overrides: list[str], model: type[BaseModel]) 
     values, found = validate(model, composed, "")
     if problems + found:
         raise ConfigError(problems + found)
-    del values["plugins"]  # known by now
     return values
 
 

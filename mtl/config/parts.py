@@ -6,8 +6,9 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
+from mtl.core.declarations import Entry
 from mtl.core.errors import unknown
-from mtl.core.registry import HEADS, LOSSES, Entry, Registry
+from mtl.core.registry import HEADS, LOSSES, Registry
 
 # Keys of a head that the model consumes, not the head.
 HEAD_KEYS = frozenset({"features"})

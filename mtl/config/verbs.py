@@ -9,19 +9,13 @@ from pydantic import Field, PositiveInt
 from mtl.config.schema import Part, Strict
 
 
-class VerbConfig(Strict):
-    """What all verbs understand."""
-
-    plugins: list[str] = []
-
-
 class DataRootConfig(Strict):
     """The only part of `data` that evaluation may replace."""
 
     root: str | None = None
 
 
-class EvaluateConfig(VerbConfig):
+class EvaluateConfig(Strict):
     """`evaluate.py`: score a checkpoint."""
 
     checkpoint: str
@@ -32,6 +26,7 @@ class EvaluateConfig(VerbConfig):
     device: str = "auto"
     bootstrap: int | None = Field(None, ge=0)
     report: bool = True
+    plugins: list[str] = []
 
 
 class SlideConfig(Strict):
@@ -47,7 +42,7 @@ class SlideConfig(Strict):
     tumor: str = "tumor"
 
 
-class PredictConfig(VerbConfig):
+class PredictConfig(Strict):
     """`predict.py`: use a checkpoint on images, slides and volumes."""
 
     checkpoint: str
@@ -58,10 +53,11 @@ class PredictConfig(VerbConfig):
     overlays: bool = True
     masks: bool = True
     pixel_scale: float | None = Field(None, gt=0)
+    plugins: list[str] = []
     slide: SlideConfig = SlideConfig()
 
 
-class SynthConfig(VerbConfig):
+class SynthConfig(Strict):
     """`mtl data synth`: draw a small data set in the native layout."""
 
     output: str
@@ -71,18 +67,20 @@ class SynthConfig(VerbConfig):
     width: PositiveInt | None = None
     kind: str | None = None
     overwrite: bool = False
+    plugins: list[str] = []
 
 
-class DataToolConfig(VerbConfig):
+class DataToolConfig(Strict):
     """`mtl data check|stats|show|prepare`."""
 
     data: Part
     output: str = "data_report"
     count: PositiveInt = 6
     seed: int = 0
+    plugins: list[str] = []
 
 
-class CompareConfig(VerbConfig):
+class CompareConfig(Strict):
     """`mtl compare`: train the arms of a comparison and table them."""
 
     suite: str
@@ -93,3 +91,4 @@ class CompareConfig(VerbConfig):
     output_root: str = "runs/compare"
     reference: str | None = None
     bootstrap: int = Field(1000, ge=0)
+    plugins: list[str] = []

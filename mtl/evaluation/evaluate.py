@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from rich.progress import track
 from mtl.config.load import build_family
 from mtl.config.stages import stages_of, start_files, total_epochs
 from mtl.core.errors import TrainingError
+from mtl.core.plugins import use
 from mtl.core.types import ImageResult, Record
 from mtl.data.datamodule import MultiTaskDataModule
 from mtl.evaluation.baselines import TrainingStatistics, baseline_summary, source_notes
@@ -83,6 +85,7 @@ def evaluate(
     device: str = "auto",
     bootstrap: int | None = None,
     report: bool = True,
+    plugins: Iterable[str] = (),
 ) -> dict[str, Any]:
     """Score a checkpoint and write `metrics.json`, `predictions/records.json` and `report.html`.
 
@@ -96,6 +99,7 @@ def evaluate(
         device: `auto`, `cpu`, `cuda`, ...
         bootstrap: Resamples of the intervals; None as in training.
         report: Write `report.html` too.
+        plugins: Modules or paths of files with parts that the checkpoint needs; installed ones are known.
 
     Returns:
         The content of `metrics.json`.
@@ -103,6 +107,7 @@ def evaluate(
     if not log.handlers:
         logging.basicConfig(format="%(message)s")
         log.setLevel(logging.INFO)
+    use(plugins)
     path = checkpoint_path(checkpoint)
     loaded = load_model(path, device)
     run_dir = path.parent.parent if path.parent.name == "checkpoints" else path.parent

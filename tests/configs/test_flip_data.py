@@ -388,7 +388,7 @@ def test_data_synth(tmp_path: Path) -> None:
 
     config = {
         "output": tmp_path / "drawn" / "one", "patients": 2, "fields": 1, "seed": 0, "width": 96, "kind": "points",
-        "overwrite": "true", "occupied": False,
+        "overwrite": "true", "plugins": "[]", "occupied": False,
     }  # fmt: skip
     flips = {
         "output": Flip(tmp_path / "drawn" / "two"),
@@ -398,6 +398,7 @@ def test_data_synth(tmp_path: Path) -> None:
         "width": Flip(112),
         "kind": Flip("both"),
         "overwrite": Flip("false", {"occupied": True}, refuses=True),
+        "plugins": Flip("[nowhere.py]", refuses=True),
     }
     assert set(flips) == set(verbs.SynthConfig.model_fields)
     assert dead_keys(observe, config, flips) == []
