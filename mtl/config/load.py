@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +31,19 @@ SECTIONS: tuple[tuple[Registry, str], ...] = (
 GROUPS_OF_PARTS: tuple[tuple[Registry, str], ...] = ((NECKS, "necks"), (HEADS, "heads"), (STUDY_METRICS, "study_metrics"))
 
 
+@contextmanager
+def without_collection() -> Iterator[None]:
+    """Keep the garbage collector from looking through what is built at the start, which takes a fifth of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@without_collection()
 def load_run_config(overrides: list[str], config_name: str = "train") -> dict[str, Any]:
     """Compose and check a training configuration.
 
@@ -41,6 +56,7 @@ def load_run_config(overrides: list[str], config_name: str = "train") -> dict[st
     return check_run_config(composed, problems + unknown_stages(config_name, overrides))
 
 
+@without_collection()
 def load_config(config_name: str, overrides: list[str], model: type[BaseModel]) -> dict[str, Any]:
     """Compose and check the small configuration of another verb."""
     composed, problems = compose(config_name, overrides)

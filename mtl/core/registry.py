@@ -10,7 +10,9 @@ are the keys that a YAML may set. A new part is therefore one decorated class in
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +22,69 @@ from mtl.core.errors import ConfigError, MtlError, unknown
 from mtl.core.sources import files_of, read_source, read_text
 
 Part = TypeVar("Part", bound=Callable[..., Any])
+# The usual form, from which names are known without parsing: parsing every file takes longer than everything else at the start.
+ANY = re.compile(r"^\s*@.*\.register\(", re.MULTILINE)
+USUAL = re.compile(r'^@([A-Z_]+)\.register\("(\w+)"\)$', re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A module, and the plug-in that brings it."""
+
+    path: Path
+    module: str
+    plugin: str
+
+
+class Entries(Mapping[str, Entry]):
+    """What sources declare, by name; a file in the usual form is parsed when somebody asks for one of its parts.
+
+    Args:
+        symbol: The name of the registry.
+    """
+
+    def __init__(self, symbol: str) -> None:
+        self.symbol = symbol
+        self.places: dict[str, Place] = {}
+        self._parsed: dict[Place, list[Entry]] = {}
+
+    def __getitem__(self, name: str) -> Entry:
+        """Return a declaration.
+
+        Raises:
+            ConfigError: Its source cannot be read.
+        """
+        place = self.places[name]
+        for entry in self.at(place):
+            if entry.name == name:
+                return entry
+        raise ConfigError(
+            f"`{place.path}` registers `{name}`, but not at the top level of the module. Move the class or function there."
+        )
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.places
+
+    def names_in(self, place: Place) -> list[str]:
+        """List the parts of a module."""
+        text = read_text(place.path)
+        registered = len(ANY.findall(text)) if self.symbol in text else 0
+        usual = USUAL.findall(text) if registered else []
+        if len(usual) == registered:
+            return [name for symbol, name in usual if symbol == self.symbol]
+        return [entry.name for entry in self.at(place)]
+
+    def at(self, place: Place) -> list[Entry]:
+        """Parse a module."""
+        if place not in self._parsed:
+            self._parsed[place] = declared(read_source(place.path, place.module), self.symbol, place.plugin)
+        return self._parsed[place]
 
 
 class Registry:
@@ -36,7 +101,7 @@ class Registry:
         self.symbol = symbol
         self.package = package
         self._parts: dict[str, Callable[..., Any]] = {}
-        self._entries: dict[str, Entry] = {}
+        self._entries = Entries(symbol)
         self._read: tuple[plugins.Plugin, ...] | None = None
 
     def register(self, name: str) -> Callable[[Part], Part]:
@@ -58,11 +123,11 @@ class Registry:
         """Return all known names, sorted."""
         return sorted({*self.entries(), *self._parts})
 
-    def entries(self) -> dict[str, Entry]:
+    def entries(self) -> Entries:
         """Return what the sources of the package and of all plug-ins declare, by name.
 
         Raises:
-            ConfigError: Two parts share a name, or the source of one cannot be read; with one line for each problem.
+            ConfigError: Two parts share a name, or a source cannot be read; with one line for each problem.
         """
         known = plugins.known()
         if self._read != known:
@@ -123,35 +188,37 @@ class Registry:
                 raise ConfigError(problems)
         return part(*args, **wired, **parameters)
 
-    def _search(self, known: tuple[plugins.Plugin, ...]) -> dict[str, Entry]:
-        found: dict[str, Entry] = {}
+    def _search(self, known: tuple[plugins.Plugin, ...]) -> Entries:
+        found = Entries(self.symbol)
         seen, problems = set(), []
         for module, plugin in ((self.package, ""), *((entry.module, entry.name) for entry in known if entry.module)):
             for path, name in files_of(module):
                 if path in seen:  # a plug-in inside another one
                     continue
                 seen.add(path)
+                place = Place(path, name, plugin)
                 try:
-                    entries = self._declared(path, name, plugin)
+                    for part in found.names_in(place):
+                        if part in found:
+                            problems.append(self._clash(found, part, place))
+                        found.places.setdefault(part, place)
                 except ConfigError as error:
                     problems += error.problems
-                    continue
-                for entry in entries:
-                    first = found.setdefault(entry.name, entry)
-                    if first is not entry:
-                        problems.append(
-                            f"Two {self.what}s are called `{entry.name}`: `{first.symbol}` in `{first.path}` and "
-                            f"`{entry.symbol}` in `{entry.path}`. Rename one of them."
-                        )
         if problems:
             raise ConfigError(problems)
         return found
 
-    def _declared(self, path: Path, module: str, plugin: str) -> list[Entry]:
-        text = read_text(path)
-        if self.symbol not in text or ".register(" not in text:  # most modules: parsing them all would take a second
-            return []
-        return declared(read_source(path, module), self.symbol, plugin)
+    def _clash(self, found: Entries, name: str, second: Place) -> str:
+        first = found.places[name]
+        classes = [
+            " and ".join(f"`{entry.symbol}`" for entry in found.at(place) if entry.name == name) for place in (first, second)
+        ]
+        if first == second:
+            return f"Two {self.what}s in `{first.path}` are called `{name}`: {classes[0]}. Rename one of them."
+        return (
+            f"Two {self.what}s are called `{name}`: {classes[0]} in `{first.path}` and {classes[1]} in `{second.path}`. "
+            "Rename one of them."
+        )
 
 
 ENCODERS = Registry("backbone", "mtl.encoders", "ENCODERS")

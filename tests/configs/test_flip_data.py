@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from mtl.config import schema, verbs
 from mtl.config.compose import choices, compose
 from mtl.config.load import DATA_KEYS, build_family, check_data, load_run_config
+from mtl.core.errors import ConfigError
 from mtl.core.registry import SOURCES
 from mtl.data.datamodule import MultiTaskDataModule
 from mtl.data.preprocessing import Preprocessing
@@ -441,7 +442,9 @@ def test_data_tool(smears: Path, tmp_path: Path) -> None:
         "seed": Flip(2),
         "data.root": Flip(copy_of(smears, tmp_path / "less", lambda path: "Point Set" in path.parts)),
     }
-    assert {key.partition(".")[0] for key in flips} == set(verbs.DataToolConfig.model_fields)
+    assert {key.partition(".")[0] for key in flips} | {"plugins"} == set(verbs.DataToolConfig.model_fields)
+    with pytest.raises(ConfigError, match="There is no plug-in"):
+        observe({**config, "plugins": "[nowhere.py]"})
     flat = dict(config)  # the words of a command line: dotted keys are not nested here
     before = observe(flat)
     assert [key for key, flip in flips.items() if observe({**flat, key: flip.value}) == before] == []
