@@ -129,7 +129,7 @@ def test_a_wrong_plugin_is_answered_in_one_sentence(name: str, expected: str, tm
 
 
 def test_broken_sources_are_answered_in_one_sentence_each(tmp_path: Path):
-    write(tmp_path / "broken_pack" / "__init__.py", "HEADS.register(\n")
+    write(tmp_path / "broken_pack" / "__init__.py", "@HEADS.register(\n")
     write(tmp_path / "broken_pack" / "latin.py", "").write_bytes(b"# HEADS.register( \xff")
     plugins.use([str(tmp_path / "broken_pack")])
     found = problems_of(HEADS.entries)
