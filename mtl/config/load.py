@@ -92,7 +92,7 @@ def check_run_config(config: dict[str, Any], problems: list[str] | None = None) 
         raise ConfigError(problems)
     if values["backbone"].get("in_chans", 0) is None:
         values["backbone"]["in_chans"] = build_family(values["data"]).channels
-    values["plugins"] = plugins.recorded([*values["plugins"], *_used_plugins(values)])
+    values["plugins"] = sorted(_used_plugins(values))  # not those that were merely named
     return values
 
 

@@ -76,12 +76,6 @@ def use(names: Iterable[str]) -> list[str]:
     return [plugin.name for plugin in found]
 
 
-def recorded(names: Iterable[str]) -> list[str]:
-    """Return the names, as they are known now, of those plug-ins that bring code: what has to be known to use a checkpoint."""
-    modules = {_module_of(name) for name in names}
-    return [plugin.name for plugin in known() if plugin.module in modules]
-
-
 def missing(names: Iterable[str], where: str) -> list[str]:
     """Return one line for each recorded plug-in that is not known.
 

@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 from tiny_runs import words
 
+from mtl.config.load import load_run_config
+from mtl.core import plugins
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 HEAD = '''
 from torch import Tensor, nn
@@ -124,7 +127,11 @@ def test_mistakes_in_keys_of_an_installed_head_are_answered_before_torch(smears:
     assert "installed_linear" in mtl("train", "--help", cwd=tmp_path, site=site).stdout
 
 
-def test_a_file_named_on_the_command_line_is_named_again_later(smears: Path, tmp_path: Path) -> None:
+def test_a_file_named_on_the_command_line_is_named_again_later(
+    smears: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plugins, "_named", [])
+    monkeypatch.setattr(sys, "path", [*sys.path])
     text = HEAD.format(name="own_linear", base="SegmentationHead", imports="")
     file = write(tmp_path / "mine" / "own_linear_head.py", text)
     write(tmp_path / "mine" / "configs" / "head" / "own_linear.yaml", YAML.format(name="own_linear"))
@@ -135,6 +142,7 @@ def test_a_file_named_on_the_command_line_is_named_again_later(smears: Path, tmp
     refused = mtl("evaluate", "checkpoint=run", cwd=tmp_path)
     assert refused.returncode == 4 and f"plugins=[{file}]" in refused.stderr
     assert mtl("evaluate", "checkpoint=run", "bootstrap=10", "report=false", named, cwd=tmp_path).returncode == 0
+    assert load_run_config(["task=malaria_mttl", f"plugins=[{file}]"])["plugins"] == []  # named, but not used
     resumed = mtl("train", "resume=run", named, "trainer.max_epochs=2", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
 
