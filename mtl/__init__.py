@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from mtl.core.version import __version__
@@ -15,19 +16,24 @@ if TYPE_CHECKING:
 __all__ = ["__version__", "load"]
 
 
-def load(checkpoint: str | Path, device: str = "auto") -> Predictor:
+def load(checkpoint: str | Path, device: str = "auto", plugins: Iterable[str] = ()) -> Predictor:
     """Load a checkpoint as something that predicts from an image array; no YAML is needed.
 
     Args:
         checkpoint: A `best.ckpt` or `last.ckpt` of a run, or a run directory.
         device: `auto`, `cpu`, `cuda`, `cuda:1` ...
+        plugins: Modules or paths of files with parts that the checkpoint needs, as in `plugins=` of the command line; installed
+            plug-ins are known. A checkpoint only names what it needs and is never asked what to import.
 
     Returns:
         A predictor: `mtl.load("runs/malaria_mttl/demo").predict(image)` with `image` [H, W, 3] uint8 RGB.
 
     Raises:
-        CheckpointError: The file is missing, unreadable or not a checkpoint of mtl.
+        CheckpointError: The file is missing, unreadable, not a checkpoint of mtl, or needs a plug-in that is not known.
+        ConfigError: A plug-in cannot be found.
     """
+    from mtl.core.plugins import use
     from mtl.inference.loading import load_predictor
 
+    use(plugins)
     return load_predictor(checkpoint, device=device)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mtl.cli.help import config_help, wants_help
-from mtl.config.compose import choices, compose
+from mtl.config.compose import choices, compose, take_plugins
 from mtl.config.load import build_family, check_data, load_config
 from mtl.config.verbs import DataToolConfig, SynthConfig
 from mtl.core.errors import ConfigError, unknown
@@ -25,6 +25,8 @@ def run(words: list[str]) -> int:
     """Run a data tool on a data family."""
     names = [word for word in words if "=" not in word and not word.startswith("-")]
     overrides = [word for word in words if "=" in word]
+    if problems := take_plugins(overrides)[1]:
+        raise ConfigError(problems)
     if wants_help(words) or not names:
         tools = [f"  {name:<8} {text}" for name, text in TOOLS.items()]
         print(
@@ -54,6 +56,7 @@ def run(words: list[str]) -> int:
 
 def _synth(family: str, config: dict[str, Any]) -> int:
     output = Path(config.pop("output"))
+    del config["plugins"]  # known by now
     source: Any = SOURCES.get(family)
     source.draw(output, **config)
     print(output)

@@ -11,7 +11,7 @@ from mtl.config.load import load_run_config
 def run(words: list[str]) -> int:
     """Print the network that a configuration builds; `--json` for machines."""
     if wants_help(words):
-        print(verb_help("describe", "train", groups=True))
+        print(verb_help("describe", "train", words))
         return 0
     config = load_run_config([word for word in words if word != "--json"])
     from mtl.experiments.describe import describe, describe_stages, render

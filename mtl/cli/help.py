@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from mtl.cli.main import VERBS
-from mtl.config.compose import choices, configs_folder
+from mtl.config.compose import choices, configs_folder, take_plugins
+from mtl.core.errors import ConfigError
 
 HELP_FLAGS = frozenset({"-h", "--help"})
 
@@ -13,10 +14,21 @@ def wants_help(words: list[str]) -> bool:
     return bool(HELP_FLAGS.intersection(words))
 
 
-def verb_help(verb: str, config_name: str, groups: bool = False) -> str:
-    """Describe a verb: its usage, the keys of its YAML and, for training, the choices of every group."""
+def verb_help(verb: str, config_name: str, words: list[str] | None = None) -> str:
+    """Describe a verb: its usage, the keys of its YAML and, for training, the choices of every group.
+
+    Args:
+        verb: One of `VERBS`.
+        config_name: Its YAML file.
+        words: The command line, for a verb that trains: plug-ins named there add choices.
+
+    Raises:
+        ConfigError: A plug-in cannot be found.
+    """
     lines = [VERBS[verb], "", config_help(config_name)]
-    if groups:
+    if words is not None:
+        if problems := take_plugins([word for word in words if "=" in word])[1]:
+            raise ConfigError(problems)
         lines += ["", "Groups (group=choice):", ""]
         folders = sorted(path.name for path in configs_folder().iterdir() if path.is_dir() and path.name != "hydra")
         lines += [f"  {group}: {', '.join(choices(group))}" for group in folders]

@@ -8,15 +8,14 @@ from typing import Any
 
 from mtl.cli.help import verb_help, wants_help
 from mtl.cli.main import HYDRA_FLAGS
-from mtl.config.compose import configs_folder, plain, prepare_overrides, unknown_stages
-from mtl.config.load import build_family, check_run_config, load_run_config
+from mtl.config.compose import configs_folder, plain, prepare_overrides, take_plugins, unknown_stages
 from mtl.core.errors import ConfigError
 
 
 def run(words: list[str]) -> int:
     """Train. Sweeps, launchers and `--cfg` go through `hydra.main`, everything else is composed here."""
     if wants_help(words):
-        print(verb_help("train", "train", groups=True))
+        print(verb_help("train", "train", words))
         return 0
     if any(word in HYDRA_FLAGS or word.startswith(("--config-", "--cfg=")) for word in words):
         return _through_hydra(words)
@@ -25,10 +24,14 @@ def run(words: list[str]) -> int:
         from mtl.runs.resume import resumed_config
 
         return _train(resumed_config(resume, [word for word in words if not word.startswith("resume=")]))
+    from mtl.config.load import load_run_config  # help is faster without
+
     return _train(load_run_config(words))
 
 
 def _train(config: dict[str, Any]) -> int:
+    from mtl.config.load import build_family
+
     build_family(config["data"]).locate()  # a missing folder is answered before torch is imported
     _quiet_libraries()
     from mtl.experiments.train import train
@@ -40,6 +43,8 @@ def _train(config: dict[str, Any]) -> int:
 def _through_hydra(words: list[str]) -> int:
     import hydra
 
+    from mtl.config.load import check_run_config
+
     overrides = [word for word in words if "=" in word and not word.startswith("-")]
     ready, problems = prepare_overrides(overrides)
     problems += unknown_stages("train", [word for word in overrides if "," not in word or "[" in word])
@@ -48,6 +53,7 @@ def _through_hydra(words: list[str]) -> int:
     sys.argv = [sys.argv[0], *[word for word in words if "=" not in word or word.startswith("-")], *ready]
 
     def job(config: Any) -> None:
+        take_plugins(overrides)  # a launcher may run this in another process
         _train(check_run_config(plain(config)))
 
     hydra.main(version_base="1.3", config_path=str(configs_folder()), config_name="train")(job)()

@@ -10,6 +10,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from mtl.core import plugins
+from mtl.core.distribution import install_command
 from mtl.core.errors import ConfigError, unknown
 
 MISSING = "???"
@@ -31,15 +33,60 @@ def configs_folder() -> Path:
         if (folder / "train.yaml").is_file():
             return folder
     raise ConfigError(
-        f"The configuration files are missing: expected `configs/train.yaml` beside or inside `{package}`. Reinstall mtl."
+        f"The configuration files are missing: expected `configs/train.yaml` beside or inside `{package}`. "
+        f"Run: {install_command()} --force-reinstall."
     )
 
 
 def choices(group: str) -> list[str]:
-    """List the YAML files of a configuration group; those in sub-folders as `folder/name`, fragments (`_name`) left out."""
-    folder = configs_folder() / group
-    files = [path for path in folder.rglob("*.yaml") if not path.name.startswith("_")]
-    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in files)
+    """List the YAML files of a configuration group, also those of plug-ins.
+
+    Files in sub-folders are `folder/name`, fragments (`_name`) are left out.
+    """
+    folders = [folder / group for folder in (configs_folder(), *plugins.config_folders())]
+    files = [(path, folder) for folder in folders for path in folder.rglob("*.yaml") if not path.name.startswith("_")]
+    return sorted({path.relative_to(folder).with_suffix("").as_posix() for path, folder in files})
+
+
+def take_plugins(overrides: list[str]) -> tuple[list[str], list[str]]:
+    """Make the plug-ins known that the word `plugins=` names; everything else is looked up among what they bring, too.
+
+    Returns:
+        The overrides, with the paths of plug-ins made absolute and quoted for Hydra, and the problems found.
+    """
+    ready, problems = [], []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key.lstrip("+") != "plugins":
+            ready.append(override)
+            continue
+        import yaml  # slow to import
+
+        try:
+            names = yaml.safe_load(value or "[]")
+        except yaml.YAMLError:
+            names = None
+        names = [names] if isinstance(names, str) else names
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            problems.append(f"Cannot read `{override}`. Expected plugins=[<module or path>, ...].")
+            continue
+        try:
+            ready.append(f"plugins=[{','.join(_in_quotes(name) for name in plugins.use(names))}]")
+        except ConfigError as error:
+            problems += error.problems
+    return ready, problems + _hidden_files()
+
+
+def _hidden_files() -> list[str]:
+    """Name the YAML files of plug-ins that would be read in place of others, or not at all."""
+    places = {path.relative_to(configs_folder()): configs_folder() for path in configs_folder().rglob("*.yaml")}
+    problems = []
+    for folder in plugins.config_folders():
+        for path in sorted(folder.rglob("*.yaml")):
+            first = places.setdefault(path.relative_to(folder), folder)
+            if first != folder:
+                problems.append(f"`{path}` has the name of `{first / path.relative_to(folder)}`. Rename one of them.")
+    return problems
 
 
 def prepare_overrides(overrides: list[str]) -> tuple[list[str], list[str]]:
@@ -51,7 +98,9 @@ def prepare_overrides(overrides: list[str]) -> tuple[list[str], list[str]]:
     Returns:
         The overrides for Hydra, and the problems found.
     """
-    ready, problems = [], []
+    overrides, problems = take_plugins(overrides)
+    ready = []
+    folders = [configs_folder(), *plugins.config_folders()]
     for override in overrides:
         match = _OVERRIDE.match(override)
         if match is None or not (match["assign"] or match["prefix"].startswith("~")):
@@ -61,7 +110,12 @@ def prepare_overrides(overrides: list[str]) -> tuple[list[str], list[str]]:
             )
             continue
         group, value = match["key"].partition("@")[0], match["value"] or ""
-        if (configs_folder() / group).is_dir():
+        if group == "hydra.searchpath":
+            problems.append(
+                "`hydra.searchpath` is set by the program. Put the YAML files into a folder `configs` and name the folder that "
+                "holds it: plugins=[<folder>]."
+            )
+        elif any((folder / group).is_dir() for folder in folders):
             valid = choices(group)
             wanted = [] if value in ("", "null") or value.startswith("[") else value.split(",")
             wrong = [choice for choice in wanted if choice not in valid]
@@ -70,6 +124,8 @@ def prepare_overrides(overrides: list[str]) -> tuple[list[str], list[str]]:
                 ready.append(override)
         else:
             ready.append(override if match["prefix"] else f"++{override}")
+    if folders[1:]:
+        ready.append(f"hydra.searchpath=[{','.join(_in_quotes(f'file://{folder.as_posix()}') for folder in folders[1:])}]")
     return ready, problems
 
 
@@ -78,8 +134,12 @@ def quoted(override: str) -> str:
     key, _, value = override.partition("=")
     if key.lstrip("+") not in FILES or value in ("", "null") or value[0] in "'\"" or "${" in value:
         return override
+    return f"{key}={_in_quotes(value)}"
+
+
+def _in_quotes(value: str) -> str:
     escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
-    return f"{key}='{escaped}'"
+    return f"'{escaped}'"
 
 
 def compose(config_name: str, overrides: list[str]) -> tuple[dict[str, Any], list[str]]:

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
-
 # What may change when a run goes on: where and how fast it computes, not what.
 ALLOWED = (
+    "plugins",
     "trainer.accelerator",
     "trainer.devices",
     "trainer.max_epochs",

@@ -6,8 +6,9 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
+from mtl.core.declarations import Entry
 from mtl.core.errors import unknown
-from mtl.core.registry import HEADS, LOSSES, Entry, Registry
+from mtl.core.registry import HEADS, LOSSES, Registry
 
 # Keys of a head that the model consumes, not the head.
 HEAD_KEYS = frozenset({"features"})
@@ -57,6 +58,15 @@ def check_part(
             problems += found
     passed = {key: config[key] for key in extra if key in config}
     return {"name": name, **passed, **values}, problems
+
+
+def plugins_of(registry: Registry, config: dict[str, Any]) -> set[str]:
+    """Return the plug-ins that a checked part and the parts inside it come from."""
+    found = {registry.entry(config["name"]).plugin} - {""}
+    for key, (nested, _) in NESTED.items():
+        if isinstance(config.get(key), dict):
+            found |= plugins_of(nested, config[key])
+    return found
 
 
 def validate(model: type[BaseModel], values: Any, where: str, groups: tuple[str, ...] = ()) -> tuple[dict[str, Any], list[str]]:

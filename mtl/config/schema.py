@@ -17,7 +17,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 class Strict(BaseModel):
     """Refuses keys it does not know and values of the wrong type."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, defer_build=True)
 
 
 class GeometryConfig(Strict):
@@ -326,6 +326,7 @@ class RunConfig(Strict):
     suite: str
     name: str | None = None
     seed: int = Field(0, ge=0)
+    plugins: list[str] = []
     tasks: list[str] = Field(min_length=1)
     backbone: Part
     peft: Part | None = None

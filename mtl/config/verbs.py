@@ -26,6 +26,7 @@ class EvaluateConfig(Strict):
     device: str = "auto"
     bootstrap: int | None = Field(None, ge=0)
     report: bool = True
+    plugins: list[str] = []
 
 
 class SlideConfig(Strict):
@@ -52,6 +53,7 @@ class PredictConfig(Strict):
     overlays: bool = True
     masks: bool = True
     pixel_scale: float | None = Field(None, gt=0)
+    plugins: list[str] = []
     slide: SlideConfig = SlideConfig()
 
 
@@ -65,6 +67,7 @@ class SynthConfig(Strict):
     width: PositiveInt | None = None
     kind: str | None = None
     overwrite: bool = False
+    plugins: list[str] = []
 
 
 class DataToolConfig(Strict):
@@ -74,6 +77,7 @@ class DataToolConfig(Strict):
     output: str = "data_report"
     count: PositiveInt = 6
     seed: int = 0
+    plugins: list[str] = []
 
 
 class CompareConfig(Strict):
@@ -87,3 +91,4 @@ class CompareConfig(Strict):
     output_root: str = "runs/compare"
     reference: str | None = None
     bootstrap: int = Field(1000, ge=0)
+    plugins: list[str] = []

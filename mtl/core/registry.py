@@ -1,52 +1,90 @@
 """Names for parts, known without importing them.
 
 A part (an encoder, a head, a loss ...) is a class or function decorated with `@REGISTRY.register("name")` in any module of the
-registry's package. The registry reads the *source* of that package with `ast`, so names, parameters, types and
-defaults are known in milliseconds, before torch is imported; the module itself is imported only when the part is
-built. The signature is the schema: arguments before `*` are wired by the program, keyword-only arguments are the keys
-that a YAML may set. A new part is therefore one decorated class in one file, and nothing else has to be edited.
+registry's package or of a plug-in (`mtl.core.plugins`). The registry reads the *sources* with `ast`, so names, parameters,
+types, defaults and what a class inherits are known in milliseconds, before torch is imported; the module itself is imported
+only when the part is built. The signature is the schema: arguments before `*` are wired by the program, keyword-only arguments
+are the keys that a YAML may set. A new part is therefore one decorated class in one file, and nothing else has to be edited.
 """
 
 from __future__ import annotations
 
-import ast
 import importlib
-import importlib.util
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from mtl.core.errors import ConfigError, unknown
+from mtl.core import plugins
+from mtl.core.declarations import Entry, declared
+from mtl.core.errors import ConfigError, MtlError, unknown
+from mtl.core.sources import files_of, read_source, read_text
 
 Part = TypeVar("Part", bound=Callable[..., Any])
-
-# What an annotation of a configurable argument may be made of.
-ANNOTATION_NAMES: dict[str, Any] = {
-    "int": int, "float": float, "bool": bool, "str": str, "list": list, "tuple": tuple, "dict": dict,
-    "None": None, "Literal": Literal, "Any": Any,
-}  # fmt: skip
+# The usual form, from which names are known without parsing: parsing every file takes longer than everything else at the start.
+ANY = re.compile(r"^\s*@.*\.register\(", re.MULTILINE)
+USUAL = re.compile(r'^@([A-Z_]+)\.register\("(\w+)"\)$', re.MULTILINE)
 
 
 @dataclass(frozen=True)
-class Parameter:
-    """One configurable (keyword-only) argument of a part."""
+class Place:
+    """A module, and the plug-in that brings it."""
 
-    name: str
-    annotation: Any
-    default: Any
-    required: bool
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What the source says about a part: where it is, what it takes, which class constants it declares."""
-
-    name: str
+    path: Path
     module: str
-    parameters: dict[str, Parameter]
-    constants: dict[str, Any] = field(default_factory=dict)
-    summary: str = ""
+    plugin: str
+
+
+class Entries(Mapping[str, Entry]):
+    """What sources declare, by name; a file in the usual form is parsed when somebody asks for one of its parts.
+
+    Args:
+        symbol: The name of the registry.
+    """
+
+    def __init__(self, symbol: str) -> None:
+        self.symbol = symbol
+        self.places: dict[str, Place] = {}
+        self._parsed: dict[Place, list[Entry]] = {}
+
+    def __getitem__(self, name: str) -> Entry:
+        """Return a declaration.
+
+        Raises:
+            ConfigError: Its source cannot be read.
+        """
+        place = self.places[name]
+        for entry in self.at(place):
+            if entry.name == name:
+                return entry
+        raise ConfigError(
+            f"`{place.path}` registers `{name}`, but not at the top level of the module. Move the class or function there."
+        )
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.places
+
+    def names_in(self, place: Place) -> list[str]:
+        """List the parts of a module."""
+        text = read_text(place.path)
+        registered = len(ANY.findall(text)) if self.symbol in text else 0
+        usual = USUAL.findall(text) if registered else []
+        if len(usual) == registered:
+            return [name for symbol, name in usual if symbol == self.symbol]
+        return [entry.name for entry in self.at(place)]
+
+    def at(self, place: Place) -> list[Entry]:
+        """Parse a module."""
+        if place not in self._parsed:
+            self._parsed[place] = declared(read_source(place.path, place.module), self.symbol, place.plugin)
+        return self._parsed[place]
 
 
 class Registry:
@@ -63,12 +101,19 @@ class Registry:
         self.symbol = symbol
         self.package = package
         self._parts: dict[str, Callable[..., Any]] = {}
-        self._entries: dict[str, Entry] | None = None
+        self._entries = Entries(symbol)
+        self._read: tuple[plugins.Plugin, ...] | None = None
 
     def register(self, name: str) -> Callable[[Part], Part]:
         """Give the decorated class or function a name. `name` must be a literal, since it is read from the source."""
 
         def decorate(part: Part) -> Part:
+            known = self._parts.get(name, part)
+            if (known.__module__, known.__qualname__) != (part.__module__, part.__qualname__):
+                raise ConfigError(
+                    f"Two {self.what}s are called `{name}`: `{known.__qualname__}` of `{known.__module__}` and "
+                    f"`{part.__qualname__}` of `{part.__module__}`. Rename one of them."
+                )
             self._parts[name] = part
             return part
 
@@ -78,18 +123,16 @@ class Registry:
         """Return all known names, sorted."""
         return sorted({*self.entries(), *self._parts})
 
-    def entries(self) -> dict[str, Entry]:
-        """Return what the sources of the package declare, by name."""
-        if self._entries is None:
-            spec = importlib.util.find_spec(self.package)
-            if spec is None or not spec.submodule_search_locations:
-                raise ImportError(f"`{self.package}` is not a package")
-            root = Path(next(iter(spec.submodule_search_locations)))
-            self._entries = {}
-            for path in sorted(root.rglob("*.py")):
-                module = ".".join([self.package, *path.relative_to(root).with_suffix("").parts]).removesuffix(".__init__")
-                for entry in _declared(path, module, self.symbol):
-                    self._entries[entry.name] = entry
+    def entries(self) -> Entries:
+        """Return what the sources of the package and of all plug-ins declare, by name.
+
+        Raises:
+            ConfigError: Two parts share a name, or a source cannot be read; with one line for each problem.
+        """
+        known = plugins.known()
+        if self._read != known:
+            self._entries = self._search(known)
+            self._read = known
         return self._entries
 
     def entry(self, name: str, where: str = "") -> Entry:
@@ -104,9 +147,29 @@ class Registry:
         return entries[name]
 
     def get(self, name: str, where: str = "") -> Callable[..., Any]:
-        """Import the module that declares `name` and return the class or function."""
+        """Import the module that declares `name` and return the class or function.
+
+        Raises:
+            ConfigError: The name is unknown, or the plug-in that declares it cannot be imported.
+        """
         if name not in self._parts:
-            importlib.import_module(self.entry(name, where).module)
+            entry = self.entry(name, where)
+            try:
+                importlib.import_module(entry.module)
+            except MtlError:
+                raise
+            except Exception as error:  # whatever foreign code may raise
+                if not entry.plugin:
+                    raise
+                raise ConfigError(
+                    f"The {self.what} `{name}` cannot be used: importing `{entry.path}` of the plug-in `{entry.plugin}` failed "
+                    f"({type(error).__name__}: {error}). Correct the plug-in, or install what it needs."
+                ) from error
+            if name not in self._parts:
+                raise ConfigError(
+                    f"The {self.what} `{name}` cannot be used: `{entry.path}` was imported, but `{self.symbol}` in it is not "
+                    f"`mtl.core.registry.{self.symbol}`. Import the registry from there."
+                )
         return self._parts[name]
 
     def build(self, config: dict[str, Any], *args: Any, where: str = "", **wired: Any) -> Any:
@@ -125,51 +188,37 @@ class Registry:
                 raise ConfigError(problems)
         return part(*args, **wired, **parameters)
 
-
-def _declared(path: Path, module: str, symbol: str) -> list[Entry]:
-    found = []
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if not isinstance(node, ast.ClassDef | ast.FunctionDef):
-            continue
-        for decorator in node.decorator_list:
-            if (
-                isinstance(decorator, ast.Call)
-                and isinstance(decorator.func, ast.Attribute)
-                and decorator.func.attr == "register"
-                and isinstance(decorator.func.value, ast.Name)
-                and decorator.func.value.id == symbol
-                and decorator.args
-                and isinstance(decorator.args[0], ast.Constant)
-            ):
-                found.append(_entry(str(decorator.args[0].value), module, node))
-    return found
-
-
-def _entry(name: str, module: str, node: ast.ClassDef | ast.FunctionDef) -> Entry:
-    function: ast.FunctionDef | None = node if isinstance(node, ast.FunctionDef) else None
-    constants: dict[str, Any] = {}
-    if isinstance(node, ast.ClassDef):
-        for item in node.body:
-            if isinstance(item, ast.FunctionDef) and item.name == "__init__":
-                function = item
-            target = (
-                item.target if isinstance(item, ast.AnnAssign) else item.targets[0] if isinstance(item, ast.Assign) else None
-            )
-            if isinstance(target, ast.Name) and isinstance(item, ast.AnnAssign | ast.Assign) and item.value is not None:
-                try:
-                    constants[target.id] = ast.literal_eval(item.value)
-                except ValueError:
+    def _search(self, known: tuple[plugins.Plugin, ...]) -> Entries:
+        found = Entries(self.symbol)
+        seen, problems = set(), []
+        for module, plugin in ((self.package, ""), *((entry.module, entry.name) for entry in known if entry.module)):
+            for path, name in files_of(module):
+                if path in seen:  # a plug-in inside another one
                     continue
-    parameters = {}
-    if function is not None:
-        for argument, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True):
-            annotation: Any = Any
-            if argument.annotation is not None:
-                annotation = eval(ast.unparse(argument.annotation), {"__builtins__": {}}, ANNOTATION_NAMES)
-            value = None if default is None else ast.literal_eval(default)
-            parameters[argument.arg] = Parameter(argument.arg, annotation, value, default is None)
-    summary = (ast.get_docstring(node) or "").split("\n")[0]
-    return Entry(name, module, parameters, constants, summary)
+                seen.add(path)
+                place = Place(path, name, plugin)
+                try:
+                    for part in found.names_in(place):
+                        if part in found:
+                            problems.append(self._clash(found, part, place))
+                        found.places.setdefault(part, place)
+                except ConfigError as error:
+                    problems += error.problems
+        if problems:
+            raise ConfigError(problems)
+        return found
+
+    def _clash(self, found: Entries, name: str, second: Place) -> str:
+        first = found.places[name]
+        classes = [
+            " and ".join(f"`{entry.symbol}`" for entry in found.at(place) if entry.name == name) for place in (first, second)
+        ]
+        if first == second:
+            return f"Two {self.what}s in `{first.path}` are called `{name}`: {classes[0]}. Rename one of them."
+        return (
+            f"Two {self.what}s are called `{name}`: {classes[0]} in `{first.path}` and {classes[1]} in `{second.path}`. "
+            "Rename one of them."
+        )
 
 
 ENCODERS = Registry("backbone", "mtl.encoders", "ENCODERS")

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mtl.core.raster import content_in
 from mtl.core.types import Window
-
-if TYPE_CHECKING:
-    pass
 from mtl.drawing.palette import Colour
 
 

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from mtl.config.stages import stages_of, total_epochs
 from mtl.config.verbs import CompareConfig
 from mtl.core.errors import ConfigError, DataError, TrainingError, unknown
 from mtl.core.files import file_hash
+from mtl.core.plugins import use
 
 if TYPE_CHECKING:
     from mtl.evaluation.summaries import RunSummary
@@ -48,6 +50,7 @@ def compare(
     output_root: str,
     reference: str | None,
     bootstrap: int,
+    plugins: Iterable[str] = (),
 ) -> Path:
     """Train what is missing, then write `comparison.md` and `comparison.csv`.
 
@@ -63,6 +66,7 @@ def compare(
         output_root: Where comparisons live.
         reference: Arm the others are compared with; None takes the first of single tasks, else the first.
         bootstrap: Resamples of the paired intervals.
+        plugins: Modules or paths of files with parts that a run needs; installed ones are known.
 
     Returns:
         Path of `comparison.md`.
@@ -73,10 +77,12 @@ def compare(
     """
     from mtl.experiments.comparison import write_comparison
 
+    named = use(plugins)
+    shared = [*([f"plugins={json.dumps(named)}"] if named else []), *overrides]  # the runs are processes of their own
     arms = ["mtl", "stl"] if arms is None else arms
     folder = Path(output_root) / (name or suite)
     arm_overrides = _arm_overrides(arms)
-    runs = _plan(suite, seeds, arm_overrides, overrides, folder)
+    runs = _plan(suite, seeds, arm_overrides, shared, folder)
     configs = {run: load_run_config(list(run.overrides)) for run in runs}
     _check_shared(configs)
     _check_budget(configs)
@@ -90,7 +96,7 @@ def compare(
         place = run.folder.relative_to(folder)
         console.print(f"[{index + 1}/{len(runs)}] {place}: {state} ({time.monotonic() - started:.0f} s)", markup=False)
     summaries = [load_run(run.arm, run.seed, run.folder) for run in runs]
-    given = {"name": name, "output_root": output_root, "reference": reference, "bootstrap": bootstrap}
+    given = {"plugins": named, "name": name, "output_root": output_root, "reference": reference, "bootstrap": bootstrap}
     write_comparison(folder, summaries, base, bootstrap, _command(suite, seeds, arms, overrides, given))
     console.print(str(folder / "comparison.md"), markup=False)
     return folder / "comparison.md"
@@ -250,7 +256,8 @@ def _bring_up_to_date(run: Run, config: dict[str, Any]) -> str:
             )
         if (run.folder / "metrics.json").is_file():
             return "finished before"
-        words = [f"resume={run.folder}", *(f"{key}={json.dumps(now[key])}" for key in ALLOWED if key in changed)]
+        again = [key for key in ALLOWED if key in changed or (key == "plugins" and now[key])]  # plug-ins are named each time
+        words = [f"resume={run.folder}", *(f"{key}={json.dumps(now[key])}" for key in again)]
         state = "resumed"
     else:
         words, state = list(run.overrides), "trained"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from rich.progress import track
 from mtl.config.load import build_family
 from mtl.config.stages import stages_of, start_files, total_epochs
 from mtl.core.errors import TrainingError
+from mtl.core.plugins import use
 from mtl.data.pipeline.datamodule import MultiTaskDataModule
 from mtl.evaluation.baselines import baseline_summary, source_notes
 from mtl.evaluation.cases import CaseKeeper
@@ -37,6 +39,7 @@ def evaluate(
     device: str = "auto",
     bootstrap: int | None = None,
     report: bool = True,
+    plugins: Iterable[str] = (),
 ) -> dict[str, Any]:
     """Score a checkpoint and write `metrics.json`, `predictions/records.json` and `report.html`.
 
@@ -50,6 +53,7 @@ def evaluate(
         device: `auto`, `cpu`, `cuda`, ...
         bootstrap: Resamples of the intervals; None as in training.
         report: Write `report.html` too.
+        plugins: Modules or paths of files with parts that the checkpoint needs; installed ones are known.
 
     Returns:
         The content of `metrics.json`.
@@ -57,6 +61,7 @@ def evaluate(
     if not log.handlers:
         logging.basicConfig(format="%(message)s")
         log.setLevel(logging.INFO)
+    use(plugins)
     path = checkpoint_path(checkpoint)
     loaded = load_model(path, device)
     run_dir = path.parent.parent if path.parent.name == "checkpoints" else path.parent

@@ -65,8 +65,6 @@ class ClassifierHead(ClassificationHead):
         dropout: Dropout after every hidden layer; before the linear classifier where there is none.
     """
 
-    kind = "classification"
-
     def __init__(
         self,
         spec: TaskSpec,
@@ -108,8 +106,6 @@ class PublishedClassifierHead(ClassificationHead):
         hidden: Width of the hidden layer (with ReLU).
         dropout: Dropout after the hidden layer.
     """
-
-    kind = "classification"
 
     def __init__(
         self,

@@ -196,8 +196,6 @@ class HeatmapHead(HeatmapBase):
         refine: Estimate a peak's position within its cell.
     """
 
-    kind = "heatmap"
-
     def __init__(
         self,
         spec: TaskSpec,
@@ -244,8 +242,6 @@ class PublishedHeatmapHead(HeatmapBase):
         max_peaks: Most peaks per image.
         refine: Estimate a peak's position within its cell.
     """
-
-    kind = "heatmap"
 
     def __init__(
         self,

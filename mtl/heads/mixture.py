@@ -297,13 +297,15 @@ def _check_expert(expert: Any, spec: TaskSpec, where: str) -> None:
     """Refuse what is no head, serves another kind of task or has outputs that cannot be averaged."""
     if not isinstance(expert, dict) or "name" not in expert:
         raise ConfigError(f"`{where}` must be a head with a `name`; found {expert!r}.")
-    about = HEADS.entry(expert["name"], where).constants
+    about = HEADS.entry(expert["name"], where)
     detector = expert.get("detector")  # a head around a detector is as mixable as that is
-    inner = HEADS.entry(detector["name"], f"{where}.detector").constants if isinstance(detector, dict) else about
-    if about.get("needs_boxes", False) or not (about.get("mixable", True) and inner.get("mixable", True)):
+    inner = HEADS.entry(detector["name"], f"{where}.detector") if isinstance(detector, dict) else about
+    if about.constant("needs_boxes") or not (about.constant("mixable") and inner.constant("mixable")):
         raise ConfigError(
             f"`{where}` is `{expert['name']}`, whose outputs cannot be averaged. Choose another head, for example unet, "
             "classifier, fcos or heatmap."
         )
-    if about.get("kind") != spec.kind:
-        raise ConfigError(f"`{where}` is `{expert['name']}`, a {about.get('kind')} head, but `{spec.name}` is {spec.kind}.")
+    if about.constant("kind") != spec.kind:
+        raise ConfigError(
+            f"`{where}` is `{expert['name']}`, a {about.constant('kind')} head, but `{spec.name}` is {spec.kind}."
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from rich.progress import Progress, TaskID
 
 from mtl.config.verbs import SlideConfig
 from mtl.core.files import file_hash
+from mtl.core.plugins import use
 from mtl.data.formats.slides import SLIDE_SUFFIXES, is_slide, require_readers
 from mtl.inference.images import find_images, is_case
 from mtl.inference.loading import load_predictor
@@ -33,6 +34,7 @@ def predict(
     overlays: bool = True,
     masks: bool = True,
     pixel_scale: float | None = None,
+    plugins: Iterable[str] = (),
     slide: dict[str, Any] | None = None,
 ) -> list[str]:
     """Predict every image, slide and volume of `source` and write their files.
@@ -46,12 +48,14 @@ def predict(
         overlays: Draw overlays, and overviews of slides.
         masks: Write masks, confidence maps and heatmaps.
         pixel_scale: Stored pixels per reference pixel of images; None applies the data family's rule.
+        plugins: Modules or paths of files with parts that the checkpoint needs; installed ones are known.
         slide: Keys of `mtl.config.verbs.SlideConfig`.
 
     Returns:
         One sentence per file that could not be read; those are skipped.
     """
     paths = find_images(source, leave_out=Path(output))
+    use(plugins)
     predictor = load_predictor(checkpoint, device)
     predictor.batch_size = batch_size
     kinds = {path: kind_of(path, predictor) for path in paths}

@@ -111,7 +111,7 @@ def build_loss(config: dict[str, Any], spec: TaskSpec) -> Loss:
     where = f"heads.{spec.name}.loss"
     if not isinstance(config, dict) or "name" not in config:
         raise ConfigError(f"`{where}` must be a mapping with a `name`; found {config!r}.")
-    kinds = LOSSES.entry(config["name"], where).constants.get("kinds", ())
+    kinds = LOSSES.entry(config["name"], where).constant("kinds")
     if kinds and spec.kind not in kinds:
         suited = sorted(name for name, entry in LOSSES.entries().items() if spec.kind in entry.constants.get("kinds", ()))
         raise ConfigError(

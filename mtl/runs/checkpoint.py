@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from mtl.core.distribution import install_command
 from mtl.core.errors import CheckpointError, TrainingError
 
 # Version of the entry `mtl` of a checkpoint; a file with a higher one was written by a newer release.
@@ -101,7 +102,7 @@ def read_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
         raise CheckpointError(f"`{path}` lacks `mtl.{'`, `mtl.'.join(missing)}`. {expected}")
     if about["format"] > FORMAT:
         raise CheckpointError(
-            f"`{path}` has format {about['format']}; this release reads up to {FORMAT}. Update it with `pip install -U mtl`."
+            f"`{path}` has format {about['format']}; this release reads up to {FORMAT}. Update it with `{install_command()}`."
         )
     return content
 

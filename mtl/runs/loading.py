@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from mtl.core import plugins
 from mtl.core.errors import CheckpointError, ConfigError
 from mtl.model import MultiTaskModel
 from mtl.runs.checkpoint import read_checkpoint
-
-if TYPE_CHECKING:
-    pass
 
 MODEL_PREFIX = "model."
 PRETRAINING_NOTE = (
@@ -57,7 +55,7 @@ def load_model(checkpoint: str | Path, device: str = "auto") -> LoadedModel:
         device: `auto`, `cpu`, `cuda`, ...
 
     Raises:
-        CheckpointError: Missing, unreadable, foreign, or not matching the model it describes.
+        CheckpointError: Missing, unreadable, foreign, not matching the model it describes, or in need of an unknown plug-in.
     """
     path = checkpoint_path(checkpoint)
     content = read_checkpoint(path)
@@ -68,6 +66,8 @@ def load_model(checkpoint: str | Path, device: str = "auto") -> LoadedModel:
         if key not in about
     ]:
         raise CheckpointError(f"`{path}` lacks {', '.join(missing)}. Expected a checkpoint as training wrote it.")
+    if lacking := plugins.missing(about["config"].get("plugins", []), f"`{path}`"):
+        raise CheckpointError("\n".join(lacking))
     model = MultiTaskModel.from_config(about["model"], load_weights=False)
     hint = "The file was edited or belongs to another release; train again or use the release that wrote it."
     load_state(model, content["state_dict"], f"`{path}` does not fit the model it describes", hint)

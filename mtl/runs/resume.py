@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from mtl.config.compose import take_plugins
 from mtl.config.keys import ALLOWED
 from mtl.config.load import check_run_config
 from mtl.core.errors import ConfigError
@@ -34,8 +35,13 @@ def resumed_config(run_dir: str, overrides: list[str]) -> dict[str, Any]:
         raise ConfigError(f"`{path}` is damaged: {error}. Restore it, or start a new run.") from error
     if not isinstance(config, dict) or "suite" not in config:
         raise ConfigError(f"`{path}` is not the configuration of a run. Restore it, or start a new run.")
+    overrides, problems = take_plugins(overrides)
+    if problems:
+        raise ConfigError(problems)
     for override in overrides:
         key, _, value = override.lstrip("+").partition("=")
+        if key == "plugins":  # taken above; the run goes on recording its own
+            continue
         if key not in ALLOWED:
             raise ConfigError(
                 f"`{override}` cannot be combined with resume=: a run goes on with its own configuration. "

@@ -9,6 +9,7 @@ from typing import Any
 
 from pytorch_lightning.loggers import Logger
 
+from mtl.core.distribution import install_command
 from mtl.core.errors import ConfigError
 
 
@@ -26,7 +27,7 @@ def build_loggers(config: dict[str, Any], run_dir: Path) -> list[Logger]:
             loggers.append(TensorBoardLogger(str(run_dir), name="tensorboard", version=""))
         except ModuleNotFoundError as error:
             raise ConfigError(
-                "logger=tensorboard needs the package tensorboard. Install it with pip install 'mtl[tensorboard]'."
+                f"logger=tensorboard needs the package tensorboard. Run: {install_command('tensorboard')}."
             ) from error
     if config["logger"]["wandb"]:
         from pytorch_lightning.loggers import WandbLogger

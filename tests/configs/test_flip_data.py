@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from mtl.config import schema, verbs
 from mtl.config.compose import choices, compose
 from mtl.config.load import DATA_KEYS, build_family, check_data, load_run_config
+from mtl.core.errors import ConfigError
 from mtl.core.registry import SOURCES
 from mtl.data.pipeline.datamodule import MultiTaskDataModule
 from mtl.data.pipeline.transforms import Transform
@@ -388,7 +389,7 @@ def test_data_synth(tmp_path: Path) -> None:
 
     config = {
         "output": tmp_path / "drawn" / "one", "patients": 2, "fields": 1, "seed": 0, "width": 96, "kind": "points",
-        "overwrite": "true", "occupied": False,
+        "overwrite": "true", "plugins": "[]", "occupied": False,
     }  # fmt: skip
     flips = {
         "output": Flip(tmp_path / "drawn" / "two"),
@@ -398,6 +399,7 @@ def test_data_synth(tmp_path: Path) -> None:
         "width": Flip(112),
         "kind": Flip("both"),
         "overwrite": Flip("false", {"occupied": True}, refuses=True),
+        "plugins": Flip("[nowhere.py]", refuses=True),
     }
     assert set(flips) == set(verbs.SynthConfig.model_fields)
     assert dead_keys(observe, config, flips) == []
@@ -440,7 +442,9 @@ def test_data_tool(smears: Path, tmp_path: Path) -> None:
         "seed": Flip(2),
         "data.root": Flip(copy_of(smears, tmp_path / "less", lambda path: "Point Set" in path.parts)),
     }
-    assert {key.partition(".")[0] for key in flips} == set(verbs.DataToolConfig.model_fields)
+    assert {key.partition(".")[0] for key in flips} | {"plugins"} == set(verbs.DataToolConfig.model_fields)
+    with pytest.raises(ConfigError, match="There is no plug-in"):
+        observe({**config, "plugins": "[nowhere.py]"})
     flat = dict(config)  # the words of a command line: dotted keys are not nested here
     before = observe(flat)
     assert [key for key, flip in flips.items() if observe({**flat, key: flip.value}) == before] == []

@@ -394,6 +394,7 @@ def test_evaluate(trained: Path, smears: Path, tmp_path: Path, monkeypatch: pyte
         "device": Flip("xpu:7", refuses=True),
         "bootstrap": Flip(5),
         "report": Flip(True),
+        "plugins": Flip(["nowhere.py"], refuses=True),
     }
     assert set(flips) == set(verbs.EvaluateConfig.model_fields)
     assert dead_keys(observe, config, flips) == []
@@ -429,6 +430,7 @@ def test_predict(trained: Path, smears: Path, tmp_path: Path, monkeypatch: pytes
         "overlays": Flip(False),
         "masks": Flip(False),
         "pixel_scale": Flip(0.05),
+        "plugins": Flip(["nowhere.py"], refuses=True),
     }
     assert set(flips) | {"slide"} == set(verbs.PredictConfig.model_fields)  # test_slides
     assert dead_keys(observe, config, flips) == []
@@ -498,6 +500,7 @@ def test_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "output_root": Flip("there"),
         "reference": Flip("mtl"),
         "bootstrap": Flip(10),
+        "plugins": Flip(["nowhere.py"], refuses=True),
     }
     assert set(flips) == set(verbs.CompareConfig.model_fields)
     assert dead_keys(observe, config, flips) == []
@@ -511,6 +514,12 @@ def test_the_metric_that_judges_a_task(base: dict[str, Any]) -> None:
     assert [active_specs(config)["heatmap"].primary_metric for config in (base, changed)] == ["peak_f1", "pearson"]
     with pytest.raises(ConfigError, match=r"`mse` in `evaluation.primary.heatmap`"):
         check_run_config(put(base, {"evaluation.primary": {"heatmap": "mse"}}))  # lower is better: it cannot enter a mean
+
+
+def test_plugins(base: dict[str, Any]) -> None:
+    """What they bring is tried in tests/integration/test_plugins.py."""
+    with pytest.raises(ConfigError, match=r"needs the plug-in `nowhere\.heads`, which is neither installed nor named"):
+        check_run_config(put(base, {"plugins": ["nowhere.heads"]}))
 
 
 def test_stages(base: dict[str, Any]) -> None:
@@ -529,7 +538,19 @@ def test_stages(base: dict[str, Any]) -> None:
 
 def test_every_key_of_train_yaml_has_its_flip() -> None:
     """The keys of `train.yaml`, and where they are flipped."""
-    here = {"suite", "name", "seed", "tasks", "monitor", "resume", "evaluation", "study_metrics", "runtime", "stages"}
+    here = {
+        "suite",
+        "name",
+        "seed",
+        "plugins",
+        "tasks",
+        "monitor",
+        "resume",
+        "evaluation",
+        "study_metrics",
+        "runtime",
+        "stages",
+    }
     sections = {"trainer", "callbacks", "logger", "paths"}
     parts = {"backbone", "peft", "balancer", "scheduler", "optimizer", "necks", "heads"}  # test_flip_parts.py
     assert here | sections | parts | {"data"} == set(schema.RunConfig.model_fields)

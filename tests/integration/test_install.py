@@ -30,7 +30,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if done.returncode and "hatchling" in done.stderr:
         pytest.skip("the build tool cannot be downloaded here")
     assert done.returncode == 0, done.stderr
-    return next(folder.glob("mtl-*.whl"))
+    return next(folder.glob("mtl_medical-*.whl"))
 
 
 def test_wheel_is_complete(wheel: Path) -> None:

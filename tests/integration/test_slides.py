@@ -106,7 +106,7 @@ def test_what_must_be_given_is_said(
     assert capsys.readouterr().err.count("nowhere` is no folder") == 1
     monkeypatch.setitem(sys.modules, "tiffslide", None)
     words[1] = f"source={folder}/in/a.tif"
-    assert guarded("predict", words) == 2 and "pip install 'mtl[slides]'" in capsys.readouterr().err
+    assert guarded("predict", words) == 2 and "pip install 'mtl-medical[slides]'" in capsys.readouterr().err
 
 
 def test_other_networks_take_a_tiled_tiff_for_an_image(

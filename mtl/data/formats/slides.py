@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from mtl.core.distribution import install_command
 from mtl.core.errors import ConfigError, DataError
 
 # Formats of scanners, all of them dialects of TIFF.
@@ -108,7 +109,7 @@ def require_readers() -> None:
     except ImportError as error:
         raise ConfigError(
             f"Slides are read with tifffile, imagecodecs and tiffslide, and `{error.name}` is not installed. "
-            "Run: pip install 'mtl[slides]'."
+            f"Run: {install_command('slides')}."
         ) from error
     logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)  # what it says of damaged files is told in one sentence
 

@@ -59,9 +59,6 @@ class PublishedFasterRCNNHead(FasterRCNNHead):
         class_weights: Weights of the task's classes in the second stage; background weighs 1.
     """
 
-    kind = "detection"
-    mixable = False
-
     def __init__(
         self,
         spec: TaskSpec,

@@ -44,8 +44,6 @@ class BlobsHead(PointsHead):
         refine: Move a point within its pixel by a parabola through the logarithm of its neighbours.
     """
 
-    kind = "points"
-
     def __init__(
         self,
         spec: TaskSpec,

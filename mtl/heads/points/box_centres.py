@@ -26,8 +26,6 @@ class BoxCentresHead(PointsHead):
         suppression_radius: Microns below which two points are the same object, whatever their classes.
     """
 
-    kind = "points"
-
     def __init__(
         self,
         spec: TaskSpec,
@@ -41,7 +39,7 @@ class BoxCentresHead(PointsHead):
         where = f"heads.{spec.name}.detector"
         if not isinstance(detector, dict) or "name" not in detector:
             raise ConfigError(f"`{where}` must be a head with a `name`; found {detector!r}.")
-        kind = HEADS.entry(detector["name"], where).constants.get("kind")
+        kind = HEADS.entry(detector["name"], where).constant("kind")
         if kind != "detection":
             raise ConfigError(
                 f"`{where}` is `{detector['name']}`, a {kind} head. Choose one that finds boxes, for example fcos."

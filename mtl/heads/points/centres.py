@@ -41,8 +41,6 @@ class CentresHead(PointsHead):
         max_points: Most peaks per image, before suppression; must exceed the densest image.
     """
 
-    kind = "points"
-
     def __init__(
         self,
         spec: TaskSpec,

@@ -30,8 +30,6 @@ class DeepLabV3PlusHead(SegmentationHead):
         dropout: Dropout before the last convolution.
     """
 
-    kind = "segmentation"
-
     def __init__(
         self,
         spec: TaskSpec,

@@ -20,8 +20,6 @@ class PixelwiseHead(SegmentationHead):
         loss: The loss (a name and its keys).
     """
 
-    kind = "segmentation"
-
     def __init__(self, spec: TaskSpec, channels: tuple[int, ...], strides: tuple[int, ...], *, loss: dict) -> None:
         super().__init__(spec, channels, strides, loss)
         self.logits = nn.Conv2d(channels[0], len(spec.classes), 1)

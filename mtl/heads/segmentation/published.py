@@ -27,8 +27,6 @@ class PublishedUnetHead(SegmentationHead):
         loss: The loss (a name and its keys).
     """
 
-    kind = "segmentation"
-
     def __init__(self, spec: TaskSpec, channels: tuple[int, ...], strides: tuple[int, ...], *, loss: dict) -> None:
         super().__init__(spec, channels, strides, loss)
         self.positions = select_levels(strides, [2, 3, 4, 5], spec.name)

@@ -28,8 +28,6 @@ class UnetHead(SegmentationHead):
         dropout: Share of channels dropped before the last convolution.
     """
 
-    kind = "segmentation"
-
     def __init__(
         self,
         spec: TaskSpec,

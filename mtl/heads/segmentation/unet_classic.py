@@ -60,8 +60,6 @@ class ClassicUnetHead(SegmentationHead):
         dropout: Share of channels dropped between the two convolutions of each.
     """
 
-    kind = "segmentation"
-
     def __init__(
         self,
         spec: TaskSpec,

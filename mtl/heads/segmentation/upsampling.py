@@ -29,8 +29,6 @@ class UpsamplingHead(SegmentationHead):
         last_channels: Channels between the blocks and the logits.
     """
 
-    kind = "segmentation"
-
     def __init__(
         self,
         spec: TaskSpec,

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from mtl.core import plugins
 from mtl.core.errors import ConfigError
 from mtl.core.registry import ADAPTERS, BALANCERS, ENCODERS, HEADS, LOSSES, NECKS, SCHEDULERS, SOURCES, STUDY_METRICS
 
@@ -38,3 +39,33 @@ def test_unknown_name_and_key_name_the_nearest():
 def test_two_registries_of_one_package_do_not_mix():
     assert "timm" in ENCODERS.names()
     assert "timm" not in ADAPTERS.names()
+
+
+def test_a_known_name_parses_only_its_own_file_and_what_it_inherits():
+    code = (
+        "from mtl.core import registry; parsed = []; read = registry.read_source; "
+        "registry.read_source = lambda path, module: (parsed.append(path.name), read(path, module))[1]; "
+        "assert len(registry.HEADS.names()) > 10 and registry.HEADS.entry('unet').constant('kind') == 'segmentation'; "
+        "assert parsed == ['unet.py'], parsed"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_two_parts_of_one_file_with_one_name_are_refused(tmp_path, monkeypatch):
+    file = tmp_path / "double_head.py"
+    file.write_text('@HEADS.register("double")\nclass A: ...\n\n\n@HEADS.register("double")\nclass B: ...\n', encoding="utf-8")
+    monkeypatch.setattr(plugins, "_named", [])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    plugins.use([str(file)])
+    with pytest.raises(ConfigError, match=r"Two heads in `.*double_head.py` are called `double`: `A` and `B`"):
+        HEADS.entries()
+
+
+def test_a_part_below_the_top_level_is_no_part(tmp_path, monkeypatch):
+    file = tmp_path / "quoted_head.py"
+    file.write_text('TEXT = """\n@HEADS.register("quoted")\nclass A: ...\n"""\n', encoding="utf-8")
+    monkeypatch.setattr(plugins, "_named", [])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    plugins.use([str(file)])
+    with pytest.raises(ConfigError, match="not at the top level of the module"):
+        HEADS.entry("quoted")

@@ -203,7 +203,7 @@ def test_broken_and_foreign_files_are_named(tmp_path: Path) -> None:
 
 def test_what_is_missing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "imagecodecs", None)
-    with pytest.raises(ConfigError, match=r"`imagecodecs` is not installed. Run: pip install 'mtl\[slides\]'"):
+    with pytest.raises(ConfigError, match=r"`imagecodecs` is not installed. Run: pip install 'mtl-medical\[slides\]'"):
         open_slide(save(tmp_path / "a.tif", draw(64, 64), compression=None))
 
 

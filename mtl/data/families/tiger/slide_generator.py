@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from mtl.core.distribution import install_command
 from mtl.core.errors import ConfigError
 from mtl.core.files import beside, write_json
 from mtl.data.families.tiger.painter import NOTHING, Specimen, blocks, draw_block, draw_stain
@@ -57,7 +58,7 @@ def draw_slide(
     try:
         import tifffile
     except ImportError as error:
-        raise ConfigError("Drawing slides needs tifffile. Install it with `pip install mtl[slides]`.") from error
+        raise ConfigError(f"Drawing slides needs tifffile. Run: {install_command('slides')}.") from error
     height, width = (size, size) if isinstance(size, int) else size
     if min(height, width) < 1 or tile < 16 or tile % 16 or pieces < 1 or not spacing > 0:
         raise ConfigError(
