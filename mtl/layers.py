@@ -155,3 +155,20 @@ def decoder_blocks(
     inputs = [coarse + low_channels] + [width] * (convolutions - 1)
     fuse = nn.Sequential(*(convolution_block(size, width, 3, separable=separable) for size in inputs))
     return convolution_block(fine, low_channels), fuse
+
+
+def fully_connected(inputs: int, hidden: list[int], outputs: int, dropout: float) -> nn.Sequential:
+    """Build linear layers with ReLU between them, for pooled features [B, inputs].
+
+    Args:
+        inputs: Features in.
+        hidden: Widths of the hidden layers; empty gives one linear layer.
+        outputs: Values out.
+        dropout: Dropout after every hidden layer; before the linear layer where there is none.
+    """
+    layers: list[nn.Module] = [] if hidden else [nn.Dropout(dropout)]
+    size = inputs
+    for wide in hidden:
+        layers += [nn.Linear(size, wide), nn.ReLU(inplace=True), nn.Dropout(dropout)]
+        size = wide
+    return nn.Sequential(*layers, nn.Linear(size, outputs))

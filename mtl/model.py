@@ -15,6 +15,7 @@ from mtl.core.task import TaskSpec
 from mtl.encoders.base import adapter_parameters
 from mtl.heads.base import Head, Output, Prediction
 from mtl.imaging.preprocessing import Preprocessing
+from mtl.kinds.base import first_of
 
 
 class MultiTaskModel(nn.Module):
@@ -211,10 +212,8 @@ class MultiTaskModel(nn.Module):
         return self.decode(self(images), boxes)
 
     def _detected(self, predictions: dict[str, list[Prediction]]) -> list[Tensor] | None:
-        for task, spec in self.specs.items():
-            if spec.kind == "detection" and task in predictions:
-                return [prediction["boxes"] for prediction in predictions[task]]
-        return None
+        task = first_of(self.specs, predictions, "boxes")
+        return None if task is None else [prediction["boxes"] for prediction in predictions[task]]
 
 
 def _build_necks(sections: dict[str, dict[str, Any]], encoder: nn.Module, chains: dict[str, list[str]]) -> dict[str, nn.Module]:

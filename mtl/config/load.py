@@ -119,7 +119,7 @@ def active_specs(config: dict[str, Any]) -> dict[str, TaskSpec]:
         task: replace(
             specs[task],
             primary=primary.get(task, specs[task].primary),
-            resolution=resolution if specs[task].kind == "points" else specs[task].resolution,
+            resolution=resolution if specs[task].rules.fixed_scale else specs[task].resolution,
         )
         for task in config["tasks"]
     }
@@ -215,10 +215,15 @@ def _check_fit(values: dict[str, Any]) -> list[str]:
                 f"`heads.{task}.detector` is `{head['detector']['name']}`, a {kind_of(head['detector'])} head. Choose one that "
                 "finds boxes."
             )
-        if task in specs and specs[task].kind == "points" and values["data"]["geometry"]["mode"] != "tiles":
+        if task in specs and specs[task].rules.fixed_scale and values["data"]["geometry"]["mode"] != "tiles":
             problems.append(
                 f"`data.geometry.mode` is {values['data']['geometry']['mode']}, but `{task}` looks for points within distances "
                 "in microns, which needs a fixed scale. Set data.geometry.mode=tiles."
+            )
+        if task in specs and specs[task].whole_image and values["data"]["geometry"]["mode"] == "tiles":
+            problems.append(
+                f"`data.geometry.mode` is tiles, but the label of `{task}` says something of a whole image, which no window "
+                "shows. Set data.geometry.mode=stretch or letterbox, or leave the task out of `tasks`."
             )
         sources = [ENCODER, *values["necks"]]
         if head.get("features", ENCODER) not in sources:
@@ -292,6 +297,11 @@ def _check_names(values: dict[str, Any], active: list[str]) -> list[str]:
     weights = values["evaluation"]["score_weights"]
     problems += [unknown("task", n, known, "evaluation.score_weights") for n in weights if n not in known]
     for name, metric in values["study_metrics"].items():
+        if name in known:
+            problems.append(
+                f"`study_metrics.{name}` has the name of a task, so that their results could not be told apart. Give the "
+                f"metric another key; the tasks are {', '.join(known)}."
+            )
         for key, tasks in (("task", [metric.get("task", known[0])]), ("tasks", metric.get("tasks", []))):
             problems += [unknown("task", n, known, f"study_metrics.{name}.{key}") for n in tasks if n not in known]
     parts = part_names(values)

@@ -20,7 +20,10 @@ from mtl.core.errors import ConfigError, nearest
 from mtl.core.sources import find_module
 
 # Groups of entry points, named like the packages whose parts they add to. The value is a module, or a package with all below.
-GROUPS = ("mtl.encoders", "mtl.necks", "mtl.heads", "mtl.losses", "mtl.balancing", "mtl.data", "mtl.metrics", "mtl.training")
+GROUPS = (
+    "mtl.encoders", "mtl.necks", "mtl.heads", "mtl.losses", "mtl.balancing", "mtl.data", "mtl.metrics", "mtl.kinds",
+    "mtl.training",
+)  # fmt: skip
 CONFIGS = "configs"
 
 

@@ -2,46 +2,73 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import cache
+from typing import Any, ClassVar
 
-Kind = Literal["detection", "roi_classification", "segmentation", "heatmap", "points", "classification", "regression"]
+from mtl.core.registry import KINDS
 
-# Operating points of the cell detection score of TIGER (https://tiger.grand-challenge.org): false positives per mm2.
-FALSE_POSITIVES_PER_MM2 = (10, 20, 50, 100, 200, 300)
 
-# Metrics that each kind logs during validation (`val/<task>/<metric>`), the primary one first. All primaries lie in
-# [0, 1] and are better when higher, so that `val/score` can be their weighted mean.
-KIND_METRICS: dict[str, tuple[str, ...]] = {
-    "detection": ("map50", "map", "map75", "f1_macro", "f1_pooled", "precision_pooled", "recall_pooled", "count_mae"),
-    "roi_classification": ("f1_macro", "accuracy", "balanced_accuracy"),
-    "segmentation": (
-        "dice_per_image", "iou_per_image", "dice_pooled", "iou_pooled", "precision_pooled", "recall_pooled", "aupr",
-        "dice_nonempty", "iou_nonempty",
-    ),
-    "heatmap": ("peak_f1", "peak_precision", "peak_recall", "mse", "mae", "pearson"),
-    "points": (
-        "froc", "f1", "precision", "recall", "ap", "count_mae", *(f"sensitivity_at_{rate}" for rate in FALSE_POSITIVES_PER_MM2),
-    ),
-    "classification": ("f1_macro", "accuracy", "balanced_accuracy", "auroc"),
-    "regression": ("pearson", "mae", "rmse"),
-}  # fmt: skip
-# Added where the classes of a classification task are ordered, where there are two (the second is the positive one), and
-# where images are slices of volumes.
-ORDINAL_METRICS = ("quadratic_kappa",)
-BINARY_METRICS = ("sensitivity", "specificity")
-VOLUME_METRICS = ("dice_per_case", "iou_per_case", "mae_volume_mm3")
-LOWER_IS_BETTER = frozenset({"mae", "mse", "rmse", "count_mae", "loss"})
+class Kind(ABC):
+    """What a task kind decides, as far as the lower floors ask; the whole contract is `mtl.kinds.base.TaskKind`.
+
+    Attributes:
+        lower_is_better: Those of its metrics that improve when they fall.
+        exclusive: One of several classes is true of an image or object, so that their probabilities add up to 1.
+        fixed_scale: Its heads say lengths in microns, so the network has to see a fixed number of pixels per micron.
+    """
+
+    lower_is_better: ClassVar[frozenset[str]] = frozenset()
+    exclusive: ClassVar[bool] = False
+    fixed_scale: ClassVar[bool] = False
+
+    @abstractmethod
+    def metrics_of(self, spec: TaskSpec) -> tuple[str, ...]:
+        """Return the names of the metrics that are logged for a task, the primary one first.
+
+        Primaries lie in [0, 1] and are better when higher, so that `val/score` can be their weighted mean.
+        """
+
+    @abstractmethod
+    def metric(self, spec: TaskSpec, hit_radius: float) -> Any:
+        """Return a new `mtl.metrics.base.TaskMetric` for a task.
+
+        Args:
+            spec: The task.
+            hit_radius: Reference pixels within which a found point hits an annotated one, where points are compared.
+        """
+
+    @abstractmethod
+    def joiner(self) -> Any:
+        """Return a new `mtl.stitching.joiners.Joiner`, which makes one prediction of those of an image's windows."""
+
+
+@cache
+def kind_named(name: str) -> Kind:
+    """Return what a task kind decides; there is one object of each.
+
+    Raises:
+        ConfigError: The kind is unknown; the message lists the valid ones.
+    """
+    kind = KINDS.build({"name": name})
+    assert isinstance(kind, Kind)
+    return kind
+
+
+@cache
+def _lower_is_better() -> frozenset[str]:
+    return frozenset({"loss"}).union(*(kind_named(name).lower_is_better for name in KINDS.names()))
 
 
 def higher_is_better(metric: str) -> bool:
-    """Say in which direction a metric improves.
+    """Return whether a metric improves when it rises.
 
     Args:
         metric: Its name, with a path in front (`val/detection/map50`) or a unit behind (`mae_patient`) or neither.
     """
     name = metric.rpartition("/")[2]
-    return not (name in LOWER_IS_BETTER or name.startswith(("mae_", "hd95")) or "s_without_" in name)
+    return not (name in _lower_is_better() or name.startswith(("mae_", "hd95")) or "s_without_" in name)
 
 
 @dataclass(frozen=True)
@@ -50,7 +77,7 @@ class TaskSpec:
 
     Attributes:
         name: Name in configs, logs and results (`detection`).
-        kind: What kind of target and head it is.
+        kind: What kind of target and head it is: the name of a file's class in `mtl.kinds`.
         classes: Class names in index order, without background.
         label: The label of a `Sample` it is made from: `objects`, `mask:<name>` or `class:<name>`.
         members: For tasks made from objects: per class, the names of the object classes that count as it. Objects of
@@ -60,12 +87,15 @@ class TaskSpec:
         primary: The metric that selects checkpoints; empty takes the first of `metrics`.
         ordinal: Classification only: the classes are grades, in ascending order.
         volumetric: Segmentation only: the images of a case are slices of one volume.
+        unit: Regression only: unit of the number (`%`, `years`); empty where it has none.
+        whole_image: The label says something of the whole image (a share of its cells), so that windows of it would be taught
+            and scored by what they do not show.
         resolution: Points only: network pixels per reference pixel, which is a micron in a data family with such a task. Filled
             in from the geometry, so that heads can be set up in microns.
     """
 
     name: str
-    kind: Kind
+    kind: str
     classes: tuple[str, ...]
     label: str = "objects"
     members: tuple[tuple[str, ...], ...] = ()
@@ -75,14 +105,23 @@ class TaskSpec:
     ordinal: bool = False
     volumetric: bool = False
     resolution: float = 1.0
+    unit: str = ""
+    whole_image: bool = False
+
+    @property
+    def label_name(self) -> str:
+        """Name behind the source of the label (`grade` of `class:grade`); empty for objects."""
+        return self.label.partition(":")[2]
+
+    @property
+    def rules(self) -> Kind:
+        """What the kind of this task decides."""
+        return kind_named(self.kind)
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Names of the metrics that are logged for this task."""
-        names = KIND_METRICS[self.kind]
-        if self.kind == "classification":
-            names += (ORDINAL_METRICS if self.ordinal else ()) + (BINARY_METRICS if len(self.classes) == 2 else ())
-        return names + (VOLUME_METRICS if self.kind == "segmentation" and self.volumetric else ())
+        """Names of the metrics that are logged for this task, the primary one of its kind first."""
+        return self.rules.metrics_of(self)
 
     @property
     def primary_metric(self) -> str:
@@ -90,7 +129,7 @@ class TaskSpec:
         return self.primary or self.metrics[0]
 
     def higher_is_better(self, metric: str | None = None) -> bool:
-        """Say in which direction a metric (default: the primary one) improves."""
+        """Return whether a metric (default: the primary one) improves when it rises."""
         return higher_is_better(metric or self.primary_metric)
 
     def object_index(self, object_classes: tuple[str, ...]) -> dict[int, int]:
@@ -108,7 +147,7 @@ class TaskSpec:
             "name": self.name, "kind": self.kind, "classes": list(self.classes), "label": self.label,
             "members": [list(names) for names in self.members], "multilabel": self.multilabel,
             "ignore_index": self.ignore_index, "primary": self.primary, "ordinal": self.ordinal, "volumetric": self.volumetric,
-            "resolution": self.resolution,
+            "resolution": self.resolution, "unit": self.unit, "whole_image": self.whole_image,
         }  # fmt: skip
 
     @classmethod

@@ -100,7 +100,8 @@ class Sample:
         objects: Annotated objects.
         masks: [H, W] (class per pixel) or [H, W, K] (independent channels) uint8 by name. `REGION` is 1 where objects were
             looked for, if that is not the whole image; points outside it are no false positives.
-        labels: Image-level class index or value by name.
+        labels: By name an image-level class index, a number, or [C] float of independent classes: 1, 0, or NaN where unknown.
+            NaN (of independent classes: nothing but NaN) is absent.
         pixel_scale: Stored pixels per pixel of the data set's reference raster (0.5 for a half-size copy).
     """
 
@@ -110,7 +111,7 @@ class Sample:
     source: str
     objects: Objects | None = None
     masks: dict[str, np.ndarray] = field(default_factory=dict)
-    labels: dict[str, float] = field(default_factory=dict)
+    labels: dict[str, float | np.ndarray] = field(default_factory=dict)
     pixel_scale: float = 1.0
 
 
@@ -132,6 +133,8 @@ class Record:
         official_split: `train`, `val` or `test` where the data set fixes it.
         content_hash: sha256 of the image file; filled when the split is made.
         labels: Which labels are known, each named as in `TaskSpec.label`; None where every label of the family is.
+        values: Image-level grades (class index) and numbers by label name that `class_counts` does not tell; for baselines,
+            which read no pixel. Optional tasks put theirs here, so that they do not change class-aware sampling.
         training: False for samples that only serve evaluation (slices of a volume that training leaves out).
         attributes: What tables break results down by: {"sex": "female", "age": "40-59"}.
         spacing: Millimetres between (slices, rows, columns) of the stored image, where known.
@@ -151,6 +154,7 @@ class Record:
     official_split: str | None = None
     content_hash: str = ""
     labels: tuple[str, ...] | None = None
+    values: dict[str, float] = field(default_factory=dict)
     training: bool = True
     attributes: dict[str, str] = field(default_factory=dict)
     spacing: tuple[float, float, float] | None = None
@@ -244,7 +248,8 @@ class TaskBatch:
         targets: By task. detection, roi_classification, heatmap, points: list of B dicts `boxes` [N, 4] float32, `labels` [N]
             int64, `points` [N, 2] float32, `ids` [N] int64, in network pixels; points also `region` [H, W] bool where they
             were not looked for everywhere. segmentation: [B, K, H, W] float32 (multilabel) or [B, H, W] int64. classification:
-            [B] int64. regression: [B] float32. Where a label is absent the row holds a placeholder that nobody may read.
+            [B] int64. multilabel_classification: [B, C] float32, NaN where a class is unknown. regression: [B] float32. Where a
+            label is absent the row holds a placeholder that nobody may read.
         present: By task, [B] bool: is the label known? Always on the CPU: it decides what is computed, and asking a GPU would
             make every training step wait for it.
         meta: One entry per row.

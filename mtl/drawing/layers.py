@@ -24,6 +24,7 @@ class Layers:
         dots: (name of the class, [N, 2] points).
         dot_radius: Radius of a dot as a fraction of the width: the distance below which two points would be one object.
         legend: (colour, text) entries.
+        mask_names: Names of all masks of the picture, of which several tasks may share one; they decide colours and titles.
         window: Of an image of which masks and heat show a part only (a border was cut off); None where they cover all of it.
     """
 
@@ -35,6 +36,7 @@ class Layers:
     dots: list[tuple[str, np.ndarray]] = field(default_factory=list)
     dot_radius: float = 0.0
     legend: list[tuple[Colour, str]] = field(default_factory=list)
+    mask_names: list[str] = field(default_factory=list)
     window: Window | None = None
 
     def region(self, size: tuple[int, int]) -> tuple[slice, slice]:

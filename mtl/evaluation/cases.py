@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
 
-import numpy as np
-
-from mtl.core.raster import resize_mask
 from mtl.core.task import TaskSpec
 from mtl.core.types import ImageResult
+from mtl.kinds.base import rules_of
 from mtl.metrics.evaluator import Evaluator
 
 Thresholds = dict[str, dict[str, float]]
@@ -81,19 +78,6 @@ def masks_for_pictures(truth: ImageResult, specs: dict[str, TaskSpec]) -> ImageR
     left, top, right, bottom = truth.window.content_box
     factor = min(1.0, LONGEST / max(bottom - top, right - left))
     size = (max(1, round((bottom - top) * factor)), max(1, round((right - left) * factor)))
-    tasks = dict(truth.tasks)
-    for task in tasks:
-        if specs[task].kind == "segmentation":
-            mask = tasks[task]["mask"][..., top:bottom, left:right]
-            if specs[task].multilabel:
-                small: Any = np.stack([resize_mask(channel, size) for channel in mask]).astype(np.uint8)
-            else:
-                small = _nearest(mask, size)
-            tasks[task] = tasks[task] | {"mask": small}
+    box = (left, top, right, bottom)
+    tasks = {task: rules_of(specs[task]).for_pictures(specs[task], arrays, box, size) for task, arrays in truth.tasks.items()}
     return replace(truth, tasks=tasks)
-
-
-def _nearest(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    import cv2
-
-    return cv2.resize(np.ascontiguousarray(mask), (size[1], size[0]), interpolation=cv2.INTER_NEAREST_EXACT)

@@ -10,8 +10,9 @@ import numpy as np
 from mtl.config.stages import stages_of
 from mtl.core.types import ImageResult, Record
 from mtl.data.pipeline.datamodule import MultiTaskDataModule
-from mtl.evaluation.baselines import TrainingStatistics
+from mtl.evaluation.baselines import count_training
 from mtl.evaluation.cases import CaseKeeper
+from mtl.kinds.base import TrainingStatistics
 from mtl.metrics.evaluator import Evaluator
 from mtl.metrics.til import TilScore
 from mtl.runs.loading import LoadedModel
@@ -72,7 +73,7 @@ def training_statistics(datamodule: MultiTaskDataModule, loaded: LoadedModel, ev
     study = loaded.config["study_metrics"].items()
     percentages = {name: (metric["infected"], metric["healthy"]) for name, metric in study if "infected" in metric}
     means = _mean_scores(datamodule, evaluator, records)
-    return TrainingStatistics.from_records(loaded.model.specs, records, means=means, percentages=percentages)
+    return count_training(loaded.model.specs, records, means=means, percentages=percentages)
 
 
 def _mean_scores(datamodule: MultiTaskDataModule, evaluator: Evaluator, records: list[Record]) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -30,9 +30,11 @@ class Head(nn.Module, ABC):
         needs_boxes: `decode` looks at boxes that another head found.
         mixable: Averaging the outputs of several such heads makes sense: all tensors that hold predictions are floating point,
             have the batch as first dimension and do not depend on choices (proposals) that differ between heads.
+        looks_at_targets: The head wants `observe_targets`; collecting the targets costs a look at every training label.
     """
 
     kind: str
+    looks_at_targets: bool = False
     needs_boxes: ClassVar[bool] = False
     mixable: ClassVar[bool] = True
 
@@ -68,6 +70,16 @@ class Head(nn.Module, ABC):
 
     def set_progress(self, progress: float) -> None:
         """Take note of the share of training that is done; told at the start of each epoch."""
+
+    def observe_targets(self, targets: Sequence[Any]) -> None:
+        """Look at the targets of all labelled training samples.
+
+        Told once, before the first step of a run that does not start from a checkpoint; what is learned must be in buffers, so
+        that a checkpoint holds it.
+
+        Args:
+            targets: One per sample, as `encode` makes them.
+        """
 
     @property
     def monitored(self) -> tuple[str, ...]:

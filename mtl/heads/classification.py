@@ -6,14 +6,14 @@ from abc import abstractmethod
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from mtl.core.errors import ConfigError
 from mtl.core.registry import HEADS
 from mtl.core.task import TaskSpec
 from mtl.heads.base import Head, Output, Prediction, labelled_loss
-from mtl.layers import separable_convolution
+from mtl.layers import fully_connected, separable_convolution
 from mtl.losses.base import build_loss
 
 
@@ -76,12 +76,7 @@ class ClassifierHead(ClassificationHead):
         dropout: float = 0.2,
     ) -> None:
         super().__init__(spec, channels, strides, loss)
-        layers: list[nn.Module] = [] if hidden else [nn.Dropout(dropout)]
-        size = channels[-1]
-        for wide in hidden:
-            layers += [nn.Linear(size, wide), nn.ReLU(inplace=True), nn.Dropout(dropout)]
-            size = wide
-        self.classifier = nn.Sequential(*layers, nn.Linear(size, self.outputs))
+        self.classifier = fully_connected(channels[-1], hidden, self.outputs, dropout)
 
     def scores(self, features: tuple[Tensor, ...]) -> Tensor:
         """Compute logits [B, `outputs`]."""
@@ -124,9 +119,7 @@ class PublishedClassifierHead(ClassificationHead):
             raise ConfigError(f"`heads.{spec.name}.pool={list(pool)}`: expected [rows, columns].")
         self.pool = (pool[0], pool[1])
         self.reduce = separable_convolution(channels[-1], reduce, 3, stride=2)
-        self.classifier = nn.Sequential(
-            nn.Linear(reduce, hidden), nn.ReLU(inplace=True), nn.Dropout(dropout), nn.Linear(hidden, self.outputs)
-        )
+        self.classifier = fully_connected(reduce, [hidden], self.outputs, dropout)
 
     def scores(self, features: tuple[Tensor, ...]) -> Tensor:
         """Compute logits [B, `outputs`]."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -115,6 +115,7 @@ class MixtureHead(Head):
         own = {key: value for key, value in expert.items() if key != "features"}
         self.experts = nn.ModuleList(HEADS.build(own, spec, channels, strides, where=f"{where}.expert") for _ in range(experts))
         self.kind = self.lead.kind
+        self.looks_at_targets = self.lead.looks_at_targets
         self.gate = nn.Linear(channels[-1], experts)
         self.competing = gate == "softmax"
         self.routing = routing
@@ -142,6 +143,11 @@ class MixtureHead(Head):
         # average of weights, may be given the buffer alone.
         self._sparse = self.routing != "dense" and progress >= self.dense_until
         self.sparse.fill_(self._sparse)
+
+    def observe_targets(self, targets: Sequence[Any]) -> None:
+        """Show the targets to every expert."""
+        for expert in self.experts:
+            expert.observe_targets(targets)  # type: ignore[operator]
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)

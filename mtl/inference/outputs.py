@@ -14,7 +14,6 @@ from typing import IO, Any
 import numpy as np
 
 from mtl.core.files import PARTIAL, remove_stale, write_bytes, write_json
-from mtl.core.raster import to_original
 from mtl.core.task import TaskSpec
 from mtl.data.formats.volumes import write_mask
 from mtl.inference.images import is_case, stem
@@ -23,6 +22,7 @@ from mtl.inference.prediction import Prediction, counting_task
 from mtl.inference.predictor import Outcome
 from mtl.inference.slides.outputs import SCORE, SlideOutcome
 from mtl.inference.volumes import CaseOutcome, VolumePrediction
+from mtl.kinds.base import rules_of
 
 OBJECT_COLUMNS = ["object", "task", "class", "score", "x_min", "y_min", "x_max", "y_max", "x", "y"]
 SLIDE_COLUMNS = ["til_score", "stroma_area_um2", "cells_in_bulk"]
@@ -112,7 +112,7 @@ class PredictionWriter:
         else:
             assert isinstance(outcome, Outcome) and outcome.image is not None
             content = {"image": str(outcome.path), **prediction.to_json()}
-            self._rows.writerows(csv_rows(outcome.path, content))
+            self._rows.writerows(csv_rows(outcome.path, content, self.specs))
             if self.masks:
                 for task, key, kind, pixels in map_images(prediction):
                     file = f"{name}_{'_'.join(_slug(word) for word in (task, kind, *SUFFIX_OF[key]) if word)}.png"
@@ -156,28 +156,24 @@ class PredictionWriter:
 
 def csv_columns(specs: dict[str, TaskSpec], volumes: bool = False, slides: bool = False) -> list[str]:
     """Return the columns of `predictions.csv` for a set of tasks; `volumes`, `slides`: there are some among the inputs."""
-    finds_objects = any(spec.kind in ("detection", "heatmap", "points") for spec in specs.values())
+    finds_objects = any(rules_of(spec).finds for spec in specs.values())
     columns = ["image", "width", "height", *(OBJECT_COLUMNS if finds_objects else [])]
     counted = counting_task(specs, specs)
     if counted is not None:
         columns += [f"n_{name}" for name in specs[counted].classes]
-        if specs[counted].kind == "detection" and {"Infected", "Healthy"} <= set(specs[counted].classes):
+        if rules_of(specs[counted]).finds == "boxes" and {"Infected", "Healthy"} <= set(specs[counted].classes):
             columns.append("parasitemia")
     for task, spec in specs.items():
-        if spec.kind in ("classification", "roi_classification"):
-            columns += [f"{task}_class_name", f"{task}_confidence", *(f"{task}_p_{name}" for name in spec.classes)]
-        elif spec.kind == "segmentation":
-            columns += [f"{task}_{name}_area_ratio" for name in spec.classes]
-        elif spec.kind == "regression":
-            columns.append(task)
-        if volumes and spec.kind == "segmentation":
+        rules = rules_of(spec)
+        columns += rules.columns(spec)
+        if volumes and rules.areas:
             columns += [f"{task}_{name}_volume_mm3" for name in spec.classes]
-        if volumes and spec.kind in ("classification", "segmentation"):
+        if volumes and (rules.areas or rules.image_level):
             columns += [f"{task}_{name}_slices" for name in spec.classes]
     return [*columns, *(["slices"] if volumes else []), *(SLIDE_COLUMNS if slides else [])]
 
 
-def csv_rows(path: Path, content: dict[str, Any]) -> list[dict[str, Any]]:
+def csv_rows(path: Path, content: dict[str, Any], specs: dict[str, TaskSpec]) -> list[dict[str, Any]]:
     """Return the rows of one image, of which `content` is the JSON: one per object, or a single one if there is none."""
     image: dict[str, Any] = {"image": _cell(str(path)), "width": content["width"], "height": content["height"]}
     image |= {f"n_{name}": count for name, count in content.get("counts", {}).items()}
@@ -185,11 +181,7 @@ def csv_rows(path: Path, content: dict[str, Any]) -> list[dict[str, Any]]:
         image["parasitemia"] = round(content["parasitemia"], 4)
     rows: list[dict[str, Any]] = []
     for task, entry in content["tasks"].items():
-        image |= {f"{task}_{key}": share for key, share in entry.items() if key.endswith("_area_ratio")}
-        if entry["kind"] == "classification":
-            image |= _class_cells(task, entry)
-        if entry["kind"] == "regression":
-            image[task] = entry["value"]
+        image |= rules_of(specs[task]).cells(specs[task], entry)
         for number, found in enumerate(entry.get("objects", entry.get("points", [])), start=1):
             row = {"object": number, "task": task, "class": found["class"], "score": found["score"]}
             keys, place = (
@@ -197,8 +189,8 @@ def csv_rows(path: Path, content: dict[str, Any]) -> list[dict[str, Any]]:
                 found.get("box", found.get("point")),
             )
             row |= dict(zip(keys, place, strict=True))
-            for roi in (name for name in found if name in content["tasks"]):
-                row |= _class_cells(roi, found[roi])
+            for other in (name for name in found if name in specs):
+                row |= rules_of(specs[other]).cells(specs[other], found[other])
             rows.append(row)
     return [{**image, **row} for row in rows] or [image]
 
@@ -210,9 +202,8 @@ def volume_row(path: Path, prediction: VolumePrediction) -> dict[str, Any]:
     for task in prediction.masks:
         row |= {f"{task}_{name}_volume_mm3": round(volume, 3) for name, volume in prediction.volumes_mm3(task).items()}
         row |= {f"{task}_{name}_slices": len(found) for name, found in prediction.slices_with(task).items()}
-    for task, rows in prediction.probabilities.items():
-        best = [int(np.argmax(probabilities)) for probabilities in rows.values()]
-        row |= {f"{task}_{name}_slices": best.count(index) for index, name in enumerate(prediction.specs[task].classes)}
+    for task in prediction.statements:
+        row |= {f"{task}_{name}_slices": count for name, count in prediction.slice_counts(task).items()}
     return row
 
 
@@ -226,35 +217,14 @@ def slide_row(path: Path, summary: dict[str, Any]) -> dict[str, Any]:
     return row | {f"n_{name}": count for name, count in summary["counts"].items()}
 
 
-def _class_cells(task: str, entry: dict[str, Any]) -> dict[str, Any]:
-    cells = {f"{task}_class_name": entry["class_name"], f"{task}_confidence": entry["confidence"]}
-    return cells | {f"{task}_p_{name}": value for name, value in entry["probabilities"].items()}
-
-
 def map_images(prediction: Prediction) -> Iterator[tuple[str, str, str, np.ndarray]]:
     """Yield (task, `mask`, `confidence_map` or `heatmap`, class, pixels) of every map, at the size of the original image.
 
     The class is empty where a task has one channel.
     """
-    for task, arrays in prediction.tasks.items():
-        spec = prediction.specs[task]
-        names = spec.classes if len(spec.classes) > 1 else ("",)
-        if spec.kind == "segmentation" and not spec.multilabel:
-            yield task, "mask", "", prediction.mask(task)
-            yield task, "confidence_map", "", _deep(prediction.confidence_map(task))
-        elif spec.kind == "segmentation":
-            for name, mask in zip(names, prediction.mask(task), strict=True):
-                yield task, "mask", name, mask * np.uint8(255)
-            for name, channel in zip(names, prediction.confidence_map(task), strict=True):
-                yield task, "confidence_map", name, _deep(channel)
-        elif spec.kind == "heatmap":
-            for name, channel in zip(names, arrays["heatmap"], strict=True):
-                full = to_original(channel, prediction.window, stride=float(arrays["stride"]))
-                yield task, "heatmap", name, _deep(np.clip(full, 0, 1))
-
-
-def _deep(values: np.ndarray) -> np.ndarray:
-    return np.rint(values * 65535).astype(np.uint16)
+    for task in prediction.tasks:
+        for key, name, pixels in rules_of(prediction.specs[task]).maps(prediction.of(task)):
+            yield task, key, name, pixels
 
 
 def _note(entry: dict[str, Any], key: str, kind: str, file: str) -> None:

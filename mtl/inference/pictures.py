@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 import numpy as np
 
 from mtl.core.task import TaskSpec
 from mtl.core.types import Arrays, Window
-from mtl.inference.prediction import DEFAULT_THRESHOLD
-
-if TYPE_CHECKING:
-    from mtl.inference.prediction import Prediction
 from mtl.drawing.layers import Layers
 from mtl.drawing.paint import fit, paint, paint_heat, side_by_side, with_legend
-from mtl.drawing.palette import PAPER, PEAK_COLOUR, colour_of
-from mtl.drawing.palette import mask_colour as _mask_colour
+from mtl.drawing.palette import PAPER
+from mtl.inference.prediction import Prediction
+from mtl.kinds.base import TaskPrediction, mask_classes, rules_of
 
 
 def layers_of(
@@ -35,102 +31,21 @@ def layers_of(
         thresholds: By task; applied to whatever has scores or probabilities.
         window: Of the image, where the raster is the original and maps belong to the working raster.
     """
-    layers, scale = Layers(window=window), np.array([size[1], size[0]], np.float32)
-    names = mask_names(tasks, specs)
+    layers = Layers(window=window, mask_names=mask_classes(specs, tasks))
     for task, arrays in tasks.items():
-        spec, own = specs[task], (thresholds or {}).get(task, {})
-        kept = arrays["scores"] >= own.get("score", DEFAULT_THRESHOLD) if "scores" in arrays else slice(None)
-        if spec.kind == "detection":
-            _add_boxes(layers, arrays["boxes"][kept].reshape(-1, 4) / np.tile(scale, 2), arrays["labels"][kept], spec)
-        elif spec.kind == "points":
-            width = size[1] if window is None else window.working_size[1]
-            layers.dot_radius = _dot_radius(arrays) / width
-            _add_dots(layers, arrays["points"][kept].reshape(-1, 2) / scale, arrays["labels"][kept], spec)
-        elif spec.kind == "segmentation":
-            _add_masks(layers, hard_masks(arrays, spec, own), spec, names)
-        elif spec.kind in ("classification", "regression"):
-            layers.legend.append((PAPER, f"{task}: {value_words(arrays, spec)}"))
-        elif spec.kind == "heatmap":
-            layers.points = np.concatenate([layers.points, arrays["points"][kept].reshape(-1, 2) / scale])
-            layers.legend.append((PEAK_COLOUR, f"{task} {len(layers.points)}"))
-            if "heatmap" in arrays:
-                layers.heat = np.clip(np.asarray(arrays["heatmap"], np.float32).max(axis=0), 0.0, 1.0)
-                raster = np.array(size if window is None else window.working_size)
-                covered = np.array(layers.heat.shape) * float(arrays["stride"])
-                layers.heat_extent = (float(covered[0] / raster[0]), float(covered[1] / raster[1]))
+        found = TaskPrediction(specs[task], arrays, size, window, (thresholds or {}).get(task, {}))
+        rules_of(specs[task]).draw(layers, found)
+        if specs[task].kind == "detection":
+            _add_parasitemia(layers, found)
     return layers
 
 
-def _add_boxes(layers: Layers, boxes: np.ndarray, labels: np.ndarray, spec: TaskSpec) -> None:
-    # The largest class lies at the back, so that the rare one stays visible.
-    counts = np.bincount(labels.astype(np.int64), minlength=len(spec.classes))
-    for index in np.argsort(-counts, kind="stable"):
-        layers.boxes.append((spec.classes[index], boxes[labels == index]))
-    layers.legend += [(colour_of(name, spec.classes), f"{name} {counts[i]}") for i, name in enumerate(spec.classes)]
-    by_name = dict(zip(spec.classes, counts, strict=True))
+def _add_parasitemia(layers: Layers, found: TaskPrediction) -> None:
+    counts = np.bincount(found.arrays["labels"][found.kept].astype(np.int64), minlength=len(found.spec.classes))
+    by_name = dict(zip(found.spec.classes, counts, strict=True))
     cells = by_name.get("Infected", 0) + by_name.get("Healthy", 0)
     if {"Infected", "Healthy"} <= by_name.keys() and cells:
         layers.legend.append((PAPER, f"parasitemia {100 * by_name['Infected'] / cells:.1f} %"))
-
-
-def _add_dots(layers: Layers, points: np.ndarray, labels: np.ndarray, spec: TaskSpec) -> None:
-    for index, name in enumerate(spec.classes):
-        layers.dots.append((name, points[labels == index]))
-        layers.legend.append((colour_of(name, spec.classes), f"{name} {int((labels == index).sum())}"))
-
-
-def _dot_radius(arrays: Arrays) -> float:
-    """Return the distance below which two points would be one object; of an annotation, a quarter of a box."""
-    if "radius" in arrays:
-        return float(arrays["radius"])
-    sides = np.asarray(arrays.get("boxes", []), np.float32).reshape(-1, 2, 2)
-    return float(np.median(sides[:, 1] - sides[:, 0])) / 4 if len(sides) else 0.0
-
-
-def _add_masks(layers: Layers, masks: list[np.ndarray], spec: TaskSpec, names: list[str]) -> None:
-    share = 1.0
-    if layers.window is not None:  # of the whole picture, although the masks show a part of it
-        left, top, right, bottom = layers.window.content_box
-        share = (right - left) * (bottom - top) / float(np.prod(layers.window.original_size))
-    for name, mask in zip(spec.classes, masks, strict=True):
-        layers.masks.append((name, mask))
-        title = name if names.count(name) == 1 else f"{spec.name} {name}"
-        layers.legend.append((_mask_colour(name, names), f"{title} area {_percent(share * mask.mean())}"))
-
-
-def mask_names(tasks: Iterable[str], specs: Mapping[str, TaskSpec]) -> list[str]:
-    """Return the names of all masks of some tasks, in the order in which they are drawn; they decide the colours."""
-    return [name for task in tasks if specs[task].kind == "segmentation" for name in specs[task].classes]
-
-
-def hard_masks(arrays: Arrays, spec: TaskSpec, thresholds: Mapping[str, float]) -> list[np.ndarray]:
-    """Return one [h, w] bool mask per class: the annotation, or the prediction at its thresholds (0.5 unless named)."""
-    if "probabilities" in arrays:
-        values = arrays["probabilities"]
-        limits = [thresholds.get(name, DEFAULT_THRESHOLD) for name in spec.classes]
-        return [v >= t for v, t in zip(values, limits, strict=True)] if spec.multilabel else _one_hot(values.argmax(0), spec)
-    mask = arrays["mask"]
-    return [channel > 0 for channel in mask] if spec.multilabel else _one_hot(mask, spec)
-
-
-def value_words(arrays: Arrays, spec: TaskSpec) -> str:
-    """Say the class of an image, with its probability where it is predicted, or its number."""
-    if spec.kind == "regression":
-        return f"{float(arrays['value']):.3g}"
-    if "probabilities" not in arrays:
-        return spec.classes[int(arrays["label"])]
-    best = int(np.argmax(arrays["probabilities"]))
-    return f"{spec.classes[best]} {float(arrays['probabilities'][best]):.2f}"
-
-
-def _one_hot(mask: np.ndarray, spec: TaskSpec) -> list[np.ndarray]:
-    return [mask == index for index in range(len(spec.classes))]
-
-
-def _percent(share: float) -> str:
-    """Write a share with one decimal, small ones with one digit that is not zero."""
-    value = 100 * float(share)
-    return f"{value:.1f} %" if value >= 0.1 or value == 0 else f"{value:.1g} %"
 
 
 def overlay(image: np.ndarray, prediction: Prediction, longest: int = 1600) -> np.ndarray:

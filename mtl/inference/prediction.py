@@ -8,12 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from mtl.core.raster import to_original
 from mtl.core.task import TaskSpec
 from mtl.core.types import Arrays, Window
-
-DEFAULT_THRESHOLD = 0.5
-DIGITS = 4  # decimals of scores and probabilities in files
+from mtl.kinds.base import DIGITS, TaskPrediction, first_of, rules_of
+from mtl.kinds.classes import class_entry
 
 
 @dataclass
@@ -38,33 +36,38 @@ class Prediction:
     specs: dict[str, TaskSpec]
     thresholds: dict[str, dict[str, float]]
     tasks: dict[str, Arrays]
-    _masks: dict[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
+    _found: dict[str, TaskPrediction] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) of the original image."""
         return self.window.original_size
 
+    def of(self, task: str) -> TaskPrediction:
+        """Return what is said for one task, as its kind takes it."""
+        if task not in self._found:
+            own = self.thresholds.get(task, {})
+            self._found[task] = TaskPrediction(self.specs[task], self.tasks[task], self.size, self.window, own)
+        return self._found[task]
+
     def threshold(self, task: str, name: str = "score") -> float:
         """Return a decision threshold of a task; 0.5 where none was stored."""
-        return float(self.thresholds.get(task, {}).get(name, DEFAULT_THRESHOLD))
+        return self.of(task).threshold(name)
 
     def objects(self, task: str) -> Arrays:
         """Return the boxes or points of a task whose score reaches the stored threshold."""
-        arrays = self.tasks[task]
-        keep = arrays["scores"] >= self.threshold(task)
-        names = ("boxes", "points", "scores", "labels")
-        found = {name: arrays[name][keep] for name in names if name in arrays}
-        if task == self.detection_task:
-            for name, spec in self.specs.items():
-                if spec.kind == "roi_classification" and name in self.tasks:
-                    found[f"probabilities/{name}"] = self.tasks[name]["probabilities"][keep]
-        return found
+        arrays, keep = self.tasks[task], self.of(task).kept
+        return {name: arrays[name][keep] for name in ("boxes", "points", "scores", "labels") if name in arrays}
+
+    def classes_of_boxes(self, task: str) -> np.ndarray:
+        """Return the probabilities [N, C] that a task gives to the boxes of `detection_task` that reach their threshold."""
+        assert self.detection_task is not None
+        return self.tasks[task]["probabilities"][self.of(self.detection_task).kept]
 
     @property
     def detection_task(self) -> str | None:
         """Name of the task whose boxes others look at: the first detection task."""
-        return first_detection(self.specs, self.tasks)
+        return first_of(self.specs, self.tasks, "boxes")
 
     @property
     def counts(self) -> dict[str, int]:
@@ -96,20 +99,7 @@ class Prediction:
         Returns:
             [K, H, W] uint8 in {0, 1} for independent channels, else [H, W] uint8 class indices. Not to be written to.
         """
-        if size is not None and tuple(size) != self.size:
-            return self._hard(task, size)
-        if task not in self._masks:
-            self._masks[task] = self._hard(task, self.size)
-        return self._masks[task]
-
-    def _hard(self, task: str, size: tuple[int, int]) -> np.ndarray:
-        spec, probabilities = self.specs[task], self.tasks[task]["probabilities"]
-        channels = [to_original(channel, self.window, size) for channel in probabilities]
-        if not spec.multilabel:
-            return np.argmax(channels, axis=0).astype(np.uint8)
-        # In the arrays' own precision, as the metric compares.
-        pairs = zip(channels, spec.classes, strict=True)
-        return np.stack([channel >= np.float32(self.threshold(task, name)) for channel, name in pairs]).astype(np.uint8)
+        return rules_of(self.specs[task]).mask(self.of(task), self.size if size is None else size)
 
     def confidence_map(self, task: str) -> np.ndarray:
         """Return how sure the network is of each pixel of the original image, 0 to 1.
@@ -117,15 +107,11 @@ class Prediction:
         Returns:
             [K, H, W] float32, the probability of each class, for independent channels, else [H, W], that of the predicted one.
         """
-        channels = [to_original(channel, self.window) for channel in self.tasks[task]["probabilities"]]
-        found = np.stack(channels) if self.specs[task].multilabel else np.max(channels, axis=0)
-        return np.clip(found, 0.0, 1.0, out=found)
+        return rules_of(self.specs[task]).confidence_map(self.of(task))
 
     def area_ratios(self, task: str) -> dict[str, float]:
         """Return the share of all pixels of the original image that each class covers, as `<class>_area_ratio`."""
-        spec, mask = self.specs[task], self.mask(task)
-        shares = mask.mean(axis=(1, 2)) if spec.multilabel else [(mask == index).mean() for index in range(len(spec.classes))]
-        return {f"{name}_area_ratio": float(share) for name, share in zip(spec.classes, shares, strict=True)}
+        return rules_of(self.specs[task]).area_ratios(self.of(task))
 
     @property
     def classification(self) -> dict[str, Any] | None:
@@ -133,7 +119,11 @@ class Prediction:
 
         Of several such tasks a dict of these by task; None without one.
         """
-        return self._only("classification", lambda task: class_entry(self.tasks[task]["probabilities"], self.specs[task]))
+
+        def entry(task: str) -> dict[str, Any]:
+            return class_entry(self.tasks[task]["probabilities"], self.specs[task], self.of(task).thresholds)
+
+        return self._only("classification", entry)
 
     @property
     def segmentation(self) -> dict[str, Any] | None:
@@ -169,62 +159,19 @@ class Prediction:
         return {**content, "thresholds": {task: self.thresholds.get(task, {}) for task in self.tasks}, "tasks": tasks}
 
     def _summary(self, task: str) -> dict[str, Any]:
-        spec, arrays = self.specs[task], self.tasks[task]
-        if spec.kind == "detection":
-            return {"objects": self._objects_json(task, "boxes", "box")}
-        if spec.kind in ("heatmap", "points"):
-            return {"points": self._objects_json(task, "points", "point")}
-        if spec.kind == "segmentation":
-            return {name: round(share, 6) for name, share in self.area_ratios(task).items()}
-        if spec.kind == "classification":
-            return class_entry(arrays["probabilities"], spec, DIGITS)
-        if spec.kind == "regression":
-            return {"value": _number(arrays["value"])}
-        return {"boxes_of": self.detection_task}
-
-    def _objects_json(self, task: str, key: str, name: str) -> list[dict[str, Any]]:
-        found, classes = self.objects(task), self.specs[task].classes
-        rows = []
-        for index, (place, score, label) in enumerate(zip(found[key], found["scores"], found["labels"], strict=True)):
-            row: dict[str, Any] = {name: [_number(v, 2) for v in place], "class": classes[int(label)], "score": _number(score)}
-            for extra in (entry for entry in found if entry.startswith("probabilities/")):
-                roi = extra.partition("/")[2]
-                row[roi] = class_entry(found[extra][index], self.specs[roi], DIGITS)
-            rows.append(row)
-        return rows
-
-
-def first_detection(specs: Mapping[str, TaskSpec], among: Iterable[str]) -> str | None:
-    """Return the name of the first detection task among those given."""
-    return next((task for task, spec in specs.items() if spec.kind == "detection" and task in among), None)
+        rules = rules_of(self.specs[task])
+        if rules.of_boxes:
+            return {"boxes_of": self.detection_task}
+        entry = rules.summary(self.of(task))
+        if task == self.detection_task:
+            for other in (name for name in self.tasks if rules_of(self.specs[name]).of_boxes):
+                rows = zip(entry["objects"], self.classes_of_boxes(other), strict=True)
+                for row, probabilities in rows:
+                    row[other] = class_entry(probabilities, self.specs[other], self.of(other).thresholds, DIGITS)
+        return entry
 
 
 def counting_task(specs: Mapping[str, TaskSpec], among: Iterable[str]) -> str | None:
     """Return the name of the task that counts come from: the first that finds boxes, else the first that finds points."""
     given = list(among)
-    found = (task for task, spec in specs.items() if spec.kind == "points" and task in given)
-    return first_detection(specs, given) or next(found, None)
-
-
-def class_entry(probabilities: np.ndarray, spec: TaskSpec, digits: int | None = None) -> dict[str, Any]:
-    """Say which class is the most probable one.
-
-    Args:
-        probabilities: [C].
-        spec: The task.
-        digits: Decimals of the numbers; None keeps them as they are.
-
-    Returns:
-        `predicted_class_id`, `class_name`, `confidence` (its probability) and `probabilities` by class.
-    """
-    values = {
-        name: float(p) if digits is None else round(float(p), digits)
-        for name, p in zip(spec.classes, probabilities, strict=True)
-    }
-    best = int(np.argmax(probabilities))
-    name = spec.classes[best]
-    return {"predicted_class_id": best, "class_name": name, "confidence": values[name], "probabilities": values}
-
-
-def _number(value: Any, digits: int = DIGITS) -> float:
-    return round(float(value), digits)
+    return first_of(specs, given, "boxes") or first_of(specs, given, "points")

@@ -16,7 +16,7 @@ from mtl.core.task import TaskSpec
 from mtl.core.types import Arrays, ImageResult, SampleMeta, Window
 from mtl.data.formats.images import grey_channels, grey_values, read_grey, read_rgb
 from mtl.inference.ahead import ahead
-from mtl.inference.prediction import Prediction, first_detection
+from mtl.inference.prediction import Prediction
 from mtl.stitching.stitcher import Stitcher
 
 PixelScale = float | Callable[[tuple[int, int], str], float]
@@ -200,28 +200,18 @@ class Predictor:
     def _forward(self, batch: list[tuple[SampleMeta, np.ndarray]]) -> list[tuple[SampleMeta, dict[str, Arrays]]]:
         images = torch.from_numpy(np.stack([pixels for _, pixels in batch])).to(self.device)
         predictions = self.model.decode(self.model(images))
-        detection = first_detection(self.specs, predictions)
-        found = []
-        for row, (meta, _) in enumerate(batch):
-            arrays = {task: {key: _to_numpy(value) for key, value in rows[row].items()} for task, rows in predictions.items()}
-            for task, spec in self.specs.items():
-                # Classes of detected boxes travel with their boxes, so that stitching keeps the two aligned.
-                if spec.kind == "roi_classification" and task in arrays:
-                    probabilities = arrays.pop(task)["probabilities"]
-                    if detection is not None:
-                        arrays[detection][f"probabilities/{task}"] = probabilities
-            found.append((meta, arrays))
-        return found
+        return [
+            (meta, {task: {key: _to_numpy(value) for key, value in rows[row].items()} for task, rows in predictions.items()})
+            for row, (meta, _) in enumerate(batch)
+        ]
 
     def _to_original(self, result: ImageResult) -> Prediction:
         window, tasks = result.window, {task: dict(arrays) for task, arrays in result.tasks.items()}
-        for arrays in list(tasks.values()):
+        for arrays in tasks.values():
             if "boxes" in arrays:
                 arrays["boxes"] = points_to_original(arrays["boxes"].reshape(-1, 2, 2), window).reshape(-1, 4)
             if "points" in arrays:
                 arrays["points"] = points_to_original(arrays["points"], window)
-            for key in [key for key in arrays if key.startswith("probabilities/")]:
-                tasks[key.partition("/")[2]] = {"probabilities": arrays.pop(key)}
         return Prediction(window, self.specs, self.thresholds, {task: tasks[task] for task in self.specs if task in tasks})
 
 

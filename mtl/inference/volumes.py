@@ -15,8 +15,9 @@ from mtl.data.families.brain.family import REGIONS
 from mtl.data.formats.images import grey_channels
 from mtl.data.formats.volumes import Volume, read_volume
 from mtl.inference.images import case_files, split_name
-from mtl.inference.prediction import DIGITS, Prediction, class_entry
+from mtl.inference.prediction import Prediction
 from mtl.inference.predictor import Predictor
+from mtl.kinds.base import rules_of
 
 # By region, from outside to inside, the label of what it has beyond the one inside it.
 _INSIDE = [*list(REGIONS.values())[1:], ()]
@@ -72,7 +73,7 @@ class VolumePrediction:
         thresholds: Decision thresholds by task.
         masks: By segmentation task and file suffix, [slices, rows, columns] uint8 labels (`mask_layout`).
         pixels: By segmentation task, [slices, classes] number of pixels.
-        probabilities: By classification task, {slice: [C]}.
+        statements: By task that says one thing of each slice, {slice: what its kind writes of an image}.
         shown: The slice with the largest predicted area, its image and prediction; None for a blank volume without any.
     """
 
@@ -81,7 +82,7 @@ class VolumePrediction:
     thresholds: dict[str, dict[str, float]]
     masks: dict[str, dict[str, np.ndarray]]
     pixels: dict[str, np.ndarray]
-    probabilities: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
+    statements: dict[str, dict[int, dict[str, Any]]] = field(default_factory=dict)
     shown: tuple[int, np.ndarray, Prediction] | None = None
 
     def volumes_mm3(self, task: str) -> dict[str, float]:
@@ -107,18 +108,21 @@ class VolumePrediction:
             "shown_slice": None if self.shown is None else self.shown[0],
             "thresholds": {task: self.thresholds.get(task, {}) for task in self.specs},
         }
-        return {**content, "tasks": {task: self._summary(task) for task in (*self.masks, *self.probabilities)}}
+        return {**content, "tasks": {task: self._summary(task) for task in (*self.masks, *self.statements)}}
 
     def _summary(self, task: str) -> dict[str, Any]:
         spec = self.specs[task]
-        if spec.kind == "segmentation":
+        if task in self.masks:
             volumes = {name: round(volume, 3) for name, volume in self.volumes_mm3(task).items()}
             return {
                 "kind": spec.kind, "volume_mm3": volumes, "slices": self.slices_with(task), "labels": labels_of(spec),
             }  # fmt: skip
-        rows = [{"slice": n, **class_entry(p, spec, DIGITS)} for n, p in self.probabilities[task].items()]
-        counts = {name: sum(row["class_name"] == name for row in rows) for name in spec.classes}
-        return {"kind": spec.kind, "n_slices": counts, "slices": rows}
+        rows = [{"slice": number, **entry} for number, entry in self.statements[task].items()]
+        return {"kind": spec.kind, "n_slices": self.slice_counts(task), "slices": rows}
+
+    def slice_counts(self, task: str) -> dict[str, int]:
+        """Return in how many slices each class of an image-level task was stated."""
+        return rules_of(self.specs[task]).slice_counts(self.specs[task], self.statements[task].values())
 
 
 @dataclass
@@ -187,12 +191,12 @@ def predict_case(predictor: Predictor, path: Path) -> CaseOutcome:
 
 def _predict(predictor: Predictor, case: Case) -> VolumePrediction:
     size, specs = case.grid.size, predictor.specs
-    masked = {task: spec for task, spec in specs.items() if spec.kind == "segmentation"}
+    masked = {task: spec for task, spec in specs.items() if rules_of(spec).areas}
     found = VolumePrediction(
         case, specs, predictor.thresholds,
         {task: {suffix: np.zeros(size, np.uint8) for suffix in mask_layout(spec)} for task, spec in masked.items()},
         {task: np.zeros((size[0], len(spec.classes)), np.int64) for task, spec in masked.items()},
-        {task: {} for task, spec in specs.items() if spec.kind == "classification"},
+        {task: {} for task, spec in specs.items() if rules_of(spec).image_level},
     )  # fmt: skip
     waiting: list[tuple[int, np.ndarray]] = []
 
@@ -210,8 +214,8 @@ def _predict(predictor: Predictor, case: Case) -> VolumePrediction:
                 found.masks[task][suffix][number] = labels
             found.pixels[task][number] = _count(found.masks[task], number, spec)
         if image.any():
-            for task, rows in found.probabilities.items():
-                rows[number] = prediction.tasks[task]["probabilities"]
+            for task, entries in found.statements.items():
+                entries[number] = rules_of(specs[task]).summary(prediction.of(task))
         area = sum(int(found.pixels[task][number].sum()) for task in masked), int(np.count_nonzero(image))
         if area > largest:
             largest, found.shown = area, (number, image, prediction)

@@ -35,8 +35,10 @@ class Loss(nn.Module, ABC):
         """Compute the loss in float32.
 
         Args:
-            prediction: Logits [B, C, ...], or for heatmap losses the map itself, [B, K, h, w] in [0, 1].
-            target: Class indices (int64, without the channel axis) or values of the prediction's shape (floating point).
+            prediction: Logits [B, C, ...], or for heatmap losses the map itself, [B, K, h, w] in [0, 1], or for numbers
+                standardised outputs [B, `outputs`].
+            target: Class indices (int64, without the channel axis) or values of the prediction's shape (floating point); of
+                numbers [B].
 
         Returns:
             A finite scalar; 0, attached to the graph, where nothing counts.
@@ -45,11 +47,11 @@ class Loss(nn.Module, ABC):
             return self.compute(prediction.float(), target.float() if target.is_floating_point() else target)
 
     def outputs(self, classes: int) -> int:
-        """Return how many logits an image classifier computes for this many classes."""
+        """Return how many outputs a head of whole images computes for this many classes (1 for a number)."""
         return classes
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Turn an image classifier's logits [B, `outputs`] into class probabilities [B, C] that sum to 1."""
+        """Turn an image classifier's logits [B, `outputs`] into probabilities [B, C]; of exclusive classes they sum to 1."""
         return logits.softmax(dim=1)
 
     @abstractmethod
@@ -74,8 +76,10 @@ class WeightedLoss(Loss):
         self.register_buffer("class_weights", class_weight_tensor(spec, class_weights), persistent=False)
 
 
-def class_weight_tensor(spec: TaskSpec | None, class_weights: list | dict | None) -> Tensor | None:
-    """Turn configured class weights into a [C] float32 tensor in class order.
+def class_weight_tensor(
+    spec: TaskSpec | None, class_weights: list | dict | None, key: str = "class_weights"
+) -> Tensor | None:  # fmt: skip
+    """Turn configured class weights into a [C] float32 tensor in class order; `key` names them in messages.
 
     Raises:
         ConfigError: The weights do not fit the classes of the task.
@@ -84,21 +88,21 @@ def class_weight_tensor(spec: TaskSpec | None, class_weights: list | dict | None
         return None
     if isinstance(class_weights, dict):
         if spec is None:
-            raise ConfigError("class_weights by name need a task; give a list in class order.")
+            raise ConfigError(f"{key} by name need a task; give a list in class order.")
         missing = [name for name in spec.classes if name not in class_weights]
         if missing:
             raise ConfigError(
-                f"class_weights of `{spec.name}` name {sorted(class_weights)}; a weight is missing for {', '.join(missing)}."
+                f"{key} of `{spec.name}` name {sorted(class_weights)}; a weight is missing for {', '.join(missing)}."
             )
         class_weights = [class_weights[name] for name in spec.classes]
     elif spec is not None and len(class_weights) != len(spec.classes):
         raise ConfigError(
-            f"class_weights of `{spec.name}`: expected {len(spec.classes)} weights ({', '.join(spec.classes)}), "
+            f"{key} of `{spec.name}`: expected {len(spec.classes)} weights ({', '.join(spec.classes)}), "
             f"found {len(class_weights)}."
         )
     weights = torch.tensor([float(weight) for weight in class_weights])
     if not bool((weights > 0).all()):
-        raise ConfigError(f"class_weights must be positive, found {weights.tolist()}.")
+        raise ConfigError(f"{key} must be positive, found {weights.tolist()}.")
     return weights
 
 

@@ -1,4 +1,4 @@
-"""Losses between maps in [0, 1] (and between values: `mse`)."""
+"""Losses between maps in [0, 1]."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class MeanSquaredError(Loss):
         spec: The task.
     """
 
-    kinds = ("heatmap", "regression")
+    kinds = ("heatmap",)
 
     def __init__(self, spec: TaskSpec | None = None) -> None:
         super().__init__(spec)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
 from mtl.core.task import TaskSpec
+from mtl.core.types import Arrays, ImageResult
 
-Arrays = dict[str, np.ndarray]
 Value = TypeVar("Value")
 
 # Decision thresholds that are tried for scores of objects and peaks.
@@ -27,14 +28,24 @@ class TaskMetric(ABC):
     are kept sorted by sample id, so no number depends on the order in which images arrived.
 
     Attributes:
+        names: Names of its metrics, the primary one first.
+        image_metric: The one by which images are ranked; empty takes the primary one.
         records: One dict per image, each with `sample_id`, `group` and `source`, slices of a volume also with `case` where the
             group is not the volume; changed by `add` and `reset` only.
     """
+
+    names: ClassVar[tuple[str, ...]] = ()
+    image_metric: ClassVar[str] = ""
 
     def __init__(self, spec: TaskSpec) -> None:
         self.spec = spec
         self.records: list[dict[str, Any]] = []
         self._cache: dict[Any, Any] = {}
+
+    @classmethod
+    def names_of(cls, spec: TaskSpec) -> tuple[str, ...]:
+        """Return the names of the metrics of one task."""
+        return cls.names
 
     def add(self, records: Iterable[dict[str, Any]]) -> None:
         """Take records of images that were not seen before."""
@@ -79,6 +90,17 @@ class TaskMetric(ABC):
         """[records] float64; ones where no weights are given."""
         return np.ones(len(self.records)) if weights is None else np.asarray(weights, dtype=np.float64)
 
+    def score(self, prediction: ImageResult, truth: ImageResult, native: bool) -> dict[str, Any]:
+        """Reduce one image that is labelled for this task.
+
+        Args:
+            prediction: Of the image, in its working raster.
+            truth: Masks in the original raster where `native`, all else in the working raster.
+            native: Compare masks in the original raster.
+        """
+        task = self.spec.name
+        return self.reduce(prediction.tasks[task], truth.tasks[task], truth.window.working_pixels_per_reference)
+
     @abstractmethod
     def reduce(self, prediction: Arrays, truth: Arrays, scale: tuple[float, float]) -> dict[str, Any]:
         """Reduce one image to a record; `scale` is (x, y) working pixels per reference pixel."""
@@ -89,7 +111,7 @@ class TaskMetric(ABC):
 
     @abstractmethod
     def compute(self, thresholds: dict[str, float], weights: np.ndarray | None = None) -> dict[str, float]:
-        """Return the scalar metrics (names of `KIND_METRICS` at least); NaN where one is not defined.
+        """Return the scalar metrics (those of `spec.metrics` at least); NaN where one is not defined.
 
         Args:
             thresholds: From `choose_thresholds` on validation, or the defaults.
@@ -103,6 +125,35 @@ class TaskMetric(ABC):
     def notes(self) -> list[str]:
         """Return what a reader must know of the numbers, beside what holds for every task."""
         return []
+
+    @property
+    def without_example(self) -> str:
+        """What becomes of a class that no annotation shows, for a note."""
+        return "so no mean contains it"
+
+    def image_value(self, record: dict[str, Any], thresholds: dict[str, float]) -> float:
+        """Return how well one image is solved, higher is better: its `image_metric`, 1 / (1 + v) where lower is better."""
+        single = copy.copy(self)
+        single.records, single._cache = [record], {}
+        name = self.image_metric or self.spec.primary_metric
+        value = single.compute(thresholds)[name]
+        return value if self.spec.higher_is_better(name) else 1 / (1 + max(value, 0.0))
+
+    def confusion(self, thresholds: dict[str, float], weight: np.ndarray) -> dict[str, Any]:
+        """Return `confusion` [truth][predicted] of the images that count, where there is one class each; else nothing."""
+        return {}
+
+    def case_table(self, thresholds: dict[str, float]) -> dict[str, dict[str, dict[str, Any]]]:
+        """Return the table of the volumes, by case and class; empty where the images are no slices."""
+        return {}
+
+    @property
+    def distances_in_mm(self) -> bool | None:
+        """Whether distances of surfaces are in millimetres; None where none was measured."""
+        return None
+
+    def measure_surfaces(self, thresholds: dict[str, float]) -> None:  # noqa: B027 (most metrics have no surfaces)
+        """Measure distances of surfaces in the images to come, in masks cut at these thresholds; nothing without masks."""
 
     @property
     @abstractmethod

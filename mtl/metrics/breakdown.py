@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 
 from mtl.metrics.base import TaskMetric, natural
-from mtl.metrics.classification import ConfusionMetric
-from mtl.metrics.segmentation import SegmentationMetric
 from mtl.metrics.statistics import FEW_GROUPS, GroupBootstrap, percentile_interval
 
 # Intervals of subgroups rest on fewer resamples: there are many of them, and a rough bound is enough to judge a gap.
@@ -20,16 +18,8 @@ def by_source(metric: TaskMetric, thresholds: dict[str, float]) -> dict[str, dic
     found = {}
     for source in sorted({record["source"] for record in metric.records}):
         mine = np.array([record["source"] == source for record in metric.records], np.float64)
-        found[source] = {"n": int(mine.sum())} | metric.compute(thresholds, mine) | confusion_counts(metric, mine)
+        found[source] = {"n": int(mine.sum())} | metric.compute(thresholds, mine) | metric.confusion(thresholds, mine)
     return found
-
-
-def confusion_counts(metric: TaskMetric, weight: np.ndarray) -> dict[str, Any]:
-    """Return `confusion` of the images that count, without the column of missing predictions where it is empty."""
-    if not isinstance(metric, ConfusionMetric):
-        return {}
-    counts = metric.confusion_matrix(weight).astype(int)
-    return {"confusion": (counts if counts[:, -1].any() else counts[:, :-1]).tolist()}
 
 
 def by_subgroup(metric: TaskMetric, thresholds: dict[str, float], bootstrap: GroupBootstrap) -> dict[str, Any]:
@@ -92,10 +82,8 @@ def _gap(metric: TaskMetric, rows: dict[str, Any], samples: dict[str, dict[str, 
 
 
 def case_tables(metrics: dict[str, TaskMetric], thresholds: dict[str, dict[str, float]]) -> dict[str, Any]:
-    """Return the volumes by task, case and class (see `SegmentationMetric.cases`); tasks without volumes are left out."""
-    tables = {
-        task: metric.cases(thresholds[task]) for task, metric in metrics.items() if isinstance(metric, SegmentationMetric)
-    }
+    """Return the volumes by task, case and class (see `TaskMetric.case_table`); tasks without volumes are left out."""
+    tables = {task: metric.case_table(thresholds[task]) for task, metric in metrics.items()}
     return {task: table for task, table in tables.items() if table}
 
 
@@ -109,7 +97,7 @@ def surface_notes(metrics: dict[str, TaskMetric], raster: str) -> tuple[dict[str
     units: dict[str, str] = {}
     notes = []
     for task, metric in metrics.items():
-        if not isinstance(metric, SegmentationMetric) or metric.distances_in_mm is None:
+        if metric.distances_in_mm is None:
             continue
         pixels = f"pixels of the {'original' if raster == 'native' else 'working'} raster"
         units[task] = "mm" if metric.distances_in_mm else pixels

@@ -1,4 +1,4 @@
-"""Classes of images and of annotated objects, and image-level numbers."""
+"""One class per image, or per annotated object."""
 
 from __future__ import annotations
 
@@ -6,56 +6,145 @@ from typing import Any
 
 import numpy as np
 
-from mtl.metrics.base import Arrays, TaskMetric, bland_altman, mean_of, precision_recall_f1, ratio, weighted_pearson
+from mtl.core.decision import DEFAULT_THRESHOLD, positive_class, predicted_classes
+from mtl.core.task import TaskSpec
+from mtl.core.types import Arrays
+from mtl.metrics.base import TaskMetric, mean_of, precision_recall_f1, ratio
+from mtl.metrics.binary import BinaryScores, balanced_accuracy
+
+# Added where the classes are ordered, and where there are two (the second is the positive one).
+ORDINAL_METRICS = ("quadratic_kappa",)
+BINARY_METRICS = ("sensitivity", "specificity")
 
 
 class ConfusionMetric(TaskMetric):
-    """Base of metrics made from a confusion matrix [truth, predicted]; the class with the highest probability is predicted.
+    """Base of metrics made from class probabilities of cases (images, objects).
 
     - `f1_macro`, `balanced_accuracy`: mean F1, mean recall over the classes that occur in the truth.
     - `accuracy`: over all cases.
+    - `auroc`: mean over classes of the area of one against the rest; NaN while only one class occurs.
 
-    The matrix has one column more than classes: cases that got no prediction at all (never correct).
+    The most probable class is predicted. Where there are two, a threshold on the probability of the second one decides
+    (`mtl.core.decision`), chosen for the highest balanced accuracy, which is Youden's J: always saying the same scores 0.5
+    whatever the shares of the classes, so that a rare class is not given up.
+
+    The first five count cases in a confusion matrix [truth, predicted], which has one column more than classes: cases that got
+    no prediction at all (never correct). These have no score and are in no `auroc`.
     """
+
+    names = ("f1_macro", "accuracy", "balanced_accuracy", "auroc")
+
+    def __init__(self, spec: TaskSpec) -> None:
+        super().__init__(spec)
+        self.positive = positive_class(spec)
 
     @property
     def default_thresholds(self) -> dict[str, float]:
-        """None: the highest probability decides."""
-        return {}
+        """0.5 of the positive class of two; empty where the most probable class is predicted."""
+        return {self.positive: DEFAULT_THRESHOLD} if self.positive else {}
 
     def choose_thresholds(self) -> dict[str, float]:
-        """Return nothing: the highest probability decides."""
-        return {}
+        """Return the threshold of the positive class of two with the highest balanced accuracy."""
+        if not self.positive:
+            return {}
+        return {self.positive: self._scores(1).best_threshold(balanced_accuracy)}
 
     def compute(self, thresholds: dict[str, float], weights: np.ndarray | None = None) -> dict[str, float]:
-        """Return the scalars named in the class docstring."""
-        return self._from_matrix(self.confusion_matrix(self.image_weights(weights)))
+        """Return the scalars of `spec.metrics`, named in the class docstring."""
+        weight = self.image_weights(weights)
+        values = self._from_matrix(self.confusion_matrix(thresholds, weight))
+        values["auroc"] = float(mean_of(self._areas(weight)))
+        return {name: values[name] for name in self.spec.metrics}
 
-    def confusion_matrix(self, weight: np.ndarray) -> np.ndarray:
+    def confusion_matrix(self, thresholds: dict[str, float], weight: np.ndarray) -> np.ndarray:
         """[C, C + 1] counts of the images, each weighted; the last column holds cases without a prediction."""
-        matrix: np.ndarray = np.tensordot(weight, self._matrices(), 1)
+        matrix: np.ndarray = np.tensordot(weight, self._matrices(thresholds), 1)
         return matrix
 
+    def confusion(self, thresholds: dict[str, float], weight: np.ndarray) -> dict[str, Any]:
+        """Return the counts without the column of missing predictions where it is empty."""
+        counts = self.confusion_matrix(thresholds, weight).astype(int)
+        return {"confusion": (counts if counts[:, -1].any() else counts[:, :-1]).tolist()}
+
     def details(self, thresholds: dict[str, float]) -> dict[str, Any]:
-        """Return the per-class table and the confusion matrix."""
-        matrix = self._matrices().sum(0)
+        """Return the per-class table, the confusion matrix and the ROC curve of each class (of two: of the positive one)."""
+        weight = self.image_weights(None)
+        matrix = self.confusion_matrix(thresholds, weight)
         precision, recall, f1 = self._per_class(matrix)
+        areas = self._areas(weight)
         per_class = {
             name: {
                 "precision": float(precision[index]), "recall": float(recall[index]), "f1": float(f1[index]),
-                "n": int(matrix[index].sum()),
+                "auroc": float(areas[index]), "n": int(matrix[index].sum()),
             }
             for index, name in enumerate(self.spec.classes)
         }  # fmt: skip
         classes, counts = list(self.spec.classes), matrix.astype(int)
         predicted = [*classes, "no prediction"] if counts[:, -1].any() else classes
         confusion = {"classes": classes, "predicted": predicted, "counts": counts[:, : len(predicted)].tolist()}
-        return {"per_class": per_class, "curves": {"confusion": confusion}}
+        return {"per_class": per_class, "curves": {"confusion": confusion, "roc": self._roc(thresholds, matrix, areas)}}
 
-    def _matrices(self) -> np.ndarray:
-        """[records, C, C + 1] confusion counts per image."""
+    def cases(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return [n, C] probabilities (NaN where there is no prediction), [n] labels and [n] positions of the records."""
+        return self.cached("cases of records", self._cases)
+
+    def _cases(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         classes = len(self.spec.classes)
-        return self.stacked("confusion").astype(np.float64) if self.records else np.zeros((0, classes, classes + 1))
+        rows = [np.asarray(record["probabilities"], np.float64).reshape(-1, classes) for record in self.records]
+        labels = [np.asarray(record["label"], np.int64).reshape(-1) for record in self.records]
+        index = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
+        return np.concatenate([np.zeros((0, classes)), *rows]), np.concatenate([np.zeros(0, np.int64), *labels]), index
+
+    def _scored(self) -> np.ndarray:
+        """[n] bool, which cases got a prediction."""
+        return self.cached("scored", lambda: ~np.isnan(self.cases()[0]).any(1))
+
+    def _matrices(self, thresholds: dict[str, float]) -> np.ndarray:
+        """[records, C, C + 1] confusion counts per image."""
+
+        def count() -> np.ndarray:
+            probabilities, labels, index = self.cases()
+            classes = len(self.spec.classes)
+            predicted = predicted_classes(probabilities, self.spec, thresholds)
+            predicted[~self._scored()] = classes
+            counts = np.zeros((len(self.records), classes, classes + 1))
+            np.add.at(counts, (index, labels, predicted), 1.0)
+            return counts
+
+        return self.cached(("confusion", thresholds.get(self.positive)), count)
+
+    def _scores(self, index: int) -> BinaryScores:
+        """The ranked scores of a class, of the cases that have one."""
+
+        def rank() -> BinaryScores:
+            probabilities, labels, _ = self.cases()
+            return BinaryScores(probabilities[self._scored(), index], labels[self._scored()] == index)
+
+        return self.cached(("scores", index), rank)
+
+    def _areas(self, weight: np.ndarray) -> np.ndarray:
+        """[C] area under the ROC curve of each class against the rest."""
+        by_case = weight[self.cases()[2][self._scored()]]
+        if self.positive:  # of two classes both areas are the same, if probabilities add up to 1
+            return np.full(2, self._scores(1).auroc(by_case))
+        return np.array([self._scores(c).auroc(by_case) for c in range(len(self.spec.classes))])
+
+    def _roc(self, thresholds: dict[str, float], matrix: np.ndarray, areas: np.ndarray) -> dict[str, Any]:
+        """By class the curve, its area, and where on it (of the most probable class: near it) the decisions are."""
+        total, claimed = matrix.sum(), matrix.sum(0)
+        curves = {}
+        for index, name in enumerate(self.spec.classes):
+            if self.positive and name != self.positive:
+                continue
+            truth, hits = matrix[index].sum(), matrix[index, index]
+            point: dict[str, float] = {
+                "false_positive_rate": float(ratio(claimed[index] - hits, total - truth)),
+                "true_positive_rate": float(ratio(hits, truth)),
+            }
+            if self.positive:
+                point["threshold"] = float(thresholds.get(name, DEFAULT_THRESHOLD))
+            curves[name] = {**self._scores(index).roc(), "auroc": float(areas[index]), "operating_point": point}
+        return curves
 
     def _per_class(self, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         classes = len(matrix)
@@ -75,44 +164,41 @@ class RoiClassificationMetric(ConfusionMetric):
     """Classes of annotated objects, counted over all objects; prediction and truth are joined by object id."""
 
     def reduce(self, prediction: Arrays, truth: Arrays, scale: tuple[float, float]) -> dict[str, Any]:
-        """Count the objects of one image: `confusion` [C, C + 1]."""
+        """Keep `probabilities` [N, C] (NaN where an object got none) and `label` [N] of the annotated objects of one image."""
         classes = len(self.spec.classes)
-        probabilities = np.asarray(prediction["probabilities"]).reshape(-1, classes)
-        winner = dict(zip(np.asarray(prediction["ids"]).tolist(), probabilities.argmax(1).tolist(), strict=True))
-        confusion = np.zeros((classes, classes + 1), np.int64)
-        for identity, label in zip(np.asarray(truth["ids"]).tolist(), np.asarray(truth["labels"]).tolist(), strict=True):
-            confusion[label, winner.get(identity, classes)] += 1
-        return {"confusion": confusion}
+        found = np.asarray(prediction["probabilities"], np.float32).reshape(-1, classes)
+        place = {identity: row for row, identity in enumerate(np.asarray(prediction["ids"]).tolist())}
+        rows = np.array([place.get(identity, -1) for identity in np.asarray(truth["ids"]).tolist()], np.int64)
+        probabilities = np.full((len(rows), classes), np.nan, np.float32)
+        probabilities[rows >= 0] = found[rows[rows >= 0]]
+        return {"probabilities": probabilities, "label": np.asarray(truth["labels"], np.int64).reshape(-1)}
+
+    def notes(self) -> list[str]:
+        """Return how many objects have no score."""
+        missing = int((~self._scored()).sum())
+        return [f"{missing} annotated objects got no prediction: they count as errors, but are in no AUROC."] if missing else []
 
 
 class ClassificationMetric(ConfusionMetric):
     """One class per image.
 
-    Adds `auroc`, the mean over classes of one-against-rest (NaN while only one class occurs); where the classes are ordered
-    `quadratic_kappa` (see `quadratic_kappa`); where there are two, `sensitivity` (recall of the second class, the positive one)
-    and `specificity` (recall of the first), NaN where the class does not occur.
+    Adds `quadratic_kappa` (see there) where the classes are ordered; where there are two, `sensitivity` (recall of the second
+    class, the positive one) and `specificity` (recall of the first), NaN where the class does not occur.
     """
+
+    @classmethod
+    def names_of(cls, spec: TaskSpec) -> tuple[str, ...]:
+        """Return the names of all tasks, and those of grades and of two classes."""
+        return cls.names + (ORDINAL_METRICS if spec.ordinal else ()) + (BINARY_METRICS if len(spec.classes) == 2 else ())
+
+    def image_value(self, record: dict[str, Any], thresholds: dict[str, float]) -> float:
+        """Return the probability of the annotated class, which tells a near miss from a confident error."""
+        return float(record["probabilities"][record["label"]])
 
     def reduce(self, prediction: Arrays, truth: Arrays, scale: tuple[float, float]) -> dict[str, Any]:
         """Keep the probabilities [C] and the label of one image."""
-        probabilities, label = np.asarray(prediction["probabilities"], np.float64).reshape(-1), int(truth["label"])
-        confusion = np.zeros((len(self.spec.classes), len(self.spec.classes) + 1), np.int64)
-        confusion[label, int(probabilities.argmax())] = 1
-        return {"confusion": confusion, "probabilities": probabilities, "label": np.int64(label)}
-
-    def compute(self, thresholds: dict[str, float], weights: np.ndarray | None = None) -> dict[str, float]:
-        """Return the scalars of the base class and those that the class docstring adds."""
-        values = super().compute(thresholds, weights)
-        areas = self._areas(self.image_weights(weights)) if self.records else np.array([np.nan])
-        values["auroc"] = float(mean_of(areas))
-        return {name: values[name] for name in self.spec.metrics}
-
-    def details(self, thresholds: dict[str, float]) -> dict[str, Any]:
-        """Add the area of each class to the table."""
-        found = super().details(thresholds)
-        for name, area in zip(self.spec.classes, self._areas(self.image_weights(None)) if self.records else [], strict=False):
-            found["per_class"][name]["auroc"] = float(area)
-        return found
+        probabilities = np.asarray(prediction["probabilities"], np.float64).reshape(-1)
+        return {"probabilities": probabilities, "label": np.int64(truth["label"])}
 
     def _from_matrix(self, matrix: np.ndarray) -> dict[str, float]:
         values = super()._from_matrix(matrix)
@@ -121,65 +207,6 @@ class ClassificationMetric(ConfusionMetric):
             values |= {"sensitivity": float(sensitivity), "specificity": float(specificity)}
         # Every image of such a task has a prediction, so the last column is empty.
         return values | ({"quadratic_kappa": quadratic_kappa(matrix[:, : len(matrix)])} if self.spec.ordinal else {})
-
-    def _areas(self, weight: np.ndarray) -> np.ndarray:
-        labels, probabilities = self.stacked("label"), self.stacked("probabilities")
-        return np.array([area_under_roc(probabilities[:, c], labels == c, weight) for c in range(len(self.spec.classes))])
-
-
-class RegressionMetric(TaskMetric):
-    """One number per image: `pearson` (NaN below 3 images or when constant), `mae`, `rmse`."""
-
-    @property
-    def default_thresholds(self) -> dict[str, float]:
-        """None."""
-        return {}
-
-    def choose_thresholds(self) -> dict[str, float]:
-        """Return nothing."""
-        return {}
-
-    def reduce(self, prediction: Arrays, truth: Arrays, scale: tuple[float, float]) -> dict[str, Any]:
-        """Keep both values."""
-        return {
-            "value": np.float64(np.asarray(prediction["value"]).item()),
-            "truth": np.float64(np.asarray(truth["value"]).item()),
-        }
-
-    def compute(self, thresholds: dict[str, float], weights: np.ndarray | None = None) -> dict[str, float]:
-        """Return the scalars named in the class docstring."""
-        if not self.records:
-            return dict.fromkeys(("pearson", "mae", "rmse"), float("nan"))
-        weight = self.image_weights(weights)
-        predicted, truth = self.stacked("value"), self.stacked("truth")
-        error = predicted - truth
-        return {
-            "pearson": weighted_pearson(predicted, truth, weight),
-            "mae": float(ratio(weight @ np.abs(error), weight.sum())),
-            "rmse": float(np.sqrt(ratio(weight @ error**2, weight.sum()))),
-        }
-
-    def details(self, thresholds: dict[str, float]) -> dict[str, Any]:
-        """Return what a scatter and a Bland-Altman figure need."""
-        if not self.records:
-            return {"per_class": {}, "curves": {}}
-        pairs = bland_altman(self.stacked("value"), self.stacked("truth"))
-        return {"per_class": {}, "curves": {"agreement": {"image": pairs}}}
-
-
-def area_under_roc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> float:
-    """Return the probability that a positive case scores higher than a negative one, ties counting half.
-
-    Args:
-        scores: [n].
-        positive: [n] bool.
-        weights: [n] how often each case counts.
-    """
-    levels, rank = np.unique(scores, return_inverse=True)
-    gained = np.bincount(rank, weights * positive, minlength=len(levels))
-    other = np.bincount(rank, weights * ~positive, minlength=len(levels))
-    below = np.cumsum(other) - other
-    return float(ratio(gained @ (below + other / 2), gained.sum() * other.sum()))
 
 
 def quadratic_kappa(matrix: np.ndarray) -> float:

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from mtl.metrics.base import SCORE_GRID, Arrays, mean_of, nearest_best, precision_recall_f1, ratio
+from mtl.core.types import Arrays
+from mtl.metrics.base import SCORE_GRID, mean_of, nearest_best, precision_recall_f1, ratio
 from mtl.metrics.matching import IOU_THRESHOLDS, RECALLS, RankedMetric, box_iou, match_boxes, ranked_record
 
 LEVELS = len(IOU_THRESHOLDS)
@@ -23,6 +24,9 @@ class DetectionMetric(RankedMetric):
 
     The threshold is the grid value with the highest `f1_macro`.
     """
+
+    names = ("map50", "map", "map75", "f1_macro", "f1_pooled", "precision_pooled", "recall_pooled", "count_mae")
+    image_metric = "f1_pooled"  # average precision of one image jumps
 
     def reduce(self, prediction: Arrays, truth: Arrays, scale: tuple[float, float]) -> dict[str, Any]:
         """Match the detections of one image; see `ranked_record`."""

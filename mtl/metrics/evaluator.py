@@ -8,25 +8,14 @@ from typing import Any
 import numpy as np
 
 from mtl.core.files import plain
-from mtl.core.raster import to_original
 from mtl.core.task import TaskSpec
 from mtl.core.types import ImageResult
 from mtl.metrics.base import StudyMetric, TaskMetric, mean_of
-from mtl.metrics.breakdown import by_source, by_subgroup, case_tables, confusion_counts, surface_notes
-from mtl.metrics.classification import ClassificationMetric, RegressionMetric, RoiClassificationMetric
-from mtl.metrics.detection import DetectionMetric
-from mtl.metrics.heatmap import HeatmapMetric
-from mtl.metrics.points import PointsMetric
-from mtl.metrics.segmentation import SegmentationMetric
+from mtl.metrics.breakdown import by_source, by_subgroup, case_tables, surface_notes
 from mtl.metrics.statistics import GroupBootstrap, bootstrap_intervals, group_notes, task_group_notes
 
 Thresholds = dict[str, dict[str, float]]
 Scores = dict[str, dict[str, float]]
-
-KIND_CLASSES: dict[str, Callable[[TaskSpec], TaskMetric]] = {
-    "detection": DetectionMetric, "roi_classification": RoiClassificationMetric, "segmentation": SegmentationMetric,
-    "heatmap": HeatmapMetric, "points": PointsMetric, "classification": ClassificationMetric, "regression": RegressionMetric,
-}  # fmt: skip
 
 
 class Evaluator:
@@ -60,15 +49,10 @@ class Evaluator:
         self.score_weights = dict(score_weights or {})
         self.unit = unit
         self.native = native
-        self.metrics = {name: self._metric(spec) for name, spec in specs.items()}
+        self.metrics: dict[str, TaskMetric] = {name: spec.rules.metric(spec, hit_radius) for name, spec in specs.items()}
         self._seen: dict[str, tuple[str, str]] = {}
         for metric in self.study.values():
             metric.unit = unit
-
-    def _metric(self, spec: TaskSpec) -> TaskMetric:
-        if spec.kind == "heatmap":
-            return HeatmapMetric(spec, self.hit_radius)
-        return PointsMetric(spec, self.hit_radius) if spec.kind == "points" else KIND_CLASSES[spec.kind](spec)
 
     def empty(self) -> Evaluator:
         """Return an evaluator with the same settings and no records."""
@@ -116,36 +100,21 @@ class Evaluator:
             identity["attributes"] = dict(truth.attributes)
         if truth.case:
             identity["case"] = truth.case
-        working = truth.window.working_pixels_per_reference
-        compared = (truth.window.pixel_scale,) * 2 if self.native else working  # of masks
         made = {}
         for task, metric in self.metrics.items():
             if task not in truth.tasks:
                 continue
             if task not in prediction.tasks:
                 raise ValueError(f"Sample `{truth.sample_id}` has labels for task `{task}` but no prediction.")
-            found, known = prediction.tasks[task], truth.tasks[task]
-            if metric.spec.kind == "segmentation":
-                if self.native:
-                    maps = [to_original(channel, prediction.window) for channel in found["probabilities"]]
-                    found = found | {"probabilities": np.stack(maps)}
-                if truth.spacing is not None:
-                    known = known | {"spacing": self._spacing(truth)}
-            made[task] = identity | metric.reduce(found, known, compared if metric.spec.kind == "segmentation" else working)
+            made[task] = identity | metric.score(prediction, truth, self.native)
         self._seen[truth.sample_id] = (truth.group, truth.source)
         for task, record in made.items():
             self.metrics[task].add([record])
 
-    def _spacing(self, truth: ImageResult) -> np.ndarray:
-        """[3] millimetres between (slices, rows, columns) of the raster in which masks are compared."""
-        x, y = (1.0, 1.0) if self.native else truth.window.scale
-        return np.asarray(truth.spacing, np.float64) / (1.0, y, x)
-
     def measure_surfaces(self, thresholds: Thresholds) -> None:
         """Also measure HD95 in the images to come, in masks cut at these thresholds."""
         for task, metric in self.metrics.items():
-            if isinstance(metric, SegmentationMetric):
-                metric.measure_surfaces(thresholds[task])
+            metric.measure_surfaces(thresholds[task])
 
     def finish(self) -> None:
         """Complete the records after the last image: distances in whole volumes."""
@@ -215,11 +184,13 @@ class Evaluator:
         return lambda counts: self.compute(thresholds, {task: counts[where] for task, where in index.items()})
 
     def primary_values(self, values: Scores) -> dict[str, float]:
-        """Return each task's primary metric so that higher is better: 1 / (1 + v) where lower is."""
+        """Return each task's primary metric in [0, 1] so that higher is better: 0 below 0; 1 / (1 + v) where lower is better.
+
+        Correlation, kappa and R2 can be negative, the latter without limit, and would then outweigh all other tasks in `score`.
+        """
         primary = {task: values[task][spec.primary_metric] for task, spec in self.specs.items() if task in values}
-        return {
-            task: value if self.specs[task].higher_is_better() else 1 / (1 + max(value, 0.0)) for task, value in primary.items()
-        }
+        bounded = {task: value if np.isnan(value) else max(value, 0.0) for task, value in primary.items()}
+        return {task: v if self.specs[task].higher_is_better() else 1 / (1 + v) for task, v in bounded.items()}
 
     def score(self, values: Scores) -> float:
         """Return the weighted mean of the tasks' primary metrics; NaN is left out (see `left_out`), NaN if none is left."""
@@ -261,7 +232,7 @@ class Evaluator:
                 "ci95": {name: intervals.get(task, {}).get(name) for name in ordered},
                 "per_class": metric.details(thresholds[task])["per_class"],
                 "per_source": by_source(metric, thresholds[task]),
-                **confusion_counts(metric, metric.image_weights(None)),
+                **metric.confusion(thresholds[task], metric.image_weights(None)),
                 **by_subgroup(metric, thresholds[task], resampling),
             }
         study = {
@@ -296,8 +267,7 @@ class Evaluator:
     def image_scores(self, thresholds: Thresholds, among: Collection[str] | None = None) -> dict[str, float]:
         """Return `score` of each image alone, by sample id: finds the best and worst cases of a report.
 
-        A task counts for an image with its primary metric, detection and points with pooled F1 (average precision and FROC of
-        one image jump), a class with the probability of the annotated one (which tells a near miss from a confident error).
+        A task counts for an image as `TaskMetric.image_value` says.
 
         Args:
             thresholds: By task.
@@ -305,19 +275,9 @@ class Evaluator:
         """
         found: dict[str, list[float]] = {}
         for task, metric in self.metrics.items():
-            spec = self.specs[task]
-            name = {"detection": "f1_pooled", "points": "f1"}.get(spec.kind, spec.primary_metric)
-            single = self._metric(spec)
             chosen = metric.records if among is None else [record for record in map(metric.find, among) if record]
             for record in chosen:
-                if spec.kind == "classification":
-                    found.setdefault(record["sample_id"], []).append(float(record["probabilities"][record["label"]]))
-                    continue
-                single.reset()
-                single.add([record])
-                value = single.compute(thresholds[task])[name]
-                better = value if spec.higher_is_better(name) else 1 / (1 + max(value, 0.0))
-                found.setdefault(record["sample_id"], []).append(better)
+                found.setdefault(record["sample_id"], []).append(metric.image_value(record, thresholds[task]))
         return {sample_id: float(mean_of(np.array(values))) for sample_id, values in sorted(found.items())}
 
     def _notes(self, values: Scores, thresholds: Thresholds) -> list[str]:
@@ -327,9 +287,7 @@ class Evaluator:
             rows = metric.details(thresholds[task])["per_class"]
             absent = [name for name, row in rows.items() if row.get("n") == 0]
             if absent and metric.records:
-                kept = metric.spec.kind == "segmentation" and metric.spec.multilabel
-                which = "only means over images contain it, by the rule for empty masks" if kept else "so no mean contains it"
-                notes.append(f"Task `{task}`: no example of {', '.join(absent)} in this split, {which}.")
+                notes.append(f"Task `{task}`: no example of {', '.join(absent)} in this split, {metric.without_example}.")
             notes += [f"Task `{task}`: {note}" for note in metric.notes()]
         return notes + [f"{name}: {note}" for name, study in self.study.items() for note in study.notes(values[name])]
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from mtl.core.task import TaskSpec
-from mtl.metrics.base import SCORE_GRID, Arrays, nearest_best, pearson, precision_recall_f1, ratio
+from mtl.core.types import Arrays
+from mtl.metrics.base import SCORE_GRID, nearest_best, pearson, precision_recall_f1, ratio
 from mtl.metrics.matching import RankedMetric, match_points, ranked_record
 
 # Per class and image: n, sum x, sum y, sum xx, sum yy, sum xy, sum |x - y|, sum (x - y)^2; x predicted, y reference.
@@ -26,6 +27,8 @@ class HeatmapMetric(RankedMetric):
         spec: The task.
         hit_radius: Largest distance of a hit in reference pixels (default: half a red cell of the smears).
     """
+
+    names = ("peak_f1", "peak_precision", "peak_recall", "mse", "mae", "pearson")
 
     def __init__(self, spec: TaskSpec, hit_radius: float = 72.0) -> None:
         super().__init__(spec)

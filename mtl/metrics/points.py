@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from mtl.core.task import FALSE_POSITIVES_PER_MM2, TaskSpec
-from mtl.metrics.base import SCORE_GRID, Arrays, mean_of, nearest_best, precision_recall_f1, ratio
+from mtl.core.task import TaskSpec
+from mtl.core.types import Arrays
+from mtl.metrics.base import SCORE_GRID, mean_of, nearest_best, precision_recall_f1, ratio
 from mtl.metrics.matching import RECALLS, RankedMetric, interpolate_precision, match_points, ranked_record
 
+# Operating points of the cell detection score of TIGER (https://tiger.grand-challenge.org): false positives per mm2.
+FALSE_POSITIVES_PER_MM2 = (10, 20, 50, 100, 200, 300)
 MM2 = 1e-6  # per square micron
 # False positives per mm2 at which the curve is drawn: 20 per decade from 5 to 500, and the operating points.
 CURVE_RATES = tuple(
@@ -42,6 +45,11 @@ class PointsMetric(RankedMetric):
         spec: The task.
         hit_radius: Largest distance of a hit in microns, the reference pixels of such a task.
     """
+
+    names = (
+        "froc", "f1", "precision", "recall", "ap", "count_mae", *(f"sensitivity_at_{rate}" for rate in FALSE_POSITIVES_PER_MM2),
+    )  # fmt: skip
+    image_metric = "f1"  # FROC of one image jumps
 
     def __init__(self, spec: TaskSpec, hit_radius: float = 4.0) -> None:
         super().__init__(spec)

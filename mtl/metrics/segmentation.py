@@ -6,10 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from mtl.core.task import KIND_METRICS, TaskSpec
-from mtl.metrics.base import Arrays, TaskMetric, mean_of, nearest_best, precision_recall_f1, ratio, weighted_mean
+from mtl.core.raster import to_original
+from mtl.core.task import TaskSpec
+from mtl.core.types import Arrays, ImageResult
+from mtl.metrics.base import TaskMetric, mean_of, nearest_best, precision_recall_f1, ratio, weighted_mean
 from mtl.metrics.volumes import Cases, finish_surfaces, measure_surfaces, sum_cases
 
+VOLUME_METRICS = ("dice_per_case", "iou_per_case", "mae_volume_mm3")  # where the images are slices of volumes
 MASK_GRID = tuple(round(step / 20, 2) for step in range(1, 20))
 # Thresholds of the precision-recall curve, falling; at 0 everything is predicted, so it needs no count of its own.
 STEPS = 32
@@ -53,9 +56,38 @@ class SegmentationMetric(TaskMetric):
     Thresholds are named like the classes; a multiclass task has none.
     """
 
+    names = (
+        "dice_per_image", "iou_per_image", "dice_pooled", "iou_pooled", "precision_pooled", "recall_pooled", "aupr",
+        "dice_nonempty", "iou_nonempty",
+    )  # fmt: skip
+
     def __init__(self, spec: TaskSpec) -> None:
         super().__init__(spec)
         self._surface_thresholds: dict[str, float] | None = None
+
+    @classmethod
+    def names_of(cls, spec: TaskSpec) -> tuple[str, ...]:
+        """Return the names of all tasks, and those of volumes where the images are slices."""
+        return cls.names + (VOLUME_METRICS if spec.volumetric else ())
+
+    def score(self, prediction: ImageResult, truth: ImageResult, native: bool) -> dict[str, Any]:
+        """Compare masks in the raster of the truth: the original one takes enlarged probabilities."""
+        found, known = prediction.tasks[self.spec.name], truth.tasks[self.spec.name]
+        scale = truth.window.working_pixels_per_reference
+        if native:
+            maps = [to_original(channel, prediction.window) for channel in found["probabilities"]]
+            found, scale = found | {"probabilities": np.stack(maps)}, (truth.window.pixel_scale,) * 2
+        if truth.spacing is not None:
+            # Millimetres between (slices, rows, columns) of the raster in which masks are compared.
+            x, y = (1.0, 1.0) if native else truth.window.scale
+            known = known | {"spacing": np.asarray(truth.spacing, np.float64) / (1.0, y, x)}
+        return self.reduce(found, known, scale)
+
+    @property
+    def without_example(self) -> str:
+        """Independent masks may rightly be empty."""
+        kept = "only means over images contain it, by the rule for empty masks"
+        return kept if self.spec.multilabel else super().without_example
 
     def measure_surfaces(self, thresholds: dict[str, float]) -> None:
         """Also measure distances of surfaces in the images to come, in masks cut at these thresholds; `finish` ends it."""
@@ -185,7 +217,7 @@ class SegmentationMetric(TaskMetric):
 
     @property
     def distances_in_mm(self) -> bool | None:
-        """Say whether distances of surfaces are in millimetres; None where none was measured."""
+        """Whether distances of surfaces are in millimetres; None where none was measured."""
         return bool(self.stacked("hd95_mm").any()) if self._measured("hd95") else None
 
     def areas(self, thresholds: dict[str, float], name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -200,7 +232,7 @@ class SegmentationMetric(TaskMetric):
     def _measured(self, key: str) -> bool:
         return bool(self.records) and key in self.records[0]
 
-    def cases(self, thresholds: dict[str, float]) -> dict[str, dict[str, dict[str, Any]]]:
+    def case_table(self, thresholds: dict[str, float]) -> dict[str, dict[str, dict[str, Any]]]:
         """Return the table of the volumes: by case and class the overlap, volumes in mm3 and, where measured, `hd95`."""
         if not self.spec.volumetric or not self.records:
             return {}
@@ -223,7 +255,7 @@ class SegmentationMetric(TaskMetric):
         per_image = [ratio(weight @ values, weight.sum()) for values in (dice, iou)]
         nonempty = [weighted_mean(values + annotated, weight) for values in (dice, iou)]
         values = [*per_image, *self._pooled(thresholds, weight), area_under_steps(*self._curve(weight)), *nonempty]
-        found = dict(zip(KIND_METRICS["segmentation"], values, strict=True))
+        found = dict(zip(self.names, values, strict=True))
         if self.spec.volumetric:
             cases = self._case_counts(thresholds, weight)
             for name, per_case in zip(("dice", "iou"), overlap(cases.hits, cases.predicted, cases.truth), strict=True):

@@ -12,6 +12,7 @@ import numpy as np
 from mtl.core.family import DataFamily
 from mtl.core.types import Record, Sample
 from mtl.imaging.preprocessing import Preprocessing
+from mtl.kinds.base import Annotations, TaskPrediction, rules_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -239,10 +240,10 @@ def _draw_objects(axes: Axes, sample: Sample, classes: tuple[str, ...]) -> list[
 def _label_texts(family: DataFamily, sample: Sample) -> list[str]:
     texts = []
     for spec in family.specs().values():
-        kind, _, name = spec.label.partition(":")
-        if kind == "class" and name in sample.labels:
-            value = sample.labels[name]
-            texts.append(f"{spec.name}: {spec.classes[int(value)]}" if spec.kind == "classification" else f"{name} {value:g}")
+        rules, known = rules_of(spec), Annotations((0, 0), labels=sample.labels)
+        target = rules.target(spec, known) if rules.image_level else None
+        if target is not None:
+            texts.append(f"{spec.name}: {rules.words(TaskPrediction(spec, rules.truth(target), known.size))}")
     return texts
 
 

@@ -11,7 +11,8 @@ from mtl.core.task import TaskSpec
 from mtl.core.types import Arrays
 from mtl.drawing.paint import fit, font_of, outline, paint
 from mtl.drawing.palette import INK, PAPER, Colour, colour_of
-from mtl.inference.pictures import hard_masks, layers_of, mask_names, value_words
+from mtl.inference.pictures import layers_of
+from mtl.kinds.base import TaskPrediction, mask_classes, rules_of
 
 COLUMNS = 4
 GRID_FROM = 3  # masks; fewer are told apart in one overlay
@@ -25,7 +26,7 @@ Specs = Mapping[str, TaskSpec]
 
 def wants_grid(specs: Specs) -> bool:
     """Say whether a run has so many independent masks that each needs a panel of its own."""
-    masks = [name for spec in specs.values() if spec.kind == "segmentation" and spec.multilabel for name in spec.classes]
+    masks = [name for spec in specs.values() if rules_of(spec).areas and spec.multilabel for name in spec.classes]
     return len(masks) >= GRID_FROM
 
 
@@ -51,18 +52,21 @@ def draw_grid(
         [H, W, 3] uint8.
     """
     base = _enlarge(fit(image, panel), panel)
-    panels = [("image", base), ("classes", _text_panel(base, _class_lines(truth, prediction, specs)))]
-    names = mask_names(specs, specs)
+    panels = [("image", base), ("classes", _text_panel(base, _class_lines(truth, prediction, specs, thresholds or {})))]
+    names = mask_classes(specs, specs)
     for task, spec in specs.items():
-        own = (thresholds or {}).get(task, {})
-        if spec.kind == "segmentation":
-            both = [hard_masks(tasks[task], spec, own) if task in tasks else None for tasks in (truth, prediction)]
+        rules, own = rules_of(spec), (thresholds or {}).get(task, {})
+        if rules.areas:
+            both = [
+                rules.channels(TaskPrediction(spec, tasks[task], size, None, own)) if task in tasks else None
+                for tasks in (truth, prediction)
+            ]
             for index, name in enumerate(spec.classes):
                 title = _words(name if names.count(name) == 1 else f"{task} {name}")
                 for what, masks in zip(("annotation", "prediction"), both, strict=True):
                     picture = _dim(base) if masks is None else tint(base, masks[index], colour_of(name, tuple(names)))
                     panels.append((f"{title}: {what}", picture))
-        elif spec.kind in ("detection", "heatmap", "points"):
+        elif rules.finds:
             for what, tasks in (("annotation", truth), ("prediction", prediction)):
                 picture = _dim(base)
                 if task in tasks:
@@ -82,13 +86,18 @@ def tint(image: np.ndarray, mask: np.ndarray, colour: Colour) -> np.ndarray:
     return canvas
 
 
-def _class_lines(truth: Tasks, prediction: Tasks, specs: Specs) -> list[str]:
+def _class_lines(truth: Tasks, prediction: Tasks, specs: Specs, thresholds: Mapping[str, Mapping[str, float]]) -> list[str]:
     lines = []
     for task, spec in specs.items():
-        if spec.kind in ("classification", "regression"):
-            known = _words(value_words(truth[task], spec)) if task in truth else NOT_ANNOTATED
-            found = _words(value_words(prediction[task], spec)) if task in prediction else "–"
-            lines += [_words(task), f"   annotated: {known}", f"   predicted: {found}", ""]
+        rules = rules_of(spec)
+        if rules.image_level:
+            both = [
+                _words(rules.words(TaskPrediction(spec, tasks[task], (0, 0), None, thresholds.get(task, {}))))
+                if task in tasks
+                else missing
+                for tasks, missing in ((truth, NOT_ANNOTATED), (prediction, "–"))
+            ]
+            lines += [_words(task), f"   annotated: {both[0]}", f"   predicted: {both[1]}", ""]
     return lines or ["no image-level class"]
 
 

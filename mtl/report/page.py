@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mtl.core.files import plain, write_text
-from mtl.core.task import FALSE_POSITIVES_PER_MM2
+from mtl.metrics.points import FALSE_POSITIVES_PER_MM2
 from mtl.report import figures, tables, training
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mtl.core.heatmap import render_heatmap
 from mtl.drawing.paint import fit
 from mtl.inference.pictures import draw_case
+from mtl.kinds.base import rules_of
 from mtl.report.grid import draw_grid, wants_grid
 from mtl.report.page import Case, ReportContent, write_report
 from mtl.report.training import read_history
@@ -72,25 +72,18 @@ def _cases(evaluation: Evaluation) -> list[Case]:
                 image, truth.tasks, prediction.tasks, model.specs, window.working_size, thresholds
             )  # fmt: skip
         else:
-            _add_reference_heatmaps(truth, prediction, model.specs)
+            _add_references(truth, prediction, model.specs)
             case.prediction = _draw(evaluation, image, prediction, thresholds)
             case.truth = _draw(evaluation, image, truth, None)
         cases.append(case)
     return cases
 
 
-def _add_reference_heatmaps(truth: ImageResult, prediction: ImageResult, specs: dict[str, TaskSpec]) -> None:
-    """Give the annotation of a heatmap task a map like the predicted one, so that both show the same panels."""
-    import torch
-
+def _add_references(truth: ImageResult, prediction: ImageResult, specs: dict[str, TaskSpec]) -> None:
+    """Give the annotation what is needed to draw it like the prediction, so that both show the same panels."""
     for task, arrays in truth.tasks.items():
-        if specs[task].kind == "heatmap" and task in prediction.tasks:
-            predicted = prediction.tasks[task]
-            stride, sigma = float(predicted["stride"]), float(predicted["sigma"])
-            points, labels = torch.from_numpy(arrays["points"]), torch.from_numpy(arrays["labels"])
-            height, width = predicted["heatmap"].shape[1:]
-            heatmap = render_heatmap(points, labels, len(specs[task].classes), (height, width), stride, sigma)
-            truth.tasks[task] = {**arrays, "heatmap": heatmap.numpy(), "stride": predicted["stride"]}
+        if task in prediction.tasks:
+            truth.tasks[task] = rules_of(specs[task]).reference(specs[task], arrays, prediction.tasks[task])
 
 
 def _draw(evaluation: Evaluation, image: np.ndarray, result: ImageResult, thresholds: Any) -> np.ndarray:

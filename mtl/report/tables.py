@@ -7,8 +7,10 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from mtl.core.task import BINARY_METRICS, FALSE_POSITIVES_PER_MM2, higher_is_better
+from mtl.core.task import higher_is_better
 from mtl.metrics.breakdown import SUBGROUP_RESAMPLES
+from mtl.metrics.classification import BINARY_METRICS
+from mtl.metrics.points import FALSE_POSITIVES_PER_MM2
 from mtl.metrics.statistics import FEW_GROUPS
 from mtl.runs.results import main_metrics
 

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mtl.core.task import BINARY_METRICS, KIND_METRICS, ORDINAL_METRICS, VOLUME_METRICS, higher_is_better
+from mtl.core.registry import KINDS
+from mtl.core.task import higher_is_better
+from mtl.kinds.base import rules_named
 from mtl.report.figures import COLOURS, canvas, draw_line, styled
 
 if TYPE_CHECKING:
@@ -236,7 +238,5 @@ def _log_scale(axis: Axes) -> None:
 
 def _rank(column: str) -> int:
     """Order metrics as their kind lists them, the primary one first; other columns keep their order behind."""
-    kinds = (metric for metrics in KIND_METRICS.values() for metric in metrics)
-    known = [*kinds, *ORDINAL_METRICS, *BINARY_METRICS, *VOLUME_METRICS]
-    metric = column.split("/")[-1]
-    return known.index(metric) if metric in known else len(known)
+    lists, metric = [rules_named(kind).metric_class.names for kind in KINDS.names()], column.split("/")[-1]
+    return min((names.index(metric) for names in lists if metric in names), default=max(map(len, lists)))

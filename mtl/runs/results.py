@@ -17,7 +17,7 @@ from mtl.core.task import TaskSpec
 from mtl.metrics.evaluator import Evaluator
 
 # What was added since (attributes, cases, voxel sizes, distances) is optional, so older files of this number are still read.
-RECORDS_FORMAT = 2
+RECORDS_FORMAT = 3
 
 # Shown beside the first metrics of a task: what challenges rank by and readers look for.
 ALSO_SHOWN = (

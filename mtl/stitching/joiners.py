@@ -1,9 +1,13 @@
-"""From what each window says to what is said of the whole image, in the working raster: one joiner per kind of task."""
+"""From what each window says to what is said of the whole image, in the working raster.
+
+A kind of task names the joiner of its predictions (`mtl.kinds`).
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 
@@ -17,7 +21,34 @@ DUPLICATE_IOU = 0.5
 SLACK = 0.25
 
 
-class _Objects:
+# Of each joined box, [N, 2]: its window, and its row in what that window said. For what is said about the boxes.
+ORIGIN = "origin"
+
+
+class Joiner(ABC):
+    """Collects what the windows of one image say for one task.
+
+    Attributes:
+        of_boxes: `result` is told the joined boxes, with their `origin`.
+    """
+
+    of_boxes: ClassVar[bool] = False
+
+    @abstractmethod
+    def add(self, window: Window, prediction: Arrays) -> None:
+        """Take what one window says, in network pixels."""
+
+    @abstractmethod
+    def result(self, windows: list[Window], boxes: Arrays | None = None) -> Arrays:
+        """Return what is said of the whole image, in the working raster.
+
+        Args:
+            windows: All windows of the image, in order.
+            boxes: Of a joiner about boxes: what a `BoxJoiner` gave, where one did.
+        """
+
+
+class _ObjectJoiner(Joiner):
     """Keeps the rows of each window until all are there."""
 
     def __init__(self) -> None:
@@ -31,7 +62,7 @@ class _Objects:
         return arrays, np.repeat([index for index, _ in self.parts], count)
 
 
-class _Detections(_Objects):
+class BoxJoiner(_ObjectJoiner):
     """Boxes: territory of the centre, then suppression across windows whatever the class.
 
     Suppression is blind to the class because one cell that two windows name differently must not count twice;
@@ -39,33 +70,52 @@ class _Detections(_Objects):
     """
 
     def add(self, window: Window, prediction: Arrays) -> None:
+        """Take one window."""
         boxes = _boxes_to_working(prediction["boxes"], window)
         rows = {key: np.asarray(value) for key, value in prediction.items() if key != "boxes"}
+        rows[ORIGIN] = np.stack([np.full(len(boxes), window.index), np.arange(len(boxes))], axis=1)
         keep = inside(_centres(boxes), window)
         self.parts.append((window.index, {"boxes": boxes[keep], **{key: value[keep] for key, value in rows.items()}}))
 
-    def result(self, windows: list[Window]) -> Arrays:
+    def result(self, windows: list[Window], boxes: Arrays | None = None) -> Arrays:
+        """Return `boxes`, best first, with everything that came with them and their `origin`."""
         arrays, window = self._stack()
-        boxes = arrays["boxes"]
-        keep, shared = _claims(_centres(boxes), SLACK * (boxes[:, 2:] - boxes[:, :2]), window, windows)
+        corners = arrays["boxes"]
+        keep, shared = _claims(_centres(corners), SLACK * (corners[:, 2:] - corners[:, :2]), window, windows)
         contested = np.flatnonzero(keep & shared)
-        pairs = contested[overlapping_boxes(boxes[contested], DUPLICATE_IOU)]
+        pairs = contested[overlapping_boxes(corners[contested], DUPLICATE_IOU)]
         keep &= suppress(arrays["scores"], pairs[window[pairs[:, 0]] != window[pairs[:, 1]]])
         height, width = windows[0].working_size
-        arrays["boxes"] = np.clip(boxes, 0.0, np.array([width, height, width, height], np.float32)).astype(np.float32)
+        arrays["boxes"] = np.clip(corners, 0.0, np.array([width, height, width, height], np.float32)).astype(np.float32)
         keep &= (arrays["boxes"][:, 2:] > arrays["boxes"][:, :2]).all(axis=1)
         return _best_first(arrays, keep)
 
 
-class _RegionsOfInterest(_Objects):
-    """Class probabilities at given boxes: an object seen by several windows counts where it lies deepest."""
+class RegionJoiner(_ObjectJoiner):
+    """Class probabilities at boxes.
+
+    At annotated boxes, which come with `ids` and `boxes`, an object seen by several windows counts where it lies deepest. At
+    detected ones, each box that was kept is taken from where it came from.
+    """
+
+    of_boxes = True
 
     def add(self, window: Window, prediction: Arrays) -> None:
+        """Take `probabilities`, and `ids` and `boxes` where these are annotated."""
+        if "ids" not in prediction:
+            self.parts.append((window.index, {"probabilities": np.asarray(prediction["probabilities"], np.float32)}))
+            return
         boxes = _boxes_to_working(prediction["boxes"], window)
         ids, probabilities = np.asarray(prediction["ids"], np.int64), np.asarray(prediction["probabilities"], np.float32)
         self.parts.append((window.index, {"ids": ids, "probabilities": probabilities, "depth": depth(_centres(boxes), window)}))
 
-    def result(self, windows: list[Window]) -> Arrays:
+    def result(self, windows: list[Window], boxes: Arrays | None = None) -> Arrays:
+        """Return `probabilities` in the order of the joined boxes, or with the `ids` of annotated ones."""
+        if "ids" not in self.parts[0][1]:
+            assert boxes is not None
+            said = {index: part["probabilities"] for index, part in self.parts}
+            rows = [said[window][row] for window, row in boxes[ORIGIN].tolist()]
+            return {"probabilities": np.stack(rows) if rows else self.parts[0][1]["probabilities"][:0]}
         arrays, _ = self._stack()
         # Per id the deepest first; np.unique returns the first occurrence.
         order = np.lexsort((-arrays["depth"], arrays["ids"]))
@@ -73,34 +123,38 @@ class _RegionsOfInterest(_Objects):
         return {"probabilities": arrays["probabilities"][order[first]], "ids": ids}
 
 
-class _Mean:
+class MeanJoiner(Joiner):
     """Image-level values: the mean over windows."""
 
     def __init__(self) -> None:
         self.parts: list[tuple[int, Arrays]] = []
 
     def add(self, window: Window, prediction: Arrays) -> None:
+        """Take one window."""
         self.parts.append((window.index, {key: np.asarray(value, np.float32) for key, value in prediction.items()}))
 
-    def result(self, windows: list[Window]) -> Arrays:
+    def result(self, windows: list[Window], boxes: Arrays | None = None) -> Arrays:
+        """Join."""
         self.parts.sort(key=lambda part: part[0])
         return {key: np.stack([part[key] for _, part in self.parts]).mean(axis=0) for key in self.parts[0][1]}
 
 
-class _Masks:
+class MapJoiner(Joiner):
     """Probabilities per pixel."""
 
     def __init__(self) -> None:
         self.maps = BlendedMaps()
 
     def add(self, window: Window, prediction: Arrays) -> None:
+        """Take one window."""
         self.maps.add(window, prediction["probabilities"])
 
-    def result(self, windows: list[Window]) -> Arrays:
+    def result(self, windows: list[Window], boxes: Arrays | None = None) -> Arrays:
+        """Join."""
         return {"probabilities": self.maps.result().astype(np.float32, copy=False)}
 
 
-class Points(_Objects):
+class PointJoiner(_ObjectJoiner):
     """Points: territory, then suppression across windows within the head's `radius`, whatever the class.
 
     As for boxes, one cell that two windows name differently counts once.
@@ -145,7 +199,7 @@ class Points(_Objects):
         if keep.any():
             self.parts.append((window.index, {key: value[keep] for key, value in {**part, "shared": shared}.items()}))
 
-    def result(self, windows: list[Window]) -> Arrays:
+    def result(self, windows: list[Window], boxes: Arrays | None = None) -> Arrays:
         """Join what the windows said; those that came through `add_claimed` need not be named again."""
         arrays, window = self._stack()
         points, labels, shared = arrays["points"], arrays["labels"], arrays.pop("shared", None)
@@ -161,7 +215,7 @@ class Points(_Objects):
         return {**_best_first(arrays, keep), **self.extra}
 
 
-class _Heatmaps(Points):
+class PeakJoiner(PointJoiner):
     """A map at the head's stride, and its peaks: territory, then suppression of the same class within 2 sigma."""
 
     constants = ("stride", "sigma")
@@ -172,21 +226,18 @@ class _Heatmaps(Points):
         self.maps = BlendedMaps()
 
     def add(self, window: Window, prediction: Arrays) -> None:
+        """Take one window."""
         super().add(window, prediction)
         self.maps.add(window, prediction["heatmap"], float(prediction["stride"]))
 
     @property
     def distance(self) -> float:
+        """Two standard deviations of a peak."""
         return 2 * max(float(self.extra["sigma"]), 1.0) * float(self.extra["stride"])
 
-    def result(self, windows: list[Window]) -> Arrays:
+    def result(self, windows: list[Window], boxes: Arrays | None = None) -> Arrays:
+        """Join."""
         return {"heatmap": self.maps.result().astype(np.float32, copy=False), **super().result(windows)}
-
-
-JOINERS: dict[str, Any] = {
-    "detection": _Detections, "roi_classification": _RegionsOfInterest, "segmentation": _Masks, "heatmap": _Heatmaps,
-    "points": Points, "classification": _Mean, "regression": _Mean,
-}  # fmt: skip
 
 
 def _claims(points: np.ndarray, slack: np.ndarray, window: np.ndarray, windows: list[Window]) -> tuple[np.ndarray, np.ndarray]:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from mtl.core.task import TaskSpec
 from mtl.core.types import Arrays, ImageResult, SampleMeta, Window
-from mtl.stitching.joiners import JOINERS
+from mtl.stitching.joiners import ORIGIN, Joiner
 
 
 class Stitcher:
@@ -43,7 +42,7 @@ class Stitcher:
             raise ValueError(f"window {meta.window.index} of `{meta.sample_id}` was added twice")
         image.windows[meta.window.index] = meta.window
         for task, prediction in predictions.items():
-            joiner = image.joiners.setdefault(task, JOINERS[self.specs[task].kind]())
+            joiner = image.joiners.setdefault(task, self.specs[task].rules.joiner())
             joiner.add(meta.window, prediction)
         if len(image.windows) == meta.window.count:
             self._complete.append(self._open.pop(key).result())
@@ -63,9 +62,12 @@ class Stitcher:
 class _Image:
     meta: SampleMeta
     windows: dict[int, Window] = field(default_factory=dict)
-    joiners: dict[str, Any] = field(default_factory=dict)
+    joiners: dict[str, Joiner] = field(default_factory=dict)
 
     def result(self) -> ImageResult:
         windows = [self.windows[index] for index in sorted(self.windows)]
-        tasks = {task: joiner.result(windows) for task, joiner in self.joiners.items()}
+        found = {task: joiner.result(windows) for task, joiner in self.joiners.items() if not joiner.of_boxes}
+        boxes = next((arrays for arrays in found.values() if ORIGIN in arrays), None)
+        found |= {task: joiner.result(windows, boxes) for task, joiner in self.joiners.items() if joiner.of_boxes}
+        tasks = {task: {key: value for key, value in found[task].items() if key != ORIGIN} for task in self.joiners}
         return ImageResult(self.meta.sample_id, self.meta.group, self.meta.source, windows[0], tasks)

@@ -35,7 +35,8 @@ SUITE = {
 }  # fmt: skip
 TASK_OF_KIND = {
     "detection": "detection", "roi_classification": "roi", "segmentation": "segmentation", "heatmap": "heatmap",
-    "classification": "cell", "any": "cell", "points": "cells",
+    "classification": "cell", "any": "cell", "points": "cells", "multilabel_classification": "findings",
+    "regression": "parasitemia_percent",
 }  # fmt: skip
 PARTS: dict[str, Registry] = {
     "backbone": ENCODERS, "peft": ADAPTERS, "neck": NECKS, "head": HEADS, "loss": LOSSES, "balancer": BALANCERS,
@@ -82,7 +83,7 @@ def composed(*words: str) -> dict[str, Any]:
 
 
 def suite_of(task: str) -> str:
-    return SUITE[{"cell": "malaria_cells", "cells": "tiger"}.get(task, "malaria")]
+    return SUITE[{"cell": "malaria_cells", "cells": "tiger", "findings": "idrid"}.get(task, "malaria")]
 
 
 def necks_for(source: str) -> list[str]:

@@ -19,7 +19,8 @@ from mtl.config.compose import choices, configs_folder
 from mtl.config.load import NECK_KEYS, kind_of
 from mtl.core.registry import ADAPTERS, BALANCERS, ENCODERS, HEADS, LOSSES, NECKS, SCHEDULERS
 from mtl.core.task import TaskSpec
-from mtl.data.pipeline.targets import OBJECT_KINDS
+from mtl.kinds.base import rules_named
+from mtl.kinds.objects import ObjectKind
 from mtl.training.optim import build_optimizer, split_parts
 from mtl.training.schedules import Horizon
 
@@ -106,6 +107,8 @@ HEAD_TABLES: dict[str, dict[str, Flip]] = {
     },
     "upsampling": {"decoder_channels": Flip([256, 128, 64]), "last_channels": Flip(16)},
     "classifier": {"hidden": Flip([8])},
+    "multilabel_classifier": {"hidden": Flip([8])},
+    "regressor": {"hidden": Flip([8])},
     "classifier_published": {"pool": Flip([5, 4])},
     "deeplabv3plus": {"low_level": Flip(3)},
     "mixture": {
@@ -123,6 +126,8 @@ OTHER_LOSS = {
     "dice_cross_entropy": {"name": "cross_entropy"},
     "heatmap_focal": {"name": "mse"},
     "tversky_boundary": {"name": "mse"},
+    "bce_multilabel": {"name": "bce_multilabel", "gamma": 2.0},
+    "huber": {"name": "gaussian"},
 }
 
 
@@ -137,7 +142,7 @@ def objects(boxes: list[list[float]], labels: list[int]) -> dict[str, Tensor]:
 
 
 def target_for(kind: str) -> Any:
-    if kind in OBJECT_KINDS:
+    if isinstance(rules_named(kind), ObjectKind):
         return [
             objects([[10, 12, 38, 40], [60, 30, 90, 58], [32, 2, 95, 60], [20, 36, 44, 63]], [0, 1, 1, 1]),
             objects([[5, 30, 35, 58], [68, 10, 95, 40], [40, 30, 65, 60], [41, 29, 68, 63]], [1, 2, 1, 1]),
@@ -145,6 +150,10 @@ def target_for(kind: str) -> Any:
     generator = torch.Generator().manual_seed(1)
     if kind == "classification":
         return torch.tensor([0, 2])
+    if kind == "multilabel_classification":
+        return torch.tensor([[0.0, 1.0, 1.0], [1.0, float("nan"), 0.0]])
+    if kind == "regression":
+        return torch.tensor([2.0, -0.5])
     return (torch.rand(2, len(CLASSES), *SIZE, generator=generator) > 0.7).float()
 
 
@@ -194,10 +203,11 @@ LOSS_TABLES = {
     "dice_focal": {"smooth": Flip(1.0)},
     "dice_cross_entropy": {"class_weights": Flip([3.0, 1.0, 2.0]), "smooth": Flip(1.0)},
     "tversky_boundary": {"smooth": Flip(1.0)},
+    "bce_multilabel": {"positive_weight": Flip([3.0, 1.0, 2.0])},
 }
 
 
-KINDS = ("classification", "roi_classification", "segmentation", "heatmap")
+KINDS = ("classification", "roi_classification", "segmentation", "heatmap", "multilabel_classification", "regression")
 ONE_CLASS = ("cross_entropy", "dice_bce_published", "dice_cross_entropy")  # per pixel
 USES = [(name, kind) for name in choices("loss") for kind in KINDS if kind in LOSSES.entry(name).constants["kinds"]]
 
@@ -209,12 +219,14 @@ def test_losses(name: str, kind: str) -> None:
     def observe(config: dict[str, Any]) -> Any:
         loss = LOSSES.build(config, TaskSpec("task", kind, CLASSES, multilabel=multilabel, ordinal=kind == "classification"))
         generator = torch.Generator().manual_seed(4)
-        shape = (6, loss.outputs(3)) if kind in ("classification", "roi_classification") else (2, 3, 12, 16)
+        shape = (2, 3, 12, 16) if kind in ("segmentation", "heatmap") else (6, loss.outputs(1 if kind == "regression" else 3))
         prediction = torch.randn(shape, generator=generator)
         if kind == "heatmap":
             prediction, target = prediction.sigmoid(), torch.rand(shape, generator=generator).clamp(max=0.9)
             target[:, :, 4, 4] = 1.0
-        elif multilabel:
+        elif kind == "regression":
+            target = 3 * torch.randn(shape[0], generator=generator)
+        elif multilabel or kind == "multilabel_classification":
             target = (torch.rand(shape, generator=generator) > 0.6).float()
         else:
             target = torch.randint(0, 3, (shape[0], *shape[2:]), generator=generator)

@@ -6,6 +6,7 @@ import json
 import shutil
 import types
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -212,7 +213,7 @@ def test_til_score(base: dict[str, Any]) -> None:
     from mtl.runs.build import build_evaluator
 
     tissue = TaskSpec("tissue", "segmentation", ("tumor", "stroma"), multilabel=False)
-    specs = {"cells": TaskSpec("cells", "points", ("lymphocyte",)), "tissue": tissue, "second": tissue}
+    specs = {"cells": TaskSpec("cells", "points", ("lymphocyte",)), "tissue": tissue, "second": replace(tissue, name="second")}
     window = Window(0, 1, (1, 1), (0, 0), (0, 0), (64, 64), (64, 64), (64, 64), (64, 64), pixel_scale=2.0)
     rng = np.random.default_rng(0)
     pairs = []

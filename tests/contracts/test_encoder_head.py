@@ -13,7 +13,8 @@ from mtl.config.compose import choices
 from mtl.config.load import load_run_config
 from mtl.core.errors import ConfigError
 from mtl.core.registry import HEADS
-from mtl.data.pipeline.targets import OBJECT_KINDS
+from mtl.kinds.base import rules_named
+from mtl.kinds.objects import ObjectKind
 from mtl.model import MultiTaskModel
 from mtl.runs.build import model_config
 
@@ -31,9 +32,9 @@ ENCODERS = {
 SIZE = (64, 96)
 TASKS = {
     "detection": "detection", "roi_classification": "roi", "segmentation": "segmentation", "heatmap": "heatmap",
-    "classification": "cell", "points": "cells",
+    "classification": "cell", "points": "cells", "multilabel_classification": "findings", "regression": "parasitemia_percent",
 }  # fmt: skip
-SUITES = {"cell": "malaria_cells", "cells": "tiger_mtl"}
+SUITES = {"cell": "malaria_cells", "cells": "tiger_mtl", "findings": "idrid_mtl"}
 MIXTURES = ["mixture:unet", "mixture:deeplabv3plus", "mixture:fcos", "mixture:heatmap"]
 HEAD_NAMES = [*choices("head"), *MIXTURES]  # `mixture` alone has classifiers inside
 # Heads that look at fine maps only: alone, they leave the deepest layers of an encoder without a gradient.
@@ -52,6 +53,8 @@ def _config(head: str) -> dict[str, Any]:
     words += [f"loss@heads.{task}.loss=dice_bce"] if head == "pixelwise" else []  # masks that may overlap
     if suite == "tiger_mtl":
         words += ["data.geometry.overlap=0", "necks.fpn.levels=[3,4,5]"]
+    elif suite == "idrid_mtl":
+        words += ["+neck@necks.decoder=decoder"]
     else:
         words += ["+neck@necks.aspp=aspp", "+neck@necks.decoder=decoder"]
     words += ["necks.aspp.width=32", "necks.decoder.width=32", f"data.geometry.size={list(SIZE)}"]
@@ -84,11 +87,15 @@ def objects(boxes: list[list[float]], labels: list[int]) -> dict[str, torch.Tens
 def target_for(model: MultiTaskModel, task: str) -> Any:
     """Labels of three rows; the second is absent and holds what nobody may read."""
     spec = model.specs[task]
-    if spec.kind in OBJECT_KINDS:
+    if isinstance(rules_named(spec.kind), ObjectKind):
         last = len(spec.classes) - 1
         return [objects([[6, 8, 34, 36], [50, 20, 80, 50], [2, 2, 94, 62]], [0, last, 0]), None, objects([], [])]
     if spec.kind == "classification":
         return torch.tensor([0, -7, 1])
+    if spec.kind == "regression":
+        return torch.tensor([3.0, torch.nan, 0.5])
+    if spec.kind == "multilabel_classification":
+        return torch.tensor([[1.0, 0.0, torch.nan, 1.0], [torch.nan] * 4, [0.0, 0.0, 1.0, 0.0]])
     mask = torch.zeros(3, len(spec.classes), *SIZE)
     mask[0, :, 8:30, 8:40] = 1
     mask[1] = torch.nan
@@ -106,6 +113,8 @@ def check_form(model: MultiTaskModel, task: str, prediction: dict[str, torch.Ten
         "roi_classification": {"probabilities": (len(boxes), classes)},
         "segmentation": {"probabilities": (classes, *SIZE)},
         "classification": {"probabilities": (classes,)},
+        "multilabel_classification": {"probabilities": (classes,)},
+        "regression": {"value": ()},
     }[spec.kind]
     if spec.kind == "heatmap":
         stride = int(prediction["stride"])

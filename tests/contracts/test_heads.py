@@ -16,8 +16,9 @@ import mtl
 from mtl.config.load import kind_of
 from mtl.core.registry import HEADS
 from mtl.core.task import TaskSpec
-from mtl.data.pipeline.targets import OBJECT_KINDS
 from mtl.heads.base import Head
+from mtl.kinds.base import rules_named
+from mtl.kinds.objects import ObjectKind
 
 CONFIGS = Path(mtl.__file__).parents[1] / "configs"
 SIZE = 96, 128  # not square, so that a swap of height and width shows
@@ -80,7 +81,7 @@ def objects(boxes: list[list[float]], labels: list[int]) -> dict[str, torch.Tens
 
 def target_for(head: Head, absent: tuple[int, ...] = ()) -> Any:
     """Labels for three rows, the last one annotated as empty; absent rows hold poison."""
-    if head.spec.kind in OBJECT_KINDS:
+    if isinstance(rules_named(head.spec.kind), ObjectKind):
         rows: list[Any] = [
             objects([[10, 12, 38, 40], [60, 30, 90, 58]], [0, 1]),
             objects([[5, 60, 35, 88], [100, 10, 127, 40], [50, 50, 75, 80]], [1, 2, 0]),
@@ -92,6 +93,11 @@ def target_for(head: Head, absent: tuple[int, ...] = ()) -> Any:
         labels = torch.tensor([0, 2, 1])
         labels[list(absent)] = -7
         return labels
+    if head.spec.kind in ("regression", "multilabel_classification"):
+        known = torch.tensor([[0.0, 1.0, torch.nan], [1.0, 0.0, 1.0], [0.0, torch.nan, 0.0]])
+        values = torch.tensor([3.5, -2.0, 0.8]) if head.spec.kind == "regression" else known
+        values[list(absent)] = torch.nan
+        return values
     if head.spec.multilabel:
         mask = (torch.rand(3, len(CLASSES), *SIZE, generator=generator) > 0.7).float()
         mask[2] = 0
@@ -103,7 +109,17 @@ def target_for(head: Head, absent: tuple[int, ...] = ()) -> Any:
     return mask
 
 
-EXPERTS = ("classifier", "unet", "deeplabv3plus", "fcos", "heatmap", "centres", "box_centres")
+EXPERTS = (
+    "classifier",
+    "multilabel_classifier",
+    "regressor",
+    "unet",
+    "deeplabv3plus",
+    "fcos",
+    "heatmap",
+    "centres",
+    "box_centres",
+)
 MIXTURES = [f"mixture:{name}" for name in EXPERTS]
 # The loss that `pixelwise` comes with wants one class per pixel.
 CASES = [pytest.param(name, name != "pixelwise", id=name) for name in [*HEAD_NAMES, *MIXTURES]] + [
@@ -283,7 +299,21 @@ def check_classification(prediction: dict[str, torch.Tensor], head: Head) -> Non
     torch.testing.assert_close(prediction["probabilities"].sum(), torch.tensor(1.0))
 
 
+def check_multilabel(prediction: dict[str, torch.Tensor], head: Head) -> None:
+    assert set(prediction) == {"probabilities"}
+    probabilities = prediction["probabilities"]
+    assert probabilities.shape == (len(CLASSES),) and probabilities.dtype == torch.float32
+    assert probabilities.min() >= 0 and probabilities.max() <= 1
+
+
+def check_regression(prediction: dict[str, torch.Tensor], head: Head) -> None:
+    assert set(prediction) == {"value"}
+    assert prediction["value"].shape == () and prediction["value"].dtype == torch.float32
+
+
 CHECKS = {
+    "multilabel_classification": check_multilabel,
+    "regression": check_regression,
     "detection": check_detection,
     "heatmap": check_heatmap,
     "points": check_points,

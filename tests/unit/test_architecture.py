@@ -19,7 +19,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"inference"}),
     frozenset({"runs"}),
     frozenset({"model", "data"}),
-    frozenset({"heads", "encoders", "necks"}),
+    frozenset({"heads", "encoders", "necks", "kinds"}),
     frozenset({"metrics", "imaging", "drawing", "stitching", "config", "losses", "balancing", "layers"}),
     frozenset({"core"}),
 )

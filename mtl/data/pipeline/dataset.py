@@ -18,9 +18,10 @@ from mtl.core.task import TaskSpec
 from mtl.core.types import REGION, ImageResult, Record, Sample, SampleMeta, Window
 from mtl.data.pipeline.cache import RasterCache
 from mtl.data.pipeline.sampling import Draw
-from mtl.data.pipeline.targets import clip_objects, cut_to_content, encode, points_inside, truth_of
 from mtl.imaging.content import Box
+from mtl.imaging.outlines import cut_to_content
 from mtl.imaging.preprocessing import Preprocessing
+from mtl.kinds.base import Annotations, rules_of
 
 MASK_BYTES_KEPT = 256 * 2**20  # masks in the working raster kept per process; decoding them is slow
 RASTERS_KEPT = 2  # decoded images kept per process; neighbouring windows come from the same image
@@ -107,6 +108,7 @@ class SampleDataset(Dataset):
         image = self.preprocessing.crop(self._raster(image_number), window)
         sample = self._sample(image_number)
         objects = sample.objects
+        enough = inside = None
         if objects is not None:
             objects = objects.map(lambda points: window.working_to_network(window.original_to_working(points)))
             objects, enough, inside = cut_to_content(objects, window.valid, geometry.min_visible)
@@ -115,20 +117,11 @@ class SampleDataset(Dataset):
             image, objects, masks = self.transform(image, objects, masks, int(rng.integers(2**63)))
         masks = self._mark_padding(masks)
         unseen = masks.pop(REGION, None)
-        visible = in_heatmap = objects
-        if objects is not None:
-            visible = clip_objects(objects.select(enough), window.size, geometry.min_visible)[0]
-            # A peak beyond the picture would land on fill once the picture moves; without a transform its tail belongs here.
-            in_heatmap = visible if self.transform is None else visible.select(np.isin(visible.ids, objects.ids[inside]))
-        targets = {}
-        for task in self.tasks:
-            spec = self.specs[task]
-            mine = in_heatmap if spec.kind == "heatmap" else visible
-            if spec.kind == "points" and objects is not None:
-                mine = clip_objects(objects.select(inside & points_inside(objects, window.size)), window.size)[0]
-            targets[task] = encode(spec, objects, masks, sample.labels, self.family.object_classes, window.size, visible=mine)
-            if spec.kind == "points" and targets[task] is not None and unseen is not None:
-                targets[task]["region"] = unseen == 0
+        known = Annotations(
+            window.size, objects, masks, sample.labels, self.family.object_classes, geometry.min_visible, enough, inside,
+            moved=self.transform is not None, region=None if unseen is None else unseen == 0,
+        )  # fmt: skip
+        targets = {task: rules_of(self.specs[task]).target(self.specs[task], known) for task in self.tasks}
         return {
             "image": self.preprocessing.normalize(image),
             "targets": targets,
@@ -147,22 +140,20 @@ class SampleDataset(Dataset):
         record, window, sample = self.records[image_number], self.windows[image_number][0], self._sample(image_number)
         size = window.working_size
         objects = None if sample.objects is None else sample.objects.map(window.original_to_working)
-        visible = None if objects is None else clip_objects(objects, size)[0]
-        original = self.family.read_labels(record) if native and sample.masks else sample
-        targets = {}
+        region = sample.masks.get(REGION, np.ones(size, np.uint8)) > 0
+        working = Annotations(size, objects, sample.masks, sample.labels, self.family.object_classes, region=region)
+        original = working
+        if native and sample.masks:
+            stored = self.family.read_labels(record)
+            original = replace(working, size=window.original_size, objects=stored.objects, masks=stored.masks)
+        elif native:
+            original = replace(working, size=window.original_size, objects=sample.objects)
+        known = {}
         for task in self.tasks:
-            spec = self.specs[task]
-            drawn, masks, raster = objects, sample.masks, size
-            if native and spec.kind == "segmentation":
-                drawn, masks, raster = original.objects, original.masks, window.original_size
-            mine = visible
-            if spec.kind == "points" and visible is not None:
-                mine = visible.select(points_inside(visible, size))
-            targets[task] = encode(spec, drawn, masks, sample.labels, self.family.object_classes, raster, visible=mine)
-        known = {task: truth_of(self.specs[task], target) for task, target in targets.items() if target is not None}
-        for task in known:
-            if self.specs[task].kind == "points":
-                known[task]["region"] = sample.masks.get(REGION, np.ones(size, np.uint8)) > 0
+            rules = rules_of(self.specs[task])
+            target = rules.target(self.specs[task], original if rules.areas else working)
+            if target is not None:
+                known[task] = rules.truth(target)
         about = record.attributes, record.spacing, record.case
         return ImageResult(record.sample_id, record.group, record.source, window, known, *about)
 
@@ -242,17 +233,12 @@ class SampleDataset(Dataset):
 
     def _mask_names(self) -> set[str]:
         """Names of the masks that active tasks are made from or scored within."""
-        labels = (self.specs[task].label.partition(":") for task in self.tasks)
-        names = {name for kind, _, name in labels if kind == "mask"}
-        return names | {REGION} if any(self.specs[task].kind == "points" for task in self.tasks) else names
+        return set().union(*(rules_of(self.specs[task]).mask_names(self.specs[task]) for task in self.tasks))
 
     def _class_masks(self) -> dict[str, int]:
         """Return the value to ignore by name of each mask that holds one class per pixel."""
-        return {
-            self.specs[task].label.partition(":")[2]: self.specs[task].ignore_index
-            for task in self.tasks
-            if self.specs[task].kind == "segmentation" and not self.specs[task].multilabel
-        }
+        specs = [self.specs[task] for task in self.tasks]
+        return {name: spec.ignore_index for spec in specs if (name := rules_of(spec).class_mask(spec))}
 
     def _window_masks(self, sample: Sample, window: Window) -> dict[str, np.ndarray]:
         geometry = self.preprocessing.geometry

@@ -28,7 +28,7 @@ COLOUR_STEPS = ("color_jitter", "stain_jitter")
 class Transform:
     """Random augmentation of a network image and everything drawn on it.
 
-    Objects are moved, not clipped: masks need whole outlines (`mtl.data.pipeline.targets.clip_objects` clips what boxes need).
+    Objects are moved, not clipped: masks need whole outlines (`mtl.imaging.outlines.clip_objects` clips what boxes need).
 
     Args:
         config: The keys of `data.augmentation`; a missing or null entry, or probability 0, leaves that step out.

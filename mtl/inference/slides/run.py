@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from mtl.config.verbs import SlideConfig
+from mtl.core.decision import DEFAULT_THRESHOLD
 from mtl.core.errors import DataError
 from mtl.core.files import plain, write_json
 from mtl.data.formats.slides import SlideFile, open_slide
 from mtl.imaging.stain import restain
 from mtl.inference.outputs import write_png
-from mtl.inference.prediction import DEFAULT_THRESHOLD
 from mtl.inference.predictor import Predictor
 from mtl.inference.slides import outputs
 from mtl.inference.slides.outputs import SlideOutcome

@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 
 from mtl.config.verbs import SlideConfig
+from mtl.core.decision import DEFAULT_THRESHOLD
 from mtl.core.errors import ConfigError
 from mtl.core.types import Arrays, SampleMeta, Window
 from mtl.imaging.geometry import Geometry
 from mtl.inference.ahead import ahead
-from mtl.inference.prediction import DEFAULT_THRESHOLD
 from mtl.inference.predictor import Predictor, points_to_original
 from mtl.inference.slides.raster import Resized, Tissue, overview_size
+from mtl.kinds.base import rules_of
 from mtl.stitching.blending import BlendedMaps
-from mtl.stitching.joiners import Points
+from mtl.stitching.joiners import PointJoiner
 from mtl.stitching.territories import Neighbourhood
 
 NO_TISSUE = 0  # in masks of slides; the classes follow from 1
@@ -63,7 +64,7 @@ class Scan:
         self.areas = np.zeros((count, *self.grid), np.int32)
         self.points: Arrays = {}
         self.looked_at = 0
-        self._maps, self._points = BlendedMaps(rows=self.geometry.size[0]), Points()
+        self._maps, self._points = BlendedMaps(rows=self.geometry.size[0]), PointJoiner()
         self._around: dict[int, Neighbourhood] = {}
 
     @property
@@ -186,10 +187,9 @@ def scan_tasks(predictor: Predictor, settings: SlideConfig) -> tuple[str | None,
         for name, used in whole.items()
         if used
     ]
-    kinds = {"points": settings.cells, "segmentation": settings.tissue}
-    cells, tissue = (
-        name if name in predictor.specs and predictor.specs[name].kind == kind else None for kind, name in kinds.items()
-    )
+    specs = predictor.specs
+    cells = settings.cells if settings.cells in specs and rules_of(specs[settings.cells]).fixed_scale else None
+    tissue = settings.tissue if settings.tissue in specs and rules_of(specs[settings.tissue]).areas else None
     if cells is None and tissue is None and not problems:
         problems.append(
             f"This network has neither a task `{settings.cells}` that finds points nor a task `{settings.tissue}` with a mask; "

@@ -167,3 +167,38 @@ def test_a_typo_answers_within_a_second():
         [sys.executable, "train.py", "task=malaria_mttl", "optimizer.lrr=1"], cwd=ROOT, capture_output=True, check=False
     )
     assert time.perf_counter() - started < 3.0  # 0.5 s on an idle machine; a loaded one must not make the test flicker
+
+
+def test_optional_tasks_of_a_suite():
+    assert load_run_config(["task=malaria_mttl"])["tasks"] == ["detection", "roi", "segmentation", "heatmap"]
+    config = load_run_config(
+        ["task=malaria_mttl", "tasks=[detection,severity,parasitemia_percent]", "monitor=val/severity/auroc"]
+    )
+    assert config["heads"]["parasitemia_percent"]["loss"] == {"name": "huber", "delta": 1.0}
+    swapped = load_run_config(
+        [
+            "task=malaria_mttl",
+            "tasks=[parasitemia_percent]",
+            "loss@heads.parasitemia_percent.loss=gaussian",
+            "evaluation.primary.parasitemia_percent=r2",
+        ]
+    )
+    assert swapped["heads"]["parasitemia_percent"]["loss"] == {"name": "gaussian"}
+    assert load_run_config(["task=idrid_mtl", "tasks=[grade,findings]"])["heads"]["findings"]["name"] == "multilabel_classifier"
+    (problem,) = problems("task=malaria_mttl", "tasks=[severity]", "data.classes=1")
+    assert "no labels for `severity` with these settings" in problem
+    (problem,) = problems("task=malaria_mttl", "tasks=[parasitemia_percent]", "evaluation.primary.parasitemia_percent=mae")
+    assert "pearson" in problem and "r2" in problem
+
+
+def test_labels_of_whole_images_refuse_windows():
+    found = problems("task=malaria_mttl", "tasks=[detection,severity,parasitemia_percent]", "data.geometry.mode=tiles")
+    assert len(found) == 2 and all("data.geometry.mode=stretch or letterbox" in problem for problem in found)
+    load_run_config(["task=malaria_mttl", "tasks=[detection]", "data.geometry.mode=tiles"])
+
+
+def test_a_study_metric_has_no_name_of_a_task():
+    (problem,) = problems(
+        "task=malaria_mttl", "+study_metrics.severity.name=parasitemia", "+study_metrics.severity.task=detection"
+    )
+    assert "`study_metrics.severity` has the name of a task" in problem

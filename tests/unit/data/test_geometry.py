@@ -133,7 +133,13 @@ def test_wrong_values_name_their_key(values, path):
 
 
 def test_planning_rooms_do_without_torch():
-    rooms = ["imaging.geometry", "imaging.preprocessing", *(f"data.pipeline.{name}" for name in ("splits", "targets", "cache"))]
+    rooms = [
+        "imaging.geometry",
+        "imaging.outlines",
+        "kinds.detection",
+        "imaging.preprocessing",
+        *(f"data.pipeline.{name}" for name in ("splits", "cache")),
+    ]
     code = f"import sys, {', '.join(f'mtl.{room}' for room in rooms)}\n"
     code += "assert not {'torch', 'albumentations', 'pytorch_lightning'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -107,7 +107,7 @@ def test_ids_labels_and_parts(folder: Path) -> None:
     assert [records[name].stratum for name in ("B/train/IDRiD_001", "B/train/IDRiD_002", "A/train/IDRiD_01")] == [3, 0, 5]
     assert one.class_counts["severe_npdr"] == one.class_counts["severe_dme"] == 1 and sum(one.class_counts.values()) == 2
     names = ("lesions_ma", "lesions_he", "lesions_ex", "lesions_se", "optic_disc", "lesions")
-    assert segmented.labels == tuple(f"mask:{name}" for name in names)
+    assert segmented.labels == (*(f"mask:{name}" for name in names), "class:findings")
     assert segmented.class_counts == {
         "microaneurysms": 1, "haemorrhages": 1, "hard_exudates": 1, "soft_exudates": 0, "optic_disc": 1,
     }  # fmt: skip
@@ -122,12 +122,35 @@ def test_ids_labels_and_parts(folder: Path) -> None:
 def test_tasks(folder: Path) -> None:
     specs = Idrid(root=str(folder)).specs()
     assert list(specs) == [
-        "grade", "edema", "lesions_ma", "lesions_he", "lesions_ex", "lesions_se", "optic_disc", "lesions", "landmarks",
+        "grade", "edema", "lesions_ma", "lesions_he", "lesions_ex", "lesions_se", "optic_disc", "lesions", "findings",
+        "landmarks",
     ]  # fmt: skip
     assert specs["grade"].ordinal and len(specs["grade"].classes) == 5 and specs["edema"].classes[2] == "severe_dme"
     assert specs["lesions"].classes == tuple(specs[name].classes[0] for name in list(specs)[2:7])
     assert specs["landmarks"].kind == "heatmap" and specs["landmarks"].label == "objects"
     assert list(Idrid(sets=["grading"]).specs()) == ["grade", "edema"]
+
+
+def test_findings_are_the_lesions_of_an_image_as_far_as_they_are_known(folder: Path) -> None:
+    spec = Idrid(root=str(folder)).specs()["findings"]
+    assert spec.kind == "multilabel_classification" and spec.whole_image
+    assert spec.classes == ("microaneurysms", "haemorrhages", "hard_exudates", "soft_exudates")
+    family, records = read(folder)
+    name = "A/train/IDRiD_01"
+    np.testing.assert_array_equal(family.read_labels(records[name]).labels["findings"], [1, 1, 1, 0])
+    assert "findings" not in family.read_labels(records["B/train/IDRiD_001"]).labels
+    unsure = {"MA": "negative", "HE": "negative", "EX": "absent", "SE": "absent", "OD": "absent"}
+    family, records = read(folder, missing_mask=unsure)
+    np.testing.assert_array_equal(family.read_labels(records[name]).labels["findings"], [1, 1, 1, np.nan])
+    assert records[name].knows("class:findings")
+    # An empty mask says that there is nothing, and no mask at all that nothing is known.
+    path = next(folder.rglob("IDRiD_01_MA.tif"))
+    Image.fromarray(np.zeros(SIZE, np.uint8)).save(path)
+    assert read(folder)[0].read_labels(records[name]).labels["findings"][0] == 0  # type: ignore[index]
+    for mask in folder.rglob("IDRiD_01_*.tif"):
+        mask.unlink()
+    family, records = read(folder, missing_mask=dict.fromkeys(unsure, "absent"))
+    assert not records[name].knows("class:findings") and "findings" not in family.read_labels(records[name]).labels
 
 
 def test_sets(folder: Path) -> None:
@@ -472,7 +495,7 @@ def test_network_inputs(retinas: Path) -> None:
             single = [item["targets"][name][0] for name in list(family.specs())[2:7]]
             assert np.array_equal(np.stack(single), item["targets"]["lesions"])
     assert present == {
-        "idrid_segmentation": {"lesions_ma", "lesions_he", "lesions_ex", "lesions_se", "optic_disc", "lesions"},
+        "idrid_segmentation": {"lesions_ma", "lesions_he", "lesions_ex", "lesions_se", "optic_disc", "lesions", "findings"},
         "idrid_grading": {"grade", "edema"},
         "idrid_localization": {"landmarks"},
     }

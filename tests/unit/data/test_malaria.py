@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from mtl.core.errors import ConfigError, DataError
-from mtl.data.families.malaria.annotations import centroid, read_annotation
-from mtl.data.families.malaria.smears import Malaria, field_scale, parasitemia_grade
+from mtl.data.families.malaria.annotations import centroid, image_labels, parasitemia_grade, read_annotation
+from mtl.data.families.malaria.smears import Malaria, field_scale
 
 SQUARE = "1-2,Uninfected,No_comment,Polygon,4,20,10,40,10,40,30,20,30"
 POINT = "1-1,Parasitized,No_Comment,Point,1,30.5,20.25"
@@ -283,6 +283,34 @@ def test_wrong_settings_are_listed_together() -> None:
 )
 def test_parasitemia_grade(infected: int, healthy: int, grade: int) -> None:
     assert parasitemia_grade(infected, healthy) == grade
+
+
+def test_counts_give_a_grade_and_a_number_of_the_image(tmp_path: Path) -> None:
+    wbc = "1-3,White_Blood_Cell,No_Comment,Point,1,70,30"
+    put(tmp_path, [POINT, SQUARE, SQUARE, SQUARE])
+    put(tmp_path, [wbc], name="Point Set/101C1P1thinF/Img/IMG_2.jpg")
+    put(tmp_path, [SQUARE, wbc], name="Point Set/101C1P1thinF/Img/IMG_3.jpg")
+    family = Malaria(root=str(tmp_path))
+    specs = family.specs()
+    assert specs["severity"].ordinal and specs["severity"].classes == ("negative", "low", "moderate", "high")
+    assert specs["parasitemia_percent"].unit == "%" and specs["parasitemia_percent"].primary_metric == "pearson"
+    assert all(specs[name].whole_image for name in ("severity", "parasitemia_percent"))
+    infected, empty, healthy = family.records()
+    assert infected.values == family.read_labels(infected).labels == {"severity": 3.0, "parasitemia_percent": 25.0}
+    assert healthy.values == family.read_labels(healthy).labels == {"severity": 0.0, "parasitemia_percent": 0.0}
+    # Without a red cell there is no share, which is not a share of 0.
+    assert empty.values == family.read_labels(empty).labels == {} and empty.labels == ("objects",)
+    assert [infected.knows(specs[name].label) for name in specs] == [True] * 6
+    # Object counts alone drive class-aware sampling.
+    assert infected.class_counts == {"Infected": 1, "Healthy": 3, "WBC": 0}
+    (alone, *_) = Malaria(root=str(tmp_path), classes=1).records()
+    assert alone.values == {} and alone.labels == ("objects",)
+
+
+@pytest.mark.parametrize(("infected", "healthy", "percent"), [(2, 98, 2.0), (1, 2, 100 / 3), (0, 1, 0.0)])
+def test_number_and_grade_agree(infected: int, healthy: int, percent: float) -> None:
+    expected = {"severity": parasitemia_grade(infected, healthy), "parasitemia_percent": pytest.approx(percent)}
+    assert image_labels(infected, healthy) == expected
 
 
 def test_centroid_weighs_area_not_vertices() -> None:

@@ -10,7 +10,7 @@ from mtl.core.errors import ConfigError, DataError
 from mtl.data.families.malaria.cells import MalariaCells
 from mtl.data.families.malaria.generator import draw_malaria, draw_malaria_cells
 from mtl.data.families.malaria.smears import Malaria
-from mtl.data.pipeline.targets import fill_outlines
+from mtl.imaging.outlines import fill_outlines
 
 
 def files(root: Path) -> dict[str, bytes]:

@@ -7,10 +7,27 @@ from data_fakes import CLASSES, disc, make_objects
 from mtl.core.errors import DataError
 from mtl.core.task import TaskSpec
 from mtl.core.types import Objects
-from mtl.data.pipeline.targets import clip_objects, clip_outline, cut_to_content, encode, fill_outlines, truth_of
+from mtl.imaging.outlines import clip_objects, clip_outline, cut_to_content, fill_outlines
+from mtl.kinds.base import Annotations, TaskPrediction, rules_of
 
 DETECTION = TaskSpec("detection", "detection", CLASSES, members=(("infected",), ("healthy",)))
 SIZE = (40, 60)
+
+
+def encode(spec, objects, masks, labels, object_classes, size, min_visible=0.0):
+    return rules_of(spec).target(spec, Annotations(size, objects, masks, labels, object_classes, min_visible))
+
+
+def truth_of(spec, target):
+    return rules_of(spec).truth(target)
+
+
+def is_present(spec, objects, masks, labels):
+    return Annotations(SIZE, objects, masks, labels).knows(spec.label)
+
+
+def label_text(spec, value):
+    return rules_of(spec).words(TaskPrediction(spec, truth_of(spec, np.asarray(value)), SIZE))
 
 
 def square(x: float, y: float, width: float, height: float) -> np.ndarray:
@@ -161,3 +178,33 @@ def test_truth_keys_follow_the_kind():
     cells = TaskSpec("cells", "segmentation", ("cell",), members=(CLASSES,))
     assert set(truth_of(cells, np.zeros((1, 2, 2)))) == {"mask"}
     assert truth_of(TaskSpec("g", "classification", ("a",), label="class:g"), np.int64(1))["label"].shape == ()
+
+
+FINDINGS = TaskSpec("findings", "multilabel_classification", ("a", "b", "c"), label="class:findings")
+AGE = TaskSpec("age", "regression", (), label="class:age", unit="years")
+
+
+def test_independent_classes_may_be_known_in_part():
+    partly, nothing = {"findings": np.array([1, np.nan, 0])}, {"findings": np.full(3, np.nan)}
+    assert is_present(FINDINGS, None, {}, partly)
+    assert not is_present(FINDINGS, None, {}, nothing) and not is_present(FINDINGS, None, {}, {})
+    target = encode(FINDINGS, None, {}, partly, (), SIZE)
+    assert target.dtype == np.float32
+    np.testing.assert_array_equal(truth_of(FINDINGS, target)["labels"], [1, np.nan, 0])
+    assert encode(FINDINGS, None, {}, nothing, (), SIZE) is None
+    rows = rules_of(FINDINGS).stack(FINDINGS, [target, None], SIZE)
+    assert rows.shape == (2, 3) and rows[1].isnan().all() and rows[0].isnan().tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("values", [[1, 0], [1, 0, 2], [0.5, 0, 0], 1.0])
+def test_impossible_labels_of_independent_classes_are_refused(values):
+    with pytest.raises(DataError, match=r"expected 1 \(true\), 0 \(not\) or NaN.*a, b, c"):
+        encode(FINDINGS, None, {}, {"findings": np.asarray(values, float)}, (), SIZE)
+
+
+def test_labels_in_words():
+    assert label_text(FINDINGS, np.array([1, np.nan, 0])) == "a, b?" and label_text(FINDINGS, np.zeros(3)) == "none"
+    assert label_text(AGE, 61.23456) == "61.23 years" and label_text(TaskSpec("x", "regression", ()), 2.0) == "2"
+    assert label_text(TaskSpec("cell", "classification", CLASSES), 1.0) == CLASSES[1]
+    assert encode(AGE, None, {}, {"age": 61.25}, (), SIZE) == np.float32(61.25)
+    assert encode(AGE, None, {}, {"age": float("nan")}, (), SIZE) is None

@@ -10,8 +10,8 @@ import pytest
 from data_fakes import make_objects
 
 from mtl.core.errors import ConfigError
-from mtl.data.pipeline.targets import fill_outlines
 from mtl.data.pipeline.transforms import Transform
+from mtl.imaging.outlines import fill_outlines
 
 SQUARE, WIDE = (96, 96), (96, 160)
 POINTS = [(30.5, 40.5), (60.5, 25.5), (50.25, 66.75)]

@@ -11,7 +11,8 @@ import pytest
 from mtl.core.registry import STUDY_METRICS
 from mtl.core.task import TaskSpec
 from mtl.core.types import ImageResult, Record, Window
-from mtl.evaluation.baselines import TrainingStatistics, baseline_summary, source_notes
+from mtl.evaluation.baselines import baseline_summary, count_training, source_notes
+from mtl.kinds.base import TrainingStatistics
 from mtl.metrics.evaluator import Evaluator
 
 SPECS = {
@@ -72,14 +73,12 @@ def evaluator() -> Evaluator:
 
 @pytest.fixture(scope="module")
 def found(evaluator: Evaluator) -> dict[str, dict[str, Any]]:
-    statistics = TrainingStatistics.from_records(
-        SPECS, TRAINING, means={"value": 2.0}, percentages={"parasitemia": ("Infected", "Healthy")}
-    )
+    statistics = count_training(SPECS, TRAINING, means={"value": 2.0}, percentages={"parasitemia": ("Infected", "Healthy")})
     return baseline_summary(evaluator, statistics)
 
 
 def test_training_statistics() -> None:
-    statistics = TrainingStatistics.from_records(SPECS, TRAINING, percentages={"parasitemia": ("Infected", "Healthy")})
+    statistics = count_training(SPECS, TRAINING, percentages={"parasitemia": ("Infected", "Healthy")})
     assert statistics.class_counts["detection"] == [4, 16] and statistics.images["detection"] == 3
     assert statistics.class_counts["grade"] == [2, 1]
     assert statistics.means["parasitemia"] == pytest.approx(20.0)
@@ -172,7 +171,7 @@ def test_each_task_counts_the_images_that_are_labelled_for_it() -> None:
         Record("n", "p", "none", "x", labels=()),
         *TRAINING,
     ]
-    statistics = TrainingStatistics.from_records(specs, records)
+    statistics = count_training(specs, records)
     # Records that do not say which labels they know count everywhere, unless they hold nothing at all.
     assert statistics.images == {"grade": 2 + 3, "mask": 2 + 3, "detection": 3}
     assert statistics.class_counts["grade"] == [1, 1] and statistics.class_counts["mask"] == [1]
@@ -228,15 +227,15 @@ def labelled(count: int, size: tuple[int, int] | None = (480, 480), **more: Any)
 
 def test_density_of_the_training_images() -> None:
     records = [labelled(10), labelled(30), labelled(0), labelled(99, training=False), replace(labelled(7), labels=())]
-    statistics = TrainingStatistics.from_records({"cells": CELLS}, records)
+    statistics = count_training({"cells": CELLS}, records)
     assert statistics.densities == {"cells": [pytest.approx(40 / (3 * 0.24**2))]}
-    assert TrainingStatistics.from_records({"cells": CELLS}, [labelled(10, size=None)]).densities == {}
+    assert count_training({"cells": CELLS}, [labelled(10, size=None)]).densities == {}
 
 
 def test_lattice_finds_what_chance_finds() -> None:
     """Through the same matching: a point is a hit where a cell, or several, lie within 4 um."""
     evaluator = regions(40)
-    statistics = TrainingStatistics.from_records({"cells": CELLS}, [labelled(150)])
+    statistics = count_training({"cells": CELLS}, [labelled(150)])
     (density,) = statistics.densities["cells"]
     found = baseline_summary(evaluator, statistics)["cells"]
     assert found["name"] == "a lattice of 2,604 points per mm2, as in training" and round(density) == 2604
@@ -255,7 +254,7 @@ def test_without_a_density_nothing_is_found() -> None:
 
 
 def test_training_denser_than_the_lattice_can_be() -> None:
-    statistics = TrainingStatistics.from_records({"cells": CELLS}, [labelled(1000)])
+    statistics = count_training({"cells": CELLS}, [labelled(1000)])
     assert baseline_summary(regions(2), statistics)["cells"]["name"] == "a lattice of 5,000 points per mm2"
 
 
@@ -284,7 +283,7 @@ def scored(*images: tuple[str, int, float]) -> Evaluator:
 
 
 def from_source(evaluator: Evaluator, records: list[Record]) -> dict[str, dict[str, Any]]:
-    return baseline_summary(evaluator, TrainingStatistics.from_records(evaluator.specs, records))
+    return baseline_summary(evaluator, count_training(evaluator.specs, records))
 
 
 def test_source_that_gives_the_label_away() -> None:
@@ -322,7 +321,7 @@ def test_one_source_gives_nothing_away() -> None:
 def test_images_for_evaluation_only_are_no_training() -> None:
     records = pictures(("scans", 1, 1))
     records += [replace(record, training=False) for record in pictures(("web", 5, 5))]
-    statistics = TrainingStatistics.from_records({"presence": PRESENCE}, records)
+    statistics = count_training({"presence": PRESENCE}, records)
     assert statistics.class_counts["presence"] == [1, 1] and statistics.images["presence"] == 2
     assert list(statistics.by_source["presence"]) == ["scans"]
 
@@ -335,8 +334,32 @@ def test_volumes_without_a_prediction(case_study: Any) -> None:
     assert found["name"] == "all background" and metrics.keys() == metric.compute(study.default_thresholds()["tumor"]).keys()
     assert metrics["dice_per_case"] == metrics["dice_nonempty"] == 0.0
     volumes = [
-        row["volume_annotated_mm3"] for case in metric.cases({"core": 0.5, "edema": 0.5}).values() for row in case.values()
+        row["volume_annotated_mm3"] for case in metric.case_table({"core": 0.5, "edema": 0.5}).values() for row in case.values()
     ]
     assert metrics["mae_volume_mm3"] == pytest.approx(np.mean(volumes))
     assert metrics["hd95_per_image"] == pytest.approx(np.hypot(48, 48))
     assert metrics["hd95_per_case"] == pytest.approx(np.sqrt(48**2 + 48**2 + 15**2))
+
+
+def test_grades_and_numbers_that_only_the_index_knows() -> None:
+    specs = {
+        "severity": TaskSpec("severity", "classification", ("low", "high"), label="class:severity", ordinal=True),
+        "load": TaskSpec("load", "regression", (), label="class:load"),
+    }
+    records = [
+        Record(
+            f"t{grade}{load}",
+            "p",
+            f"s{grade:.0f}",
+            "x",
+            labels=("class:severity", "class:load"),
+            values={"severity": grade, "load": load},
+        )
+        for grade, load in ((1.0, 10.0), (1.0, 20.0), (0.0, 3.0))
+    ]
+    unknown = Record("u", "p", "s0", "x", labels=("objects",), values={})
+    statistics = count_training(specs, [*records, unknown])
+    assert statistics.class_counts["severity"] == [1.0, 2.0] and statistics.images == {"severity": 3, "load": 3}
+    assert statistics.by_source["severity"] == {"s0": [1.0, 0.0], "s1": [0.0, 2.0]}
+    assert statistics.means == {"load": 11.0}
+    assert count_training(specs, records, means={"load": 5.0}).means == {"load": 5.0}

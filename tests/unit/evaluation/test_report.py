@@ -15,7 +15,8 @@ import pytest
 from mtl.core.registry import STUDY_METRICS
 from mtl.core.task import TaskSpec
 from mtl.core.types import ImageResult, Record, Window
-from mtl.evaluation.baselines import TrainingStatistics, baseline_summary
+from mtl.evaluation.baselines import baseline_summary, count_training
+from mtl.kinds.base import TrainingStatistics
 from mtl.metrics.evaluator import Evaluator
 from mtl.report import figures, training
 from mtl.report.page import Case, ReportContent, image_uri, write_report
@@ -323,7 +324,7 @@ def test_cells_tissue_and_the_score_of_slides(tmp_path: Path, cell_study: Any) -
     training_images = [
         Record("t", "t", "rumc", "t", size=(128, 128), pixel_scale=2.0, class_counts={"lymphocyte": 12}, labels=("objects",))
     ]
-    statistics = TrainingStatistics.from_records(evaluator.specs, training_images, means={"til_score": 25.0})
+    statistics = count_training(evaluator.specs, training_images, means={"til_score": 25.0})
     metrics["baseline"] = baseline_summary(evaluator, statistics)
     page = write_report(tmp_path, ReportContent(metrics, evaluator.curves(thresholds))).read_text()
     text = " ".join(" ".join(parsed(page).text).split())

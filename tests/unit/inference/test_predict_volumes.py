@@ -168,7 +168,7 @@ def test_what_is_found_in_blank_slices_counts_as_in_evaluation(tmp_path: Path) -
     found = predict_case(Predictor(Inverted(), device="cpu", modalities=("flair",)), tmp_path / "case_flair.nii").prediction
     assert found is not None and found.masks["whole_tumor"][""][0].all()
     assert found.pixels["whole_tumor"][0, 0] == SHAPE[0] * SHAPE[1]
-    assert 0 in found.slices_with("whole_tumor")["whole_tumor"] and 0 not in found.probabilities["presence"]
+    assert 0 in found.slices_with("whole_tumor")["whole_tumor"] and 0 not in found.statements["presence"]
 
 
 def test_broken_files_are_named_and_the_others_go_on(

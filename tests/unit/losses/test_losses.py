@@ -316,6 +316,10 @@ def test_float32_under_autocast(name: str) -> None:
     target: Any = torch.rand(2, 2, 8, 8).round()
     if kind == "classification":
         prediction, target = torch.randn(4, 1 if name == "ordinal" else 2), torch.tensor([0, 1, 1, 0])
+    if kind in ("multilabel_classification", "regression"):
+        prediction = torch.randn(4, 2 if kind == "multilabel_classification" or name == "gaussian" else 1)
+        target = torch.tensor([[0.0, 1.0], [1.0, 1.0], [0.0, 0.0], [1.0, 0.0]])
+        target = target if kind == "multilabel_classification" else target[:, 0]
     if name in ("dice_bce_published", "dice_cross_entropy"):
         spec, target = replace(spec, multilabel=False), target[:, 0].long()
     loss = build_loss({"name": name}, spec)

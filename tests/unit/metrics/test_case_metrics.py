@@ -96,7 +96,7 @@ def test_distances_equal_stacked_masks(generator: np.random.Generator, spacing: 
     assert values["hd95_per_case"] == pytest.approx(np.nanmean(np.nanmean(whole, axis=0)))
     assert values["hd95_per_image"] == pytest.approx(np.nanmean(np.nanmean(flat, axis=(0, 2))))
     assert metric.distances_in_mm is (spacing is not None)
-    table = metric.cases(HALF)
+    table = metric.case_table(HALF)
     assert table["z"]["b"]["hd95"] == pytest.approx(whole[2, 1]) and table["x"]["a"]["slices"] == 12
     guess, mask = hard(found)[5]
     assert table["z"]["b"]["volume_predicted_mm3"] == pytest.approx(guess.sum() * 1.5 if spacing else np.nan, nan_ok=True)
@@ -108,7 +108,7 @@ def test_distances_equal_stacked_masks(generator: np.random.Generator, spacing: 
 def test_nothing_is_measured_unasked(generator: np.random.Generator) -> None:
     metric = filled(cases(generator))
     assert metric.distances_in_mm is None and not any("hd95" in key for key in metric.compute(HALF))
-    assert "hd95" not in metric.cases(HALF)["x"]["a"] and not any("hd95" in record for record in metric.records)
+    assert "hd95" not in metric.case_table(HALF)["x"]["a"] and not any("hd95" in record for record in metric.records)
 
 
 def test_pixels_and_millimetres_are_not_mixed(generator: np.random.Generator) -> None:
@@ -130,7 +130,7 @@ def test_slices_of_different_size_have_no_distance(generator: np.random.Generato
             record = metric.reduce({"probabilities": size}, {"mask": padded}, (1, 1))
             metric.add([{"sample_id": f"w{index}{size.shape}", "group": "w", "source": "s"} | record])
     metric.finish()
-    assert all(np.isnan(row["hd95"]) for row in metric.cases(HALF)["w"].values())
+    assert all(np.isnan(row["hd95"]) for row in metric.case_table(HALF)["w"].values())
     assert np.isfinite(metric.compute(HALF)["hd95_per_case"])
 
 

@@ -1,4 +1,4 @@
-"""Confusion metrics, area under the curve, regression: against torchmetrics, scipy and by hand."""
+"""Confusion metrics, area under the curve, decision threshold: against torchmetrics, scipy and by hand."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.integrate import trapezoid
 
-from mtl.core.task import KIND_METRICS, TaskSpec
-from mtl.metrics.classification import (
-    ClassificationMetric,
-    RegressionMetric,
-    RoiClassificationMetric,
-    area_under_roc,
-    quadratic_kappa,
-)
+from mtl.core.task import TaskSpec
+from mtl.kinds.base import rules_named
+from mtl.metrics.binary import area_under_roc
+from mtl.metrics.classification import ClassificationMetric, RoiClassificationMetric, quadratic_kappa
 
 CLASSES = ("Infected", "Healthy", "WBC")
 
@@ -52,7 +49,7 @@ def test_two_classes_have_sensitivity_and_specificity() -> None:
     images = [({"probabilities": [1 - s, s]}, {"label": label}) for s, label in zip(scores, labels, strict=True)]
     metric = fill(ClassificationMetric(spec), images)
     values = metric.compute({})
-    assert tuple(values) == spec.metrics == (*KIND_METRICS["classification"], "sensitivity", "specificity")
+    assert tuple(values) == spec.metrics == (*rules_named("classification").metric_class.names, "sensitivity", "specificity")
     assert values["sensitivity"] == pytest.approx(2 / 3) and values["specificity"] == 0.5
     table = metric.details({})["per_class"]
     assert values["sensitivity"] == table["yes"]["recall"] and values["specificity"] == table["no"]["recall"]
@@ -71,7 +68,7 @@ def test_image_classes_equal_torchmetrics(generator: np.random.Generator) -> Non
     images = [({"probabilities": p}, {"label": label}) for p, label in zip(probabilities, labels, strict=True)]
     metric = fill(ClassificationMetric(TaskSpec("grade", "classification", CLASSES)), images)
     values = metric.compute({})
-    assert set(values) == set(KIND_METRICS["classification"])
+    assert set(values) == set(rules_named("classification").metric_class.names)
     inputs = torch.tensor(probabilities, dtype=torch.float64), torch.tensor(labels)
     winner = inputs[0].argmax(1), inputs[1]
     assert values["f1_macro"] == pytest.approx(float(multiclass_f1_score(*winner, 3, average="macro")), abs=1e-6)
@@ -144,16 +141,127 @@ def test_area_is_undefined_with_one_class() -> None:
     assert np.isnan(values["auroc"]) and values["accuracy"] == 1.0
 
 
-def test_regression_equals_scipy(generator: np.random.Generator) -> None:
-    predicted, true = generator.random(20), generator.random(20)
-    images = [({"value": p}, {"value": t}) for p, t in zip(predicted, true, strict=True)]
-    values = fill(RegressionMetric(TaskSpec("value", "regression", ())), images).compute({})
-    assert values["pearson"] == pytest.approx(stats.pearsonr(predicted, true)[0])
-    assert values["mae"] == pytest.approx(np.abs(predicted - true).mean())
-    assert values["rmse"] == pytest.approx(np.sqrt(((predicted - true) ** 2).mean()))
+PRESENCE = TaskSpec("presence", "classification", ("no", "yes"))
 
 
-@pytest.mark.parametrize("values", [[0.1, 0.2], [0.1, 0.1, 0.1, 0.1]])
-def test_correlation_needs_three_values_that_differ(values: list[float]) -> None:
-    images = [({"value": value}, {"value": index}) for index, value in enumerate(values)]
-    assert np.isnan(fill(RegressionMetric(TaskSpec("value", "regression", ())), images).compute({})["pearson"])
+def two_classes(scores: Any, labels: Any) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    return [({"probabilities": [1 - s, s]}, {"label": label}) for s, label in zip(scores, labels, strict=True)]
+
+
+def test_threshold_recovers_what_the_most_probable_class_gives_up() -> None:
+    """Scores that rank well, but all lie above one half: the most probable class has specificity 0."""
+    metric = fill(ClassificationMetric(PRESENCE), two_classes([0.97, 0.96, 0.95, 0.9, 0.8, 0.7], [1, 1, 0, 1, 0, 0]))
+    assert metric.default_thresholds == {"yes": 0.5} and metric.compute({"yes": 0.5}) == pytest.approx(metric.compute({}))
+    assert metric.compute({})["specificity"] == 0.0 and metric.compute({})["balanced_accuracy"] == 0.5
+    chosen = metric.choose_thresholds()
+    # From 0.81 to 0.9 and from 0.951 to 0.96 balanced accuracy is 5/6: the value nearest to one half is taken.
+    assert chosen == {"yes": 0.81}
+    values = metric.compute(chosen)
+    assert values["sensitivity"] == 1.0 and values["specificity"] == pytest.approx(2 / 3)
+    assert values["auroc"] == metric.compute({})["auroc"] == pytest.approx(8 / 9)
+    assert metric.confusion_matrix(chosen, metric.image_weights(None))[:, :2].tolist() == [[2, 1], [0, 3]]
+
+
+def test_threshold_is_found_between_steps_of_the_grid(generator: np.random.Generator) -> None:
+    labels = generator.integers(0, 2, 40)
+    scores = 1e-6 * (1 + labels + 0.5 * generator.random(40))
+    metric = fill(ClassificationMetric(PRESENCE), two_classes(scores, labels))
+    chosen = metric.choose_thresholds()
+    assert 1.5e-6 < chosen["yes"] < 2e-6 and metric.compute(chosen)["balanced_accuracy"] == 1.0
+    # Against every threshold that could matter.
+    noisy = generator.random(40) * 0.004
+    metric = fill(ClassificationMetric(PRESENCE), two_classes(noisy, labels))
+    best = max(metric.compute({"yes": float(s)})["balanced_accuracy"] for s in noisy)
+    assert metric.compute(metric.choose_thresholds())["balanced_accuracy"] == pytest.approx(best)
+
+
+def test_threshold_stays_where_nothing_can_choose_it() -> None:
+    assert fill(ClassificationMetric(PRESENCE), two_classes([0.2, 0.3], [1, 1])).choose_thresholds() == {"yes": 0.5}
+    assert ClassificationMetric(PRESENCE).choose_thresholds() == {"yes": 0.5}
+    assert np.isnan(list(ClassificationMetric(PRESENCE).compute({}).values())).all()
+
+
+@pytest.mark.parametrize(
+    "spec", [TaskSpec("grade", "classification", ("low", "high"), ordinal=True), TaskSpec("kind", "classification", CLASSES)]
+)
+def test_grades_and_several_classes_take_the_most_probable(spec: TaskSpec) -> None:
+    count = len(spec.classes)
+    images = [({"probabilities": np.eye(count)[0]}, {"label": 0}), ({"probabilities": np.eye(count)[0]}, {"label": 1})]
+    metric = fill(ClassificationMetric(spec), images)
+    assert metric.choose_thresholds() == metric.default_thresholds == {}
+    assert metric.compute({spec.classes[1]: 0.0}) == pytest.approx(metric.compute({}), nan_ok=True)
+
+
+def test_roc_of_each_class_with_the_operating_point(generator: np.random.Generator) -> None:
+    labels = generator.integers(0, 2, 60)
+    metric = fill(ClassificationMetric(PRESENCE), two_classes((generator.random(60) + labels).round(1) / 2, labels))
+    chosen = metric.choose_thresholds()
+    curves = metric.details(chosen)["curves"]["roc"]
+    assert list(curves) == ["yes"]
+    x, y = np.array(curves["yes"]["false_positive_rate"]), np.array(curves["yes"]["true_positive_rate"])
+    assert (x[0], y[0], x[-1], y[-1]) == (0, 0, 1, 1) and (np.diff(x) >= 0).all() and (np.diff(y) >= 0).all()
+    assert trapezoid(y, x) == pytest.approx(metric.compute(chosen)["auroc"]) == pytest.approx(curves["yes"]["auroc"])
+    point, values = curves["yes"]["operating_point"], metric.compute(chosen)
+    assert point["threshold"] == chosen["yes"] and point["true_positive_rate"] == values["sensitivity"]
+    assert point["false_positive_rate"] == pytest.approx(1 - values["specificity"])
+    grades = fill(ClassificationMetric(GRADES), graded(generator)).details({})
+    assert list(grades["curves"]["roc"]) == list(GRADES.classes)
+    row = grades["curves"]["roc"]["mild"]
+    assert "threshold" not in row["operating_point"] and row["auroc"] == grades["per_class"]["mild"]["auroc"]
+    assert row["operating_point"]["true_positive_rate"] == grades["per_class"]["mild"]["recall"]
+
+
+def roi_images(
+    generator: np.random.Generator, classes: int, images: int = 6
+) -> list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
+    made = []
+    for _ in range(images):
+        count = int(generator.integers(0, 9))
+        labels, ids = generator.integers(0, classes, count), generator.permutation(count)
+        probabilities = generator.dirichlet(np.ones(classes), count) * 0.5 + 0.5 * np.eye(classes)[labels]
+        order = generator.permutation(count)
+        made.append(({"probabilities": probabilities[order], "ids": ids[order]}, {"labels": labels, "ids": ids}))
+    return made
+
+
+def test_area_of_objects_equals_torchmetrics_over_all_images(generator: np.random.Generator) -> None:
+    torch = pytest.importorskip("torch")
+    from torchmetrics.functional.classification import multiclass_auroc
+
+    images = roi_images(generator, 3)
+    metric = fill(RoiClassificationMetric(TaskSpec("roi", "roi_classification", CLASSES)), images)
+    values = metric.compute({})
+    assert tuple(values) == rules_named("roi_classification").metric_class.names
+    scores = np.concatenate([p["probabilities"][np.argsort(p["ids"])] for p, _ in images])
+    labels = np.concatenate([t["labels"][np.argsort(t["ids"])] for _, t in images])
+    expected = multiclass_auroc(torch.tensor(scores, dtype=torch.float32), torch.tensor(labels), 3, average="macro")
+    assert values["auroc"] == pytest.approx(float(expected), abs=1e-6)
+    # Weights count images, with all their objects.
+    weights = generator.integers(0, 3, len(images))
+    repeated = [image for image, weight in zip(images, weights, strict=True) for _ in range(weight)]
+    again = fill(RoiClassificationMetric(metric.spec), repeated)
+    assert metric.compute({}, weights) == pytest.approx(again.compute({}))
+    assert list(metric.details({})["curves"]["roc"]) == list(CLASSES) and metric.notes() == []
+
+
+def test_two_classes_of_objects_have_a_threshold_too(generator: np.random.Generator) -> None:
+    spec = TaskSpec("roi", "roi_classification", CLASSES[:2])
+    images = roi_images(generator, 2)
+    for prediction, _ in images:
+        p = prediction["probabilities"]
+        p[:, 1] = 0.6 + p[:, 1] * 0.4
+        p[:, 0] = 1 - p[:, 1]
+    metric = fill(RoiClassificationMetric(spec), images)
+    chosen = metric.choose_thresholds()
+    assert list(chosen) == ["Healthy"] and chosen["Healthy"] > 0.6
+    assert metric.compute(chosen)["balanced_accuracy"] > metric.compute({})["balanced_accuracy"] == 0.5
+    # Which of two kinds of object is the positive one is no matter of their order.
+    assert tuple(metric.compute(chosen)) == spec.metrics == rules_named("roi_classification").metric_class.names
+
+
+def test_objects_without_a_prediction_are_named() -> None:
+    prediction = {"probabilities": np.eye(3)[[0, 1]], "ids": np.array([1, 3])}
+    truth = {"labels": np.array([0, 0, 1]), "ids": np.array([1, 2, 3])}
+    metric = fill(RoiClassificationMetric(TaskSpec("roi", "roi_classification", CLASSES)), [(prediction, truth)])
+    assert metric.compute({})["auroc"] == 1.0 and metric.compute({})["accuracy"] == pytest.approx(2 / 3)
+    assert metric.notes() == ["1 annotated objects got no prediction: they count as errors, but are in no AUROC."]

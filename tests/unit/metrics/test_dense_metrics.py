@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mtl.core.task import KIND_METRICS, TaskSpec
+from mtl.core.task import TaskSpec
+from mtl.kinds.base import rules_named
 from mtl.metrics.evaluator import Evaluator
 from mtl.metrics.heatmap import HeatmapMetric
 from mtl.metrics.matching import match_points
@@ -36,7 +37,7 @@ def test_dice_per_image_and_pooled_by_hand() -> None:
     values = fill(SegmentationMetric(CELL), images).compute({"cell": 0.5})
     assert values["dice_per_image"] == pytest.approx((2 / 3 + 1) / 2) and values["iou_per_image"] == pytest.approx(0.75)
     assert values["dice_pooled"] == pytest.approx(10 / 11) and values["iou_pooled"] == pytest.approx(5 / 6)
-    assert list(values) == list(KIND_METRICS["segmentation"])
+    assert list(values) == list(rules_named("segmentation").metric_class.names)
 
 
 def test_empty_mask_rule() -> None:
@@ -92,7 +93,7 @@ def test_multiclass_confusion_skips_ignored_pixels() -> None:
     confusion = metric.details({})["curves"]["confusion"]["counts"]
     assert confusion == [[1, 0, 0], [0, 1, 1], [0, 0, 0]]
     values = metric.compute({})
-    assert list(values) == list(KIND_METRICS["segmentation"]) and np.isnan(values["aupr"])
+    assert list(values) == list(rules_named("segmentation").metric_class.names) and np.isnan(values["aupr"])
     assert values["precision_pooled"] == pytest.approx(1.0) and values["recall_pooled"] == pytest.approx((1 + 1 / 2) / 2)
     assert values["dice_pooled"] == pytest.approx((1 + 2 / 3) / 2)
     # `c` is predicted on the ignored pixel and once by mistake, which costs `b` its recall; it has no Dice of its own.
@@ -284,7 +285,7 @@ def test_perfect_heatmap() -> None:
     values = fill(HeatmapMetric(PEAKS), [(peaks(drawn(truth), truth["points"], [0.9, 0.8]), truth)]).compute({"score": 0.5})
     assert values["mse"] == values["mae"] == 0.0
     assert values["pearson"] == pytest.approx(1.0) and values["peak_f1"] == 1.0
-    assert set(values) == set(KIND_METRICS["heatmap"])
+    assert set(values) == set(rules_named("heatmap").metric_class.names)
 
 
 def test_map_errors_equal_numpy_and_scipy_over_pooled_pixels(generator: np.random.Generator) -> None:

@@ -13,8 +13,9 @@ import pytest
 
 from mtl.core.raster import resize_map
 from mtl.core.registry import STUDY_METRICS
-from mtl.core.task import KIND_METRICS, TaskSpec
+from mtl.core.task import TaskSpec
 from mtl.core.types import ImageResult, Window
+from mtl.kinds.base import rules_named
 from mtl.metrics.evaluator import Evaluator
 
 SPECS = {
@@ -68,7 +69,7 @@ def test_every_kind_logs_what_it_promises(build: Any) -> None:
     thresholds = evaluator.thresholds()
     assert thresholds.keys() == SPECS.keys() and thresholds["mask"].keys() == {"cell"}
     for task, values in evaluator.compute(thresholds).items():
-        assert set(KIND_METRICS[SPECS[task].kind]) <= set(values)
+        assert set(rules_named(SPECS[task].kind).metric_class.names) <= set(values)
         assert all(isinstance(value, float) for value in values.values())
     assert evaluator.compute(evaluator.default_thresholds()).keys() == SPECS.keys()
 

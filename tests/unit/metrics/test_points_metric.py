@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mtl.core.task import FALSE_POSITIVES_PER_MM2, KIND_METRICS, TaskSpec
+from mtl.core.task import TaskSpec
 from mtl.core.types import ImageResult, Window
+from mtl.kinds.base import rules_named
 from mtl.metrics.base import SCORE_GRID
 from mtl.metrics.evaluator import Evaluator
 from mtl.metrics.matching import RECALLS, match_points
-from mtl.metrics.points import CURVE_RATES, PointsMetric, lattice
+from mtl.metrics.points import CURVE_RATES, FALSE_POSITIVES_PER_MM2, PointsMetric, lattice
 
 SPEC = TaskSpec("cells", "points", ("lymphocyte",))
 RADIUS = 4.0
@@ -127,7 +128,7 @@ def test_equals_the_naive_reference(seed: int, ties: bool) -> None:
     for threshold in (0.3, 0.5, 0.8):
         values = metric.compute({"score": threshold})
         assert values == pytest.approx(expected | at_threshold(images, threshold), abs=1e-12)
-    assert list(values) == list(KIND_METRICS["points"])
+    assert list(values) == list(rules_named("points").metric_class.names)
     assert 0 < values["froc"] < values["sensitivity_at_300"] < 1
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from mtl.core.errors import ConfigError
 from mtl.core.registry import STUDY_METRICS
-from mtl.core.task import KIND_METRICS, TaskSpec
+from mtl.core.task import TaskSpec
+from mtl.kinds.base import rules_named
 from mtl.metrics.evaluator import Evaluator
 
 SPECS = {
@@ -42,7 +43,7 @@ def evaluator_of(build: Any, study: Any, absent: dict[int, str] | None = None) -
 def test_it_is_the_mean_of_what_the_tasks_say(build: Any) -> None:
     evaluator = evaluator_of(build, mean_of())
     values = evaluator.compute(THRESHOLDS)
-    assert list(values["lesions"]) == list(KIND_METRICS["segmentation"])
+    assert list(values["lesions"]) == list(rules_named("segmentation").metric_class.names)
     for name, value in values["lesions"].items():
         assert value == pytest.approx((values["small"][name] + values["large"][name]) / 2)
     assert values["small"]["aupr"] != values["large"]["aupr"]

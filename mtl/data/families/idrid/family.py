@@ -1,6 +1,7 @@
 """Retinal photographs with lesion masks, with grades, or with landmarks: the Indian Diabetic Retinopathy Image Dataset (IDRiD).
 
-Three sets of images, each with its own kind of label: A masks of four lesions and the optic disc, B grades of retinopathy and
+Three sets of images, each with its own kind of label: A masks of four lesions and the optic disc (and with them which lesions
+an image shows), B grades of retinopathy and
 macular edema, C centres of the optic disc and the fovea. Source: Porwal et al., "Indian Diabetic Retinopathy Image Dataset
 (IDRiD): a database for diabetic retinopathy screening research", 2018, doi 10.3390/data3030025. The sets share photographs
 under other names, also across their official parts. No patients are published; neighbouring numbers may be two eyes of one.
@@ -40,6 +41,7 @@ GRADES = {
     "grade": ("no_dr", "mild_npdr", "moderate_npdr", "severe_npdr", "pdr"),
     "edema": ("no_dme", "mild_dme", "severe_dme"),
 }
+FINDINGS = tuple(code for code in CODES if code != "OD")  # every retina has an optic disc
 # Segmented images have no grade and are a stratum of their own, so that they too are spread over training and validation. A
 # photograph that is in both sets counts as one of these. Localization, which has the photographs of grading, has no say.
 UNGRADED = 5
@@ -112,7 +114,7 @@ class Idrid(DataFamily):
         self._index: _Index | None = None
 
     def specs(self) -> dict[str, TaskSpec]:
-        """Return the tasks of the chosen sets: grades, each lesion and all together, landmarks."""
+        """Return the tasks of the chosen sets: grades, each lesion, all together, and which there are, landmarks."""
         names = [name for _, name in LESIONS.values()]
         by_set = {
             "grading": [
@@ -122,6 +124,13 @@ class Idrid(DataFamily):
             "segmentation": [
                 *(TaskSpec(task, "segmentation", (name,), label=f"mask:{task}") for task, name in LESIONS.values()),
                 TaskSpec("lesions", "segmentation", tuple(names), label="mask:lesions"),
+                TaskSpec(
+                    "findings",
+                    "multilabel_classification",
+                    tuple(LESIONS[code][1] for code in FINDINGS),
+                    label="class:findings",
+                    whole_image=True,
+                ),
             ],
             "localization": [
                 TaskSpec("landmarks", "heatmap", self.object_classes, members=tuple((name,) for name in self.object_classes))
@@ -174,14 +183,17 @@ class Idrid(DataFamily):
             DataError: A mask cannot be decoded, has another size than its image or covers more than `largest_share`.
         """
         picture = self._scan().pictures[record.sample_id]
+        masks = self._masks(picture, record)
+        labels: dict[str, float | np.ndarray] = {name: float(value) for name, value in picture.grades.items()}
+        labels |= _findings(masks)
         return Sample(
             image=np.zeros((0, 0, 3), np.uint8),
             sample_id=record.sample_id,
             group=record.group,
             source=record.source,
             objects=self._objects(picture, record.pixel_scale),
-            masks=self._masks(picture, record),
-            labels={name: float(value) for name, value in picture.grades.items()},
+            masks=masks,
+            labels=labels,
             pixel_scale=record.pixel_scale,
         )
 
@@ -240,6 +252,7 @@ class Idrid(DataFamily):
         if picture.set_name == "segmentation":
             known = self._known(picture)
             labels = [f"mask:{LESIONS[code][0]}" for code in known] + ["mask:lesions"] * (len(known) == len(CODES))
+            labels += ["class:findings"] * any(code in known for code in FINDINGS)
             counts = {LESIONS[code][1]: int(code in picture.masks) for code in known}
         for task, value in picture.grades.items():
             labels.append(f"class:{task}")
@@ -365,3 +378,10 @@ class Idrid(DataFamily):
             [records for records in graded if any(grades[r.sample_id] != grades[records[0].sample_id] for r in records)],
             "whose copies have other grades",
         )
+
+
+def _findings(masks: dict[str, np.ndarray]) -> dict[str, float | np.ndarray]:
+    """Return `findings` [lesions]: 1 where a mask marks anything, NaN where it is not known; empty where none is."""
+    names = [LESIONS[code][0] for code in FINDINGS]
+    found = np.array([float(masks[name].any()) if name in masks else np.nan for name in names])
+    return {} if np.isnan(found).all() else {"findings": found}

@@ -24,7 +24,14 @@ from mtl.core.registry import SOURCES
 from mtl.core.task import TaskSpec
 from mtl.core.types import Objects, Record, Sample
 from mtl.data.families.folders import find_root, listed_errors, suggest_root
-from mtl.data.families.malaria.annotations import Cell, centroid, read_annotation
+from mtl.data.families.malaria.annotations import (
+    SEVERITY,
+    Cell,
+    centroid,
+    image_labels,
+    parasitemia_grade,
+    read_annotation,
+)
 from mtl.data.formats.images import IMAGE_SUFFIXES, check_images, image_size, read_rgb
 
 logger = logging.getLogger(__name__)
@@ -34,14 +41,6 @@ SETS = ("Point Set", "Polygon Set")
 CLASSES = ("Infected", "Healthy", "WBC")
 ELLIPSE_VERTICES = 24  # a multiple of 4, so that the extent is exact
 TILE = re.compile(r"_r\d+c\d+$")
-
-
-def parasitemia_grade(infected: int, healthy: int) -> int:
-    """Return 0 for no parasites, 1 for up to 2 % of the red cells infected, 2 for up to 10 %, 3 above."""
-    if infected == 0:
-        return 0
-    percent = 100 * infected / (infected + healthy)
-    return 1 if percent <= 2 else 2 if percent <= 10 else 3
 
 
 def field_scale(size: tuple[int, int]) -> float:
@@ -121,7 +120,10 @@ class Malaria(DataFamily):
         self._index: _Index | None = None
 
     def specs(self) -> dict[str, TaskSpec]:
-        """Return detection, roi (from two classes on), segmentation (any cell) and heatmap (infected cells)."""
+        """Return detection, segmentation (any cell) and heatmap (infected cells).
+
+        From two classes on also roi, and what their counts say of an image: severity and parasitemia_percent.
+        """
         names = CLASSES[: self.classes]
         members = tuple((name,) for name in names)
         specs = [TaskSpec("detection", "detection", names, members=members)]
@@ -129,6 +131,11 @@ class Malaria(DataFamily):
             specs.append(TaskSpec("roi", "roi_classification", names, members=members))
         specs.append(TaskSpec("segmentation", "segmentation", ("cell",), members=(CLASSES,)))
         specs.append(TaskSpec("heatmap", "heatmap", ("Infected",), members=(("Infected",),)))
+        if len(names) > 1:
+            grade, number = "severity", "parasitemia_percent"
+            label = "class:{}".format
+            specs.append(TaskSpec(grade, "classification", SEVERITY, label=label(grade), ordinal=True, whole_image=True))
+            specs.append(TaskSpec(number, "regression", (), label=label(number), unit="%", whole_image=True))
         return {spec.name: spec for spec in specs}
 
     @classmethod
@@ -183,12 +190,14 @@ class Malaria(DataFamily):
         annotation = read_annotation(Path(str(record.annotation)))
         if annotation.problems and self.on_error == "raise":
             raise DataError(f"{annotation.problems[0]} Correct the file, or leave such rows out with data.on_error=skip.")
+        counts = Counter(cell.label for cell in annotation.cells)
         return Sample(
             image=np.zeros((0, 0, 3), np.uint8),
             sample_id=record.sample_id,
             group=record.group,
             source=record.source,
             objects=self._objects(annotation.cells, record.pixel_scale),
+            labels=dict(self._image_labels(counts)),
             pixel_scale=record.pixel_scale,
         )
 
@@ -275,6 +284,7 @@ class Malaria(DataFamily):
         index.unknown += annotation.unknown
         index.counts += Counter("outline" if cell.is_polygon else "point" for cell in annotation.cells)
         labels = Counter(cell.label for cell in annotation.cells)
+        known = self._image_labels(labels)
         groups = {"patient": patient, "field": f"{patient}/{TILE.sub('', image.stem)}"}
         return Record(
             sample_id=sample_id,
@@ -287,7 +297,13 @@ class Malaria(DataFamily):
             stratum=parasitemia_grade(labels[0], labels[1]),
             class_counts={name: labels[number] for number, name in enumerate(CLASSES)},
             groups=groups,
+            labels=("objects", *(f"class:{name}" for name in known)),
+            values=known,
         )
+
+    def _image_labels(self, counts: Counter[int]) -> dict[str, float]:
+        """Return the labels made from counts; none where the settings leave healthy cells out, so that there is no share."""
+        return image_labels(counts[0], counts[1]) if self.classes > 1 else {}
 
     def _objects(self, cells: list[Cell], scale: float) -> Objects:
         outlines, masks, points = [], [], []

@@ -1,4 +1,4 @@
-"""What a task learns from: drawn from the moved coordinates, after the transform, never resampled.
+"""Outlines of objects: cut at the border of a raster, and filled.
 
 Coordinates are continuous; a pixel belongs to an outline when its centre does. OpenCV's `fillPoly` also paints every
 pixel that the border touches (a 10 x 10 square becomes 121 pixels, a disc of radius 7.3 gains 15 %), hence the own fill.
@@ -7,16 +7,14 @@ pixel that the border touches (a 10 x 10 square becomes 121 pixels, a disc of ra
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
-from mtl.core.errors import DataError
-from mtl.core.task import TaskSpec
 from mtl.core.types import Objects
 
-OBJECT_KINDS = frozenset({"detection", "roi_classification", "heatmap", "points"})
 MIN_SIDE = 0.1  # pixels; a box below this counts as having no area
+
+
 Size = tuple[int, int]
 
 
@@ -146,112 +144,3 @@ def fill_outlines(outlines: list[np.ndarray], size: Size) -> np.ndarray:
     change = np.bincount(row * (width + 1) + column, np.where(downwards[edge], 1, -1), height * (width + 1))
     winding = np.cumsum(change.reshape(height, width + 1)[:, :width], axis=1)
     return np.abs(winding) > 0.5
-
-
-def is_present(spec: TaskSpec, objects: Objects | None, masks: dict[str, Any], labels: dict[str, float]) -> bool:
-    """Say whether a sample is labelled for a task. Zero objects is a label."""
-    source, _, name = spec.label.partition(":")
-    if source == "objects":
-        return objects is not None
-    if source == "mask":
-        return name in masks
-    return name in labels and not np.isnan(labels[name])
-
-
-def encode(
-    spec: TaskSpec,
-    objects: Objects | None,
-    masks: dict[str, np.ndarray],
-    labels: dict[str, float],
-    object_classes: tuple[str, ...],
-    size: Size,
-    min_visible: float = 0.0,
-    visible: Objects | None = None,
-) -> Any:
-    """Make the target of one task, or None where its label is absent.
-
-    Args:
-        spec: The task.
-        objects: Moved to the raster, not clipped (masks are drawn from the whole outlines).
-        masks: Moved to the raster.
-        labels: Image-level labels.
-        object_classes: Names behind `objects.labels`.
-        size: (height, width) of the raster.
-        min_visible: See `clip_objects`.
-        visible: Result of `clip_objects` where the caller already has it.
-
-    Returns:
-        detection, roi_classification, heatmap, points: dict of `boxes` [N, 4] float32, `labels` [N] int64, `points` [N, 2]
-        float32, `ids` [N] int64. segmentation: [K, H, W] uint8 when multilabel, else [H, W] uint8. classification: int64
-        scalar. regression: float32 scalar.
-    """
-    if not is_present(spec, objects, masks, labels):
-        return None
-    name = spec.label.partition(":")[2]
-    if spec.kind == "classification":
-        return np.int64(labels[name])
-    if spec.kind == "regression":
-        return np.float32(labels[name])
-    if spec.kind == "segmentation" and name:
-        return _mask_target(spec, masks[name], name)
-    assert objects is not None
-    if spec.kind == "segmentation":
-        return _drawn_target(spec, objects, object_classes, size)
-    if visible is None:
-        visible, _ = clip_objects(objects, size, min_visible)
-    mine, classes = _members(spec, visible, object_classes)
-    return {
-        "boxes": mine.boxes,
-        "labels": classes,
-        "points": mine.points.astype(np.float32).reshape(-1, 2),
-        "ids": mine.ids.astype(np.int64),
-    }
-
-
-def _members(spec: TaskSpec, objects: Objects, object_classes: tuple[str, ...]) -> tuple[Objects, np.ndarray]:
-    index = spec.object_index(object_classes)
-    classes = np.asarray([index.get(int(label), -1) for label in objects.labels], np.int64)
-    return objects.select(classes >= 0), classes[classes >= 0]
-
-
-def _drawn_target(spec: TaskSpec, objects: Objects, object_classes: tuple[str, ...], size: Size) -> np.ndarray:
-    """Draw outlines. Multiclass: pixels outside all get the class without members (background), or are ignored."""
-    mine, classes = _members(spec, objects, object_classes)
-    outlines = mine.outlines if mine.mask_outlines is None else mine.mask_outlines
-    by_class = [[outlines[i] for i in np.flatnonzero(classes == k)] for k in range(len(spec.classes))]
-    if spec.multilabel:
-        return np.stack([fill_outlines(some, size) for some in by_class]).astype(np.uint8)
-    background = next((k for k, names in enumerate(spec.members) if not names), spec.ignore_index)
-    target = np.full(size, background, np.uint8)
-    for k, some in enumerate(by_class):
-        if some:
-            target[fill_outlines(some, size)] = k
-    return target
-
-
-def _mask_target(spec: TaskSpec, mask: np.ndarray, name: str) -> np.ndarray:
-    """Arrange a stored mask. Multilabel from one class per pixel: 0 is nothing, k + 1 is class k."""
-    classes = len(spec.classes)
-    if not spec.multilabel:
-        highest = int(mask[mask != spec.ignore_index].max(initial=0))
-        if mask.ndim != 2 or highest >= classes:
-            raise DataError(
-                f"Mask `{name}` has shape {mask.shape} and values up to {highest}; expected [H, W] with values below {classes} "
-                f"(or {spec.ignore_index} for pixels to ignore)."
-            )
-        return mask.astype(np.uint8)
-    if mask.ndim == 3:
-        if mask.shape[2] != classes:
-            raise DataError(f"Mask `{name}` has {mask.shape[2]} channels; task `{spec.name}` has {classes} classes.")
-        return np.ascontiguousarray(np.moveaxis(mask, 2, 0) > 0).astype(np.uint8)
-    if int(mask.max(initial=0)) > classes:
-        raise DataError(f"Mask `{name}` has values up to {mask.max()}; expected 0 for nothing and 1 to {classes} for classes.")
-    return (mask[None] == np.arange(1, classes + 1, dtype=mask.dtype)[:, None, None]).astype(np.uint8)
-
-
-def truth_of(spec: TaskSpec, target: Any) -> dict[str, np.ndarray]:
-    """Put a target into the form in which predictions are compared with it (`docs/architecture.md`)."""
-    if spec.kind in OBJECT_KINDS:
-        return dict(target)
-    key = {"segmentation": "mask", "classification": "label", "regression": "value"}[spec.kind]
-    return {key: np.asarray(target)}

@@ -1,0 +1,1 @@
+"""Task kinds: everything that depends on one, in one file each."""

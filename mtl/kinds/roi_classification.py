@@ -1,0 +1,51 @@
+"""RoI classification: a class for each box of a detection task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mtl.core.registry import KINDS
+from mtl.core.task import TaskSpec
+from mtl.drawing.layers import Layers
+from mtl.kinds.base import RecordChange, TaskPrediction, TrainingStatistics
+from mtl.kinds.classes import class_cells, class_columns, majority, most_frequent
+from mtl.kinds.objects import ObjectKind
+from mtl.metrics.classification import RoiClassificationMetric
+from mtl.stitching.joiners import RegionJoiner
+
+
+@KINDS.register("roi_classification")
+class RoiClassification(ObjectKind):
+    """Prediction: `probabilities` [N, C], row by row for the boxes of the first detection task.
+
+    Scored at the annotated boxes, so that the figure does not depend on the detector.
+    """
+
+    metric_class = RoiClassificationMetric
+    exclusive = True
+    of_boxes = True
+
+    def joiner(self) -> RegionJoiner:
+        """Take each box from the window that speaks for it."""
+        return RegionJoiner()
+
+    def baselines(self, spec: TaskSpec, statistics: TrainingStatistics) -> dict[str, RecordChange]:
+        """Say the most frequent class of training."""
+        index = most_frequent(spec, statistics)
+        return {f"always {spec.classes[index]}": majority(index)}
+
+    def summary(self, found: TaskPrediction) -> dict[str, Any]:
+        """Return nothing of the image: the classes stand beside the boxes."""
+        return {}
+
+    def columns(self, spec: TaskSpec) -> list[str]:
+        """Return the columns of a box's class."""
+        return class_columns(spec)
+
+    def cells(self, spec: TaskSpec, entry: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the class of one box, from its `class_entry`; nothing of a whole image."""
+        return class_cells(spec, entry) if "class_name" in entry else {}
+
+    def draw(self, layers: Layers, found: TaskPrediction) -> None:
+        """Draw nothing: the boxes are drawn by their detection task."""
