@@ -8,6 +8,7 @@ from mtl.cli.help import verb_help, wants_help
 from mtl.config.load import load_config
 from mtl.config.verbs import EvaluateConfig
 from mtl.core.errors import CheckpointError, DataError
+from mtl.runs.folder import EXAMPLE
 
 
 def run(words: list[str]) -> int:
@@ -28,6 +29,4 @@ def run(words: list[str]) -> int:
 def require_checkpoint(path: str) -> None:
     """Answer a wrong path before torch is imported."""
     if not Path(path).exists():
-        raise CheckpointError(
-            f"Checkpoint `{path}` does not exist. Give a run directory or a file such as <run dir>/checkpoints/best.ckpt."
-        )
+        raise CheckpointError(f"Checkpoint `{path}` does not exist. Give a run directory or a file such as {EXAMPLE}.")

@@ -57,7 +57,7 @@ def check_run_config(config: dict[str, Any], problems: list[str] | None = None) 
         ConfigError: With one line for everything that is wrong.
     """
     values, found = validate(RunConfig, config, "", ("task", "experiment", "debug"))
-    in_parts, in_data = _check_parts(values)
+    in_parts, in_data = check_parts(values)
     problems = [*(problems or []), *found, *in_parts, *in_data]
     if not problems:
         problems += _check_fit(values)
@@ -106,7 +106,7 @@ def kind_of(head: dict[str, Any]) -> str:
     return kind_of(head["expert"]) if kind == ANY_KIND else kind
 
 
-def _check_parts(values: dict[str, Any]) -> tuple[list[str], list[str]]:
+def check_parts(values: dict[str, Any]) -> tuple[list[str], list[str]]:
     """Check the sections that are registered parts; one that is missing or no mapping is the schema's business.
 
     Returns:

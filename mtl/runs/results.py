@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mtl.core.errors import DataError
-from mtl.core.files import plain, write_text
+from mtl.core.files import plain, write_table, write_text
 from mtl.core.task import TaskSpec
 from mtl.metrics.evaluator import Evaluator
 
@@ -84,13 +82,8 @@ def save_cases(path: Path, cases: dict[str, Any]) -> None:
         for case, classes in table.items()
         for name, row in classes.items()
     ]
-    if not rows:
-        return
-    out = io.StringIO()
-    writer = csv.DictWriter(out, CASE_FIELDS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, out.getvalue())
+    if rows:
+        write_table(path, rows, CASE_FIELDS)
 
 
 def load_records(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 from pytorch_lightning.loggers import Logger
 
 from mtl.core.errors import ConfigError
+from mtl.runs.folder import RunFolder
 
 
 def build_loggers(config: dict[str, Any], run_dir: Path) -> list[Logger]:
@@ -23,7 +24,8 @@ def build_loggers(config: dict[str, Any], run_dir: Path) -> list[Logger]:
         from pytorch_lightning.loggers import TensorBoardLogger
 
         try:
-            loggers.append(TensorBoardLogger(str(run_dir), name="tensorboard", version=""))
+            events = RunFolder(run_dir).tensorboard
+            loggers.append(TensorBoardLogger(str(events.parent), name=events.name, version=""))
         except ModuleNotFoundError as error:
             raise ConfigError(
                 "logger=tensorboard needs the package tensorboard. Install it with pip install 'mtl[tensorboard]'."
