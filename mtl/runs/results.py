@@ -134,7 +134,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise DataError(f"Cannot read `{path}`: {error.strerror}. Expected the {path.name} of a finished evaluation.") from error
+        raise DataError(
+            f"Cannot read `{path}`: {error.strerror}. Expected the {path.name} of a finished evaluation."
+        ) from error
     except ValueError as error:
         raise DataError(f"`{path}` is not valid JSON ({error}). Expected the {path.name} of a finished evaluation.") from error
     if not isinstance(content, dict):
