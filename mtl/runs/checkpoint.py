@@ -14,7 +14,7 @@ import torch
 
 from mtl.core.errors import CheckpointError, TrainingError
 from mtl.core.files import beside, sync_folder
-from mtl.runs.folder import EXAMPLE, RunFolder
+from mtl.runs.folder import EXAMPLE, RunFolder, is_a_folder
 from mtl.runs.stored import FORMAT, converted
 
 REQUIRED = ("format", "config")
@@ -57,10 +57,7 @@ def load_plain(path: str | os.PathLike[str], map_location: Any = None) -> dict[s
     """
     file = Path(path)
     if file.is_dir():
-        run = RunFolder(file)
-        inside = run.best if run.best.is_file() else run.last
-        hint = f" Did you mean `{inside}`?" if inside.is_file() else " It is not a run with a finished epoch either."
-        raise CheckpointError(f"`{file}` is a folder, expected a checkpoint file.{hint}")
+        raise CheckpointError(is_a_folder(file))
     if not file.is_file():
         raise CheckpointError(f"Checkpoint `{file}` does not exist. Give the path of a file such as {EXAMPLE}.")
     try:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mtl.core.errors import ConfigError
+from mtl.core.errors import CheckpointError, ConfigError
 
 log = logging.getLogger("mtl")
 RUN_DIR_VARIABLE = "MTL_RUN_DIR"
@@ -141,6 +141,27 @@ def checkpoint_path(checkpoint: str | Path) -> Path:
     path = Path(checkpoint)
     best = RunFolder(path).best
     return best if path.is_dir() and best.is_file() else path
+
+
+def require_checkpoint(checkpoint: str | Path) -> None:
+    """Answer a wrong path before torch is imported.
+
+    Raises:
+        CheckpointError: Nothing is there, or a folder that is no run with a best checkpoint.
+    """
+    path = checkpoint_path(checkpoint)
+    if not path.exists():
+        raise CheckpointError(f"Checkpoint `{path}` does not exist. Give a run directory or a file such as {EXAMPLE}.")
+    if path.is_dir():
+        raise CheckpointError(is_a_folder(path))
+
+
+def is_a_folder(folder: Path) -> str:
+    """Return what to say of a folder where a checkpoint file is needed."""
+    run = RunFolder(folder)
+    inside = run.best if run.best.is_file() else run.last
+    hint = f"Did you mean `{inside}`?" if inside.is_file() else "It is not a run with a finished epoch either."
+    return f"`{folder}` is a folder, expected a checkpoint file. {hint}"
 
 
 def is_main_process() -> bool:

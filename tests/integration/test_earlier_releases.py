@@ -143,7 +143,7 @@ def test_damaged_files_of_a_run_are_one_sentence(run: RunFolder) -> None:
     records = json.loads(run.records.read_text())
     records["specs"]["presence"]["shade"] = 1
     run.records.write_text(json.dumps(records))
-    with pytest.raises(DataError, match="not what this release writes.*shade"):
+    with pytest.raises(DataError, match=r"not what this release writes.*shade"):
         load_run("old", 5, run.path)
     for content, words in (("{", "is damaged"), ("[]", "is not the configuration of a run")):
         run.config.write_text(content)

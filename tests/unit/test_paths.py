@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import mtl
-from mtl.runs.folder import RunFolder, checkpoint_path
+from mtl.core.errors import CheckpointError
+from mtl.runs.folder import RunFolder, checkpoint_path, require_checkpoint
 
 PACKAGE = Path(mtl.__file__).parent
 OWNER = "runs/folder.py"
@@ -128,3 +131,18 @@ def test_an_evaluation_has_the_files_of_a_run_in_its_own_folder(name: str) -> No
     run = RunFolder(Path("run"))
     own = getattr(run.evaluation("val"), name)
     assert own == Path("run/evaluation/val") / getattr(run, name).relative_to(run.path)
+
+
+def test_a_wrong_checkpoint_is_answered_without_torch(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.checkpoints.mkdir(parents=True)
+    code = "import sys; from mtl.runs.folder import require_checkpoint; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)
+    for path, words in ((tmp_path / "none", "does not exist"), (run.path, "not a run with a finished epoch")):
+        with pytest.raises(CheckpointError, match=words):
+            require_checkpoint(path)
+    run.last.touch()
+    with pytest.raises(CheckpointError, match=r"Did you mean .*last"):
+        require_checkpoint(run.path)
+    run.best.touch()
+    require_checkpoint(run.path)
