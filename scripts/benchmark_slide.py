@@ -126,7 +126,8 @@ def build_checkpoint(config: dict[str, Any], slide: Path, path: Path, density: f
     from mtl.data.formats.slides import open_slide
     from mtl.inference.predictor import Predictor
     from mtl.runs.build import build_model
-    from mtl.runs.checkpoint import FORMAT, save_atomic
+    from mtl.runs.checkpoint import save_atomic
+    from mtl.runs.stored import FORMAT
 
     torch.manual_seed(0)
     model = build_model(config, load_weights=False).eval()

@@ -7,7 +7,8 @@ from pathlib import Path
 from mtl.cli.help import verb_help, wants_help
 from mtl.config.load import load_config
 from mtl.config.verbs import EvaluateConfig
-from mtl.core.errors import CheckpointError, DataError
+from mtl.core.errors import DataError
+from mtl.runs.folder import require_checkpoint
 
 
 def run(words: list[str]) -> int:
@@ -23,11 +24,3 @@ def run(words: list[str]) -> int:
 
     evaluate(**config)
     return 0
-
-
-def require_checkpoint(path: str) -> None:
-    """Answer a wrong path before torch is imported."""
-    if not Path(path).exists():
-        raise CheckpointError(
-            f"Checkpoint `{path}` does not exist. Give a run directory or a file such as <run dir>/checkpoints/best.ckpt."
-        )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from mtl.cli.evaluate import require_checkpoint
 from mtl.cli.help import verb_help, wants_help
 from mtl.config.load import load_config
 from mtl.config.verbs import PredictConfig
 from mtl.inference.images import find_images
+from mtl.runs.folder import require_checkpoint
 
 
 def run(words: list[str]) -> int:

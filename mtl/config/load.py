@@ -81,7 +81,7 @@ def check_run_config(config: dict[str, Any], problems: list[str] | None = None) 
     values, found = validate(RunConfig, config, "", ("task", "experiment", "debug"))
     if lacking := plugins.missing(values.get("plugins", []), "This run"):
         raise ConfigError([*(problems or []), *lacking])
-    in_parts, in_data = _check_parts(values)
+    in_parts, in_data = check_parts(values)
     problems = [*(problems or []), *found, *in_parts, *in_data]
     if not problems:
         problems += _check_fit(values)
@@ -140,7 +140,7 @@ def _used_plugins(values: dict[str, Any]) -> set[str]:
     return set().union(*(plugins_of(registry, part) for registry, part in parts))
 
 
-def _check_parts(values: dict[str, Any]) -> tuple[list[str], list[str]]:
+def check_parts(values: dict[str, Any]) -> tuple[list[str], list[str]]:
     """Check the sections that are registered parts; one that is missing or no mapping is the schema's business.
 
     Returns:

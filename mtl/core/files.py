@@ -1,13 +1,16 @@
-"""Files appear whole or not at all: written beside, then renamed."""
+"""Files appear whole or not at all: written beside, flushed to the disk, then renamed."""
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +21,24 @@ PARTIAL = ".{name}.{process}.partial"
 
 @contextmanager
 def beside(path: Path) -> Iterator[Path]:
-    """Give a name beside `path` to write to, and rename what was written; after an error nothing is left."""
+    """Give a name beside `path` to write to; what was written is flushed to the disk and takes the place of `path`.
+
+    After an error nothing is left, and `path` is as it was.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(PARTIAL.format(name=path.name, process=os.getpid()))
+    partial.unlink(missing_ok=True)  # of a killed process with this number; it may be a link that must not be written through
     try:
         yield partial
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
 
 def remove_stale(path: Path) -> None:
-    """Remove what processes that are gone left of writing `path`."""
+    """Remove what processes that are gone left of writing `path`; the name `*` stands for every file of the folder."""
     for partial in path.parent.glob(PARTIAL.format(name=path.name, process="*")):
         process = partial.name.split(".")[-2]
         if process.isdecimal() and not _runs(int(process)):
@@ -50,10 +59,8 @@ def _runs(process: int) -> bool:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file beside its final place and rename it."""
-    with beside(path) as partial, partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    with beside(path) as partial:
+        partial.write_bytes(content)
 
 
 def write_text(path: Path, content: str) -> None:
@@ -64,6 +71,43 @@ def write_text(path: Path, content: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write JSON; numbers that are not finite become null, numpy values plain ones."""
     write_text(path, json.dumps(plain(content), indent=2) + "\n")
+
+
+def write_table(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """Write rows as CSV beside its final place and rename it."""
+    write_text(path, table_text(rows, columns))
+
+
+def table_text(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    """Return rows as CSV text; a column that a row lacks is an empty cell.
+
+    Raises:
+        ValueError: A row has another column.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give the content of a file a second name; later renames over the one do not change the other."""
+    with beside(target) as partial:
+        try:
+            os.link(source, partial)
+        except OSError:  # a file system without links
+            shutil.copyfile(source, partial)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush the names in a folder to the disk; file systems without folder handles are left alone."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def plain(value: Any) -> Any:

@@ -22,12 +22,16 @@ from mtl.config.verbs import CompareConfig
 from mtl.core.errors import ConfigError, DataError, TrainingError, unknown
 from mtl.core.files import file_hash
 from mtl.core.plugins import use
+from mtl.runs.folder import RunFolder
+from mtl.runs.stored import read_config
 
 if TYPE_CHECKING:
     from mtl.evaluation.summaries import RunSummary
 from mtl.config.keys import EPOCHS, FREE, SHARED, VOLATILE
 
 ARM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+# Entries of the scores of a run that a comparison needs.
+COMPARED = ("thresholds", "budget", "training", "thresholds_source", "resolution", "baseline")
 
 
 @dataclass(frozen=True)
@@ -108,9 +112,13 @@ def load_run(arm: str, seed: int, folder: Path) -> RunSummary:
     from mtl.runs.build import build_evaluator
     from mtl.runs.results import load_records, read_metrics
 
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    metrics = read_metrics(folder / "metrics.json")
-    records = load_records(folder / "predictions" / "records.json")
+    run = RunFolder(folder)
+    config, metrics, records = read_config(run), read_metrics(run.metrics), load_records(run.records)
+    if missing := [key for key in COMPARED if key not in metrics]:
+        raise DataError(
+            f"`{run.metrics}` lacks `{'`, `'.join(missing)}`, which a comparison needs. Score the run again with evaluate.py "
+            "of this release, or train it again."
+        )
     evaluator = build_evaluator(config, records["specs"])
     evaluator.extend(records)
     data = config["data"]
@@ -119,7 +127,7 @@ def load_run(arm: str, seed: int, folder: Path) -> RunSummary:
         seed=seed,
         evaluator=evaluator,
         thresholds=metrics["thresholds"],
-        split_hash=file_hash(folder / "split.csv")[:12],
+        split_hash=file_hash(run.split)[:12],
         budget=metrics["budget"],
         seen=(metrics["training"] or {}).get("samples_seen"),
         thresholds_source=metrics["thresholds_source"],
@@ -131,14 +139,14 @@ def load_run(arm: str, seed: int, folder: Path) -> RunSummary:
 
 
 def geometry_words(geometry: dict[str, Any]) -> str:
-    """Say in a few words what the network sees of an image."""
+    """Return in a few words what the network sees of an image."""
     height, width = geometry["size"]
     more = f", scale {geometry['scale']:g}, overlap {geometry['overlap']}" if geometry["mode"] == "tiles" else ""
     return f"{geometry['mode']} {height} x {width}{more}"
 
 
 def is_single(arm: str) -> bool:
-    """Say whether an arm trains each task alone: `stl` is a word of its name."""
+    """Return whether an arm trains each task alone: `stl` is a word of its name."""
     return "stl" in re.split(r"[^a-z0-9]", arm.lower())
 
 
@@ -244,9 +252,9 @@ def _plan(suite: str, seeds: int | list[int], arms: dict[str, list[str]], overri
 
 def _bring_up_to_date(run: Run, config: dict[str, Any]) -> str:
     """Train a run unless it is finished; resume it where it stopped."""
-    stored = run.folder / "config.json"
-    if stored.is_file():
-        before, now = _flat(_stored(stored)), _flat(json.loads(json.dumps(config)))
+    place = RunFolder(run.folder)
+    if place.config.is_file():
+        before, now = _flat(read_config(place)), _flat(json.loads(json.dumps(config)))
         changed = [key for key in now.keys() | before.keys() if now.get(key) != before.get(key)]
         if serious := sorted(key for key in changed if not any(key == v or key.startswith(f"{v}.") for v in VOLATILE)):
             listed = ", ".join(f"{key} {before.get(key)!r} -> {now.get(key)!r}" for key in serious[:4])
@@ -254,7 +262,7 @@ def _bring_up_to_date(run: Run, config: dict[str, Any]) -> str:
                 f"`{run.folder}` was trained with other settings ({listed}{', ...' if len(serious) > 4 else ''}). Use another "
                 "name= for this comparison, or remove that folder."
             )
-        if (run.folder / "metrics.json").is_file():
+        if place.metrics.is_file():
             return "finished before"
         again = [key for key in ALLOWED if key in changed or (key == "plugins" and now[key])]  # plug-ins are named each time
         words = [f"resume={run.folder}", *(f"{key}={json.dumps(now[key])}" for key in again)]
@@ -262,7 +270,7 @@ def _bring_up_to_date(run: Run, config: dict[str, Any]) -> str:
     else:
         words, state = list(run.overrides), "trained"
     run.folder.mkdir(parents=True, exist_ok=True)
-    log = run.folder / "output.txt"
+    log = place.output
     status = train_in_own_process(words, log)
     if status == 130:
         raise KeyboardInterrupt
@@ -273,14 +281,6 @@ def _bring_up_to_date(run: Run, config: dict[str, Any]) -> str:
             "command to go on."
         )
     return state
-
-
-def _stored(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"`{path}` is damaged: {error}. Remove the folder of this run, and it is trained again.") from error
-    return content if isinstance(content, dict) else {}
 
 
 def train_in_own_process(words: list[str], log: Path) -> int:

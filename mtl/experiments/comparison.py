@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mtl.core.errors import ConfigError
+from mtl.core.files import table_text, write_text
 from mtl.core.task import TaskSpec, higher_is_better
 from mtl.evaluation.summaries import RunSummary
 from mtl.metrics.evaluator import Evaluator
@@ -102,10 +101,9 @@ def write_comparison(
 ) -> Path:
     """Write `comparison.md` (with the command that made it) and `comparison.csv`; return the path of the former."""
     markdown, rows = comparison_table(runs, reference, bootstrap=bootstrap, seed=seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "comparison.csv").write_text(rows_to_csv(rows), encoding="utf-8")
+    write_text(folder / "comparison.csv", rows_to_csv(rows))
     page = folder / "comparison.md"
-    page.write_text(f"# Comparison\n\n```\n{command}\n```\n\n{markdown}", encoding="utf-8")
+    write_text(page, f"# Comparison\n\n```\n{command}\n```\n\n{markdown}")
     return page
 
 
@@ -129,12 +127,8 @@ def delta_m(ours: dict[str, float], reference: dict[str, float], specs: dict[str
 
 def rows_to_csv(rows: list[dict[str, Any]]) -> str:
     """Return the rows of `comparison_table` as CSV text; undefined numbers are empty cells."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, FIELDS, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({key: "" if isinstance(v, float) and not np.isfinite(v) else v for key, v in row.items()})
-    return out.getvalue()
+    cells = ({key: "" if isinstance(v, float) and not np.isfinite(v) else v for key, v in row.items()} for row in rows)
+    return table_text(cells, FIELDS)
 
 
 # -- numbers -----------------------------------------------------------------------------------------------------------

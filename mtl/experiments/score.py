@@ -22,10 +22,11 @@ from mtl.evaluation.results import OWN_SPLIT_NOTES, Evaluation, budget, result_l
 from mtl.inference.scoring import WholeImageScorer
 from mtl.metrics.evaluator import Evaluator
 from mtl.runs.build import build_evaluator
+from mtl.runs.folder import ResultFolder, RunFolder, checkpoint_path
 from mtl.runs.history import read_history, training_summary
-from mtl.runs.loading import PRETRAINING_NOTE, LoadedModel, checkpoint_path, load_model
+from mtl.runs.loading import PRETRAINING_NOTE, LoadedModel, load_model
 from mtl.runs.results import save_cases, save_records, write_metrics
-from mtl.runs.stages import stage_file, trained_in
+from mtl.runs.stages import trained_in
 
 log = logging.getLogger("mtl")
 
@@ -64,15 +65,15 @@ def evaluate(
     use(plugins)
     path = checkpoint_path(checkpoint)
     loaded = load_model(path, device)
-    run_dir = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    run_dir = RunFolder.of(path).path
     root = (data or {}).get("root")
     evaluation = score(loaded, split, root, batch_size, bootstrap)
-    folder = Path(output) if output else run_dir / "evaluation" / _result_name(evaluation, root)
-    metrics = write_results(evaluation, folder, run_dir, report)
+    place = ResultFolder(Path(output)) if output else RunFolder(run_dir).evaluation(_result_name(evaluation, root))
+    metrics = write_results(evaluation, place, run_dir, report)
     log.info(result_lines(metrics))
     for note in evaluation.notes:
         log.info("note: %s", note)
-    log.info("metrics: %s", folder / "metrics.json")
+    log.info("metrics: %s", place.metrics)
     return metrics
 
 
@@ -82,18 +83,19 @@ def evaluate_run(run_dir: Path, device: str) -> dict[str, Any]:
     Raises:
         TrainingError: No validation gave a number that could select a checkpoint.
     """
-    best = run_dir / "checkpoints" / "best.ckpt"
+    run = RunFolder(run_dir)
+    best = run.best
     if not best.is_file():
         raise TrainingError(
-            f"No epoch of `{run_dir}` has a defined value of the metric that selects best.ckpt. Expected a number from at "
+            f"No epoch of `{run_dir}` has a defined value of the metric that selects {best.name}. Expected a number from at "
             "least one validation: check `monitor` and trainer.check_val_every_n_epoch, or score the last epoch with "
-            f"evaluate.py checkpoint={best.with_name('last.ckpt')}."
+            f"evaluate.py checkpoint={run.last}."
         )
     loaded = load_model(best, device)
     evaluation = score(loaded, "test")
     stages = score_stages(loaded.config, run_dir, device, evaluation.datamodule)
     evaluation.summary |= {"stages": stages} if stages else {}
-    metrics = write_results(evaluation, run_dir, run_dir, report=True)
+    metrics = write_results(evaluation, run, run_dir, report=True)
     log.info(result_lines(metrics))
     return metrics
 
@@ -111,7 +113,7 @@ def score_stages(config: dict[str, Any], run_dir: Path, device: str, datamodule:
         before = trained.get(stage.start, trained_in(stage.start) if stage.start in start_files(config) else [])
         trained[stage.name] = [task for task in config["tasks"] if task in before or task in stage.tasks]
         # No report is drawn, so that no cases need be kept.
-        loaded = load_model(stage_file(run_dir, stage.name), device)
+        loaded = load_model(RunFolder(run_dir).stage(stage.name), device)
         tasks = score(loaded, "test", cases=0, datamodule=datamodule).summary["tasks"]
         found[stage.name] = {
             "epochs": sum(row.get("stage") == stage.name for row in rows),
@@ -212,11 +214,11 @@ def _result_name(evaluation: Evaluation, root: str | None) -> str:
     return name if checkpoint == "best" else f"{checkpoint}_{name}"
 
 
-def write_results(evaluation: Evaluation, folder: Path, run_dir: Path, report: bool) -> dict[str, Any]:
+def write_results(evaluation: Evaluation, place: ResultFolder, run_dir: Path, report: bool) -> dict[str, Any]:
     """Write `metrics.json`, `predictions/records.json` and the report; return the content of the former."""
     config = evaluation.loaded.config
     metrics = write_metrics(
-        folder / "metrics.json",
+        place.metrics,
         evaluation.summary,
         suite=config["suite"],
         split=evaluation.split,
@@ -227,12 +229,12 @@ def write_results(evaluation: Evaluation, folder: Path, run_dir: Path, report: b
         training=training_summary(run_dir, total_epochs(config)),
         notes=evaluation.notes,
     )
-    save_records(folder / "predictions" / "records.json", evaluation.evaluator)
-    save_cases(folder / "predictions" / "cases.csv", metrics["cases"])
+    save_records(place.records, evaluation.evaluator)
+    save_cases(place.cases, metrics["cases"])
     if report:
         from mtl.report.run_report import write_run_report
 
-        write_run_report(evaluation, metrics, folder, run_dir)
+        write_run_report(evaluation, metrics, place.path, run_dir)
     return metrics
 
 

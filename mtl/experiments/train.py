@@ -12,7 +12,7 @@ from torch.multiprocessing import ProcessRaisedException
 from mtl.core.errors import ConfigError, DataError, TrainingError
 from mtl.core.files import write_json
 from mtl.runs.environment import environment
-from mtl.runs.folder import is_main_process, new_run_dir, start_log
+from mtl.runs.folder import RunFolder, is_main_process, new_run_dir, start_log
 from mtl.runs.history import read_history
 from mtl.training.fit import check_validation, error_of_rank, fit, interrupted, log, what_is_kept
 from mtl.training.loggers import close_loggers
@@ -43,7 +43,7 @@ def train(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
             raise error_of_rank(error) from error
         except (ConfigError, DataError):
             if not config["resume"] and is_main_process() and not read_history(run_dir):
-                (run_dir / "config.json").unlink(missing_ok=True)  # nothing to go on with: the name is free again
+                RunFolder(run_dir).config.unlink(missing_ok=True)  # nothing to go on with: the name is free again
             raise
         except OSError as error:
             raise TrainingError(f"The run stopped: {error}. {what_is_kept(run_dir)}") from error
@@ -53,13 +53,14 @@ def train(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _train(config: dict[str, Any], run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     start_log(run_dir)
-    resume_from = run_dir / "checkpoints" / "last.ckpt" if config["resume"] else None
+    run = RunFolder(run_dir)
+    resume_from = run.last if config["resume"] else None
     if resume_from is not None and not resume_from.is_file():
         resume_from = None  # stopped before the first epoch was finished: the run begins anew in its directory
     if is_main_process():
-        write_json(run_dir / "config.json", config | {"resume": None})
+        write_json(run.config, config | {"resume": None})
         if not config["resume"]:
-            write_json(run_dir / "environment.json", environment())
+            write_json(run.environment, environment())
     objects = fit(config, run_dir, resume_from)
     metrics: dict[str, Any] = {}
     trainer: pl.Trainer = objects["trainer"]
@@ -68,5 +69,5 @@ def _train(config: dict[str, Any], run_dir: Path) -> tuple[dict[str, Any], dict[
 
         # The module is back on the CPU now; the device it was trained on is free again. Other ranks need not wait.
         metrics = evaluate_run(run_dir, device=str(trainer.strategy.root_device))
-        log.info("report: %s", run_dir / "report.html")
+        log.info("report: %s", run.report)
     return metrics, {**objects, "run_dir": run_dir}

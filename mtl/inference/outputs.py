@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 import numpy as np
 
-from mtl.core.files import PARTIAL, remove_stale, write_bytes, write_json
+from mtl.core.files import beside, remove_stale, write_bytes, write_json
 from mtl.core.task import TaskSpec
 from mtl.data.formats.volumes import write_mask
 from mtl.inference.images import is_case, stem
@@ -91,8 +91,9 @@ class PredictionWriter:
         self.masks = masks
         self.table = self.folder / "predictions.csv"
         remove_stale(self.table)
-        self._partial = self.table.with_name(PARTIAL.format(name=self.table.name, process=os.getpid()))
-        self._file: IO[str] | None = self._partial.open("w", newline="", encoding="utf-8")
+        self._whole = ExitStack()
+        partial = self._whole.enter_context(beside(self.table))
+        self._file: IO[str] | None = partial.open("w", newline="", encoding="utf-8")
         columns = csv_columns(specs, any(map(is_case, self.names)), slides)
         self._rows = csv.DictWriter(self._file, columns, restval="", extrasaction="raise")
         self._rows.writeheader()
@@ -140,11 +141,9 @@ class PredictionWriter:
     def close(self) -> None:
         """Put `predictions.csv` in its place."""
         if self._file is not None:
-            self._file.flush()
-            os.fsync(self._file.fileno())
             self._file.close()
             self._file = None
-            self._partial.replace(self.table)
+            self._whole.close()
 
     def __enter__(self) -> PredictionWriter:
         return self

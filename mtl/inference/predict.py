@@ -22,7 +22,7 @@ from mtl.inference.predictor import Outcome, Predictor
 from mtl.inference.slides.outputs import SlideOutcome
 from mtl.inference.slides.run import SlidePredictor
 from mtl.inference.volumes import CaseOutcome, predict_case
-from mtl.runs.loading import checkpoint_path
+from mtl.runs.folder import checkpoint_path
 
 
 def predict(

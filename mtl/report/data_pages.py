@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+import io
 from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mtl.core.family import DataFamily
+from mtl.core.files import write_bytes, write_table
 from mtl.core.types import Record, Sample
 from mtl.imaging.preprocessing import Preprocessing
 from mtl.kinds.base import Annotations, TaskPrediction, rules_of
@@ -387,15 +388,14 @@ def _plot_sizes(sizes: dict[tuple[str, bool], np.ndarray]) -> Figure:
 
 
 def _write_csv(path: Path, rows: list[dict[str, Any]]) -> Path:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_table(path, rows, list(rows[0]))
     return path
 
 
 def _save(figure: Figure, path: Path) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    FigureCanvasAgg(figure).print_png(str(path))
+    picture = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(picture)
+    write_bytes(path, picture.getvalue())
     return path

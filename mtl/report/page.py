@@ -14,6 +14,8 @@ import numpy as np
 from mtl.core.files import plain, write_text
 from mtl.metrics.points import FALSE_POSITIVES_PER_MM2
 from mtl.report import figures, tables, training
+from mtl.runs.folder import ResultFolder
+from mtl.runs.history import history_columns, read_history
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,7 +52,7 @@ class ReportContent:
         curves: From `Evaluator.curves`.
         commit: Commit of the program.
         duration: Training time in seconds.
-        history: Path of `metrics.csv`; None looks in the folder of the report.
+        history: Rows of the run's history; None looks in the folder of the report.
         best_epoch: Epoch of the scored checkpoint, marked in the curves; counted within its stage.
         best_stage: Name of that stage; empty without a curriculum.
         kept_apart: What the split keeps apart, in a sentence; empty says that of the unit of the groups.
@@ -65,7 +67,7 @@ class ReportContent:
     curves: dict[str, Any] = field(default_factory=dict)
     commit: str = ""
     duration: float | None = None
-    history: Path | None = None
+    history: list[dict[str, str]] | None = None
     best_epoch: float | None = None
     best_stage: str = ""
     kept_apart: str = ""
@@ -80,7 +82,7 @@ def write_report(folder: Path, content: ReportContent) -> Path:
     """Write `report.html` into a run directory, and each figure as SVG into `figures/`; return the path of the page."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    drawings = _Drawings(folder / "figures")
+    drawings = _Drawings(ResultFolder(folder).figures)
     metrics = plain(content.metrics)
     sections = [_section(name, metrics, content.curves.get(name, {}), drawings) for name in metrics["tasks"]]
     sections += [_section(name, metrics, content.curves.get(name, {}), drawings, "study") for name in metrics.get("study", {})]
@@ -106,8 +108,9 @@ def write_report(folder: Path, content: ReportContent) -> Path:
         config=json.dumps(plain(content.config), indent=2) if content.config else "",
         environment=plain(content.environment),
     )
-    write_text(folder / "report.html", page)
-    return folder / "report.html"
+    target = ResultFolder(folder).report
+    write_text(target, page)
+    return target
 
 
 class _Drawings:
@@ -158,7 +161,7 @@ def _training(
     content: ReportContent, folder: Path, metrics: dict[str, Any], drawings: _Drawings
 ) -> list[dict[str, str]]:  # fmt: skip
     """Draw the history of the run."""
-    history, stages = training.read_history(content.history or folder / "metrics.csv")
+    history, stages = history_columns(read_history(folder) if content.history is None else content.history)
     best = content.best_epoch
     if best is not None:
         best += sum(stage.first for stage in stages if stage.name == content.best_stage)

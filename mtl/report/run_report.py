@@ -13,7 +13,8 @@ from mtl.inference.pictures import draw_case
 from mtl.kinds.base import rules_of
 from mtl.report.grid import draw_grid, wants_grid
 from mtl.report.page import Case, ReportContent, write_report
-from mtl.report.training import read_history
+from mtl.runs.folder import RunFolder
+from mtl.runs.history import history_columns, read_history
 
 if TYPE_CHECKING:
     from mtl.core.task import TaskSpec
@@ -28,14 +29,15 @@ def write_run_report(evaluation: Evaluation, metrics: dict[str, Any], folder: Pa
     from mtl.evaluation.results import separation
 
     config = evaluation.loaded.config
-    history, _ = read_history(run_dir / "metrics.csv")
-    environment = _read(run_dir / "environment.json")
+    rows = read_history(run_dir)
+    history, _ = history_columns(rows)
+    environment = _read(RunFolder(run_dir).environment)
     content = ReportContent(
         metrics=metrics,
         curves=evaluation.evaluator.curves(evaluation.loaded.thresholds),
         commit=environment.get("commit") or "",
         duration=float(np.nansum(history["seconds"])) if "seconds" in history else None,
-        history=run_dir / "metrics.csv",
+        history=rows,
         best_epoch=float(evaluation.loaded.epoch),
         best_stage=evaluation.loaded.stage,
         kept_apart=separation(config["data"]),

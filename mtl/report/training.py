@@ -1,13 +1,10 @@
-"""The history of a training run: `metrics.csv` and its figures."""
+"""Figures of the history of a training run."""
 
 from __future__ import annotations
 
-import csv
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +13,7 @@ from mtl.core.registry import KINDS
 from mtl.core.task import higher_is_better
 from mtl.kinds.base import rules_named
 from mtl.report.figures import COLOURS, canvas, draw_line, styled
+from mtl.runs.history import History, StageSpan
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,53 +24,8 @@ MAX_LINES = 4
 EXPERT = re.compile(r"(?P<stage>train|val)/(?P<task>.+)/(?P<what>expert_\d+|experts_used)")
 GREY = "#888888"
 
-History = dict[str, np.ndarray]
 
-
-@dataclass(frozen=True)
-class Stage:
-    """A stage of a curriculum.
-
-    Attributes:
-        name: Its name.
-        first, last: Its epochs, counted over the whole run.
-    """
-
-    name: str
-    first: float
-    last: float
-
-
-def read_history(path: Path) -> tuple[History, list[Stage]]:
-    """Read `metrics.csv`.
-
-    Returns:
-        Its columns as float arrays, NaN for empty cells; empty where there is no file. The stages that its column `stage`
-        names.
-    """
-    if not path.is_file():
-        return {}, []
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    columns = [name for name in (rows[0] if rows else ()) if name and name != "stage"]
-    history = {name: np.array([_float(row.get(name)) for row in rows]) for name in columns}
-    names = [row.get("stage") or "" for row in rows]
-    if not any(names) or "epoch" not in history:
-        return history, []
-    stages: dict[str, Stage] = {}
-    for name, epoch in zip(names, history["epoch"].tolist(), strict=True):
-        stages[name] = Stage(name, stages[name].first if name in stages else epoch, epoch)
-    return history, list(stages.values())
-
-
-def _float(text: str | None) -> float:
-    try:
-        return float(text) if text else float("nan")
-    except ValueError:
-        return float("nan")
-
-
-def _epoch_axis(axis: Axes, best_epoch: float | None, stages: Sequence[Stage]) -> None:
+def _epoch_axis(axis: Axes, best_epoch: float | None, stages: Sequence[StageSpan]) -> None:
     """Label the epochs, mark the scored one, separate the stages and write their names along their first epoch."""
     from matplotlib.ticker import MaxNLocator
 
@@ -97,12 +50,12 @@ def _epoch_axis(axis: Axes, best_epoch: float | None, stages: Sequence[Stage]) -
 
 @styled
 def training_curves(
-    history: History, best_epoch: float | None = None, stages: Sequence[Stage] = (), primaries: dict[str, str] | None = None
+    history: History, best_epoch: float | None = None, stages: Sequence[StageSpan] = (), primaries: dict[str, str] | None = None
 ) -> Figure | None:
     """Draw losses, validation metrics per task, learning rates and balancer weights over epochs.
 
     Args:
-        history: Columns of `metrics.csv` by name; NaN where a cell is empty.
+        history: Columns by name; NaN where a cell is empty.
         best_epoch: Marked in every panel.
         stages: Their bounds are drawn in every panel.
         primaries: By task, the metric to draw first.
@@ -158,13 +111,13 @@ def _panels(history: History, primaries: dict[str, str]) -> dict[str, tuple[dict
 
 
 @styled
-def expert_use(history: History, best_epoch: float | None = None, stages: Sequence[Stage] = ()) -> Figure | None:
+def expert_use(history: History, best_epoch: float | None = None, stages: Sequence[StageSpan] = ()) -> Figure | None:
     """Draw how mixtures of experts used them: the mean weight of each expert per task, and how many were used per image.
 
     Training images where they were watched, else validation images.
 
     Args:
-        history: Columns of `metrics.csv` by name; NaN where a cell is empty.
+        history: Columns by name; NaN where a cell is empty.
         best_epoch: Marked in every panel.
         stages: Their bounds are drawn in every panel.
     """

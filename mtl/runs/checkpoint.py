@@ -7,7 +7,6 @@ import os
 import pickle
 import shutil
 import zipfile
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,42 +14,40 @@ import torch
 
 from mtl.core.distribution import install_command
 from mtl.core.errors import CheckpointError, TrainingError
+from mtl.core.files import beside, sync_folder
+from mtl.runs.folder import EXAMPLE, RunFolder, is_a_folder
+from mtl.runs.stored import FORMAT, converted
 
-# Version of the entry `mtl` of a checkpoint; a file with a higher one was written by a newer release.
-FORMAT = 1
 REQUIRED = ("format", "config")
+EXPECTED = f"Expected a file written by training ({EXAMPLE.with_name('*.ckpt')})."
 
 
 def save_atomic(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -> None:
-    """Write a checkpoint to a temporary file in the same folder, flush it to disk and rename it.
+    """Write a checkpoint beside its place, flush it to disk and rename it.
 
     Raises:
         TrainingError: The file cannot be written. The temporary file is gone and `path` is as it was.
     """
     target = Path(path)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    free: int | str = "unknown"
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(target)
-        _sync_folder(target.parent)
+        with beside(target) as partial:
+            try:
+                with partial.open("wb") as file:
+                    torch.save(checkpoint, file)
+            finally:
+                # The number must describe the disk as the writer met it, so it is read before the partial file goes.
+                free = _free_bytes(target.parent)
+        sync_folder(target.parent)
     except (OSError, RuntimeError) as error:
         cause = _disk_error(error)
         if cause is None:
             raise
-        # The number must describe the disk as the writer met it, so it is read before the partial file goes.
-        free = _free_bytes(target.parent)
         raise TrainingError(
             f"The checkpoint `{target}` could not be written: {cause.strerror or cause} ({free} bytes free). "
             "The previous checkpoint is untouched. Make room or choose another folder, then go on with "
-            f"resume={_run_folder(target)}."
+            f"resume={RunFolder.of(target).path}."
         ) from error
-    finally:
-        with suppress(OSError):
-            partial.unlink()
 
 
 def load_plain(path: str | os.PathLike[str], map_location: Any = None) -> dict[str, Any]:
@@ -61,50 +58,47 @@ def load_plain(path: str | os.PathLike[str], map_location: Any = None) -> dict[s
     """
     file = Path(path)
     if file.is_dir():
-        inside = file / "checkpoints" / "best.ckpt"
-        inside = inside if inside.is_file() else inside.with_name("last.ckpt")
-        hint = f" Did you mean `{inside}`?" if inside.is_file() else " It is not a run with a finished epoch either."
-        raise CheckpointError(f"`{file}` is a folder, expected a checkpoint file.{hint}")
+        raise CheckpointError(is_a_folder(file))
     if not file.is_file():
-        raise CheckpointError(
-            f"Checkpoint `{file}` does not exist. Give the path of a file such as <run dir>/checkpoints/best.ckpt."
-        )
-    expected = "Expected a file written by training (<run dir>/checkpoints/*.ckpt)."
+        raise CheckpointError(f"Checkpoint `{file}` does not exist. Give the path of a file such as {EXAMPLE}.")
     try:
         return torch.load(file, map_location=map_location, weights_only=True)
     except Exception as error:  # foreign bytes make the unpickler raise nearly anything
         if zipfile.is_zipfile(file) and not isinstance(error, pickle.UnpicklingError):
-            raise CheckpointError(f"Checkpoint `{file}` cannot be read: {_first_line(error)}. {expected}") from error
+            raise CheckpointError(f"Checkpoint `{file}` cannot be read: {_first_line(error)}. {EXPECTED}") from error
         if zipfile.is_zipfile(file):
             raise CheckpointError(
-                f"`{file}` needs code to be loaded, which is refused ({_first_line(error)}). {expected}"
+                f"`{file}` needs code to be loaded, which is refused ({_first_line(error)}). {EXPECTED}"
             ) from error
         raise CheckpointError(
-            f"`{file}` ({file.stat().st_size} bytes) is damaged, incomplete or another kind of file. {expected}"
+            f"`{file}` ({file.stat().st_size} bytes) is damaged, incomplete or another kind of file. {EXPECTED}"
         ) from error
 
 
 def read_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> dict[str, Any]:
-    """Load a checkpoint of this program, with its `state_dict` and the entry `mtl` (format, config, classes, thresholds ...).
+    """Load a checkpoint of this program, with its `state_dict` and the entry `mtl` (config, model, thresholds ...).
+
+    The entry of a file of an earlier release is brought to the present format.
 
     Raises:
         CheckpointError: As in `load_plain`, or the file holds something else; the message says what.
     """
     content = load_plain(path, map_location)
-    expected = "Expected a file written by training (<run dir>/checkpoints/*.ckpt)."
     if not isinstance(content, dict):
-        raise CheckpointError(f"`{path}` holds a {type(content).__name__}, not a checkpoint. {expected}")
+        raise CheckpointError(f"`{path}` holds a {type(content).__name__}, not a checkpoint. {EXPECTED}")
     if not isinstance(content.get("mtl"), dict) or "state_dict" not in content:
-        raise CheckpointError(f"`{path}` is {_what_it_is(content)}. {expected}")
+        raise CheckpointError(f"`{path}` is {_what_it_is(content)}. {EXPECTED}")
     about = content["mtl"]
     missing = [key for key in REQUIRED if key not in about]
     if missing:
-        raise CheckpointError(f"`{path}` lacks `mtl.{'`, `mtl.'.join(missing)}`. {expected}")
+        raise CheckpointError(f"`{path}` lacks `mtl.{'`, `mtl.'.join(missing)}`. {EXPECTED}")
+    if not isinstance(about["format"], int) or not isinstance(about["config"], dict):
+        raise CheckpointError(f"`mtl.format` of `{path}` is no number, or `mtl.config` no mapping. {EXPECTED}")
     if about["format"] > FORMAT:
         raise CheckpointError(
             f"`{path}` has format {about['format']}; this release reads up to {FORMAT}. Update it with `{install_command()}`."
         )
-    return content
+    return content | {"mtl": converted(about)}
 
 
 def _what_it_is(content: dict[str, Any]) -> str:
@@ -131,24 +125,6 @@ def _free_bytes(folder: Path) -> int | str:
         return shutil.disk_usage(folder).free
     except OSError:
         return "unknown"
-
-
-def _run_folder(target: Path) -> Path:
-    return target.parent.parent if target.parent.name == "checkpoints" else target.parent
-
-
-def _sync_folder(folder: Path) -> None:
-    """Flush the rename itself; file systems without folder handles are left alone."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    except OSError:
-        pass
-    finally:
-        os.close(handle)
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Where a run lives, and its log."""
+"""Where a run lives, what its files are called, and its log. Imports neither torch nor Lightning."""
 
 from __future__ import annotations
 
@@ -6,17 +6,166 @@ import logging
 import os
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mtl.core.errors import ConfigError
+from mtl.core.errors import CheckpointError, ConfigError
 
 log = logging.getLogger("mtl")
 RUN_DIR_VARIABLE = "MTL_RUN_DIR"
+# For messages about a run whose folder is not at hand.
+BEST, LAST = "best.ckpt", "last.ckpt"
+
+
+@dataclass(frozen=True)
+class ResultFolder:
+    """The files of one evaluation: of a run on its test split, or of a checkpoint on something else.
+
+    Attributes:
+        path: The folder.
+    """
+
+    path: Path
+
+    @property
+    def metrics(self) -> Path:
+        """Return where the scores are: tasks, intervals, thresholds, notes."""
+        return self.path / "metrics.json"
+
+    @property
+    def records(self) -> Path:
+        """Return where the records are, one per image and task, from which every score is computed."""
+        return self.path / "predictions" / "records.json"
+
+    @property
+    def cases(self) -> Path:
+        """Return where the table of the volumes is."""
+        return self.path / "predictions" / "cases.csv"
+
+    @property
+    def figures(self) -> Path:
+        """Return the folder of the figures."""
+        return self.path / "figures"
+
+    @property
+    def report(self) -> Path:
+        """Return where the page for readers is."""
+        return self.path / "report.html"
+
+
+@dataclass(frozen=True)
+class RunFolder(ResultFolder):
+    """The files of a run; nothing else knows their names.
+
+    Attributes:
+        path: The run directory.
+    """
+
+    @classmethod
+    def of(cls, checkpoint: Path) -> RunFolder:
+        """Return the run that a checkpoint file belongs to; of a file elsewhere, the folder that holds it."""
+        holder = checkpoint.parent
+        return cls(holder.parent if holder == cls(holder.parent).checkpoints else holder)
+
+    @property
+    def config(self) -> Path:
+        """Return where the resolved configuration is; the folder holds a run where this file exists."""
+        return self.path / "config.json"
+
+    @property
+    def environment(self) -> Path:
+        """Return where the versions, the commit and the device are."""
+        return self.path / "environment.json"
+
+    @property
+    def log(self) -> Path:
+        """Return where the log is."""
+        return self.path / "log.txt"
+
+    @property
+    def output(self) -> Path:
+        """Return where what a run of a comparison printed is."""
+        return self.path / "output.txt"
+
+    @property
+    def split(self) -> Path:
+        """Return where the split is, one row per sample."""
+        return self.path / "split.csv"
+
+    @property
+    def history(self) -> Path:
+        """Return where the history is, one row per finished epoch."""
+        return self.path / "metrics.csv"
+
+    @property
+    def profile(self) -> Path:
+        """Return where `trainer.profiler` writes; the Trainer puts `fit-` before the name that it is given."""
+        return self.path / "fit-profile.txt"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Return the folder of the events of TensorBoard."""
+        return self.path / "tensorboard"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Return the folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def best(self) -> Path:
+        """Return the checkpoint with the best monitored value."""
+        return self.checkpoints / BEST
+
+    @property
+    def last(self) -> Path:
+        """Return the checkpoint of the last finished epoch."""
+        return self.checkpoints / LAST
+
+    def stage(self, name: str) -> Path:
+        """Return the best checkpoint of a finished stage."""
+        return self.checkpoints / f"stage_{name}.ckpt"
+
+    def evaluation(self, name: str) -> ResultFolder:
+        """Return the folder of a later evaluation."""
+        return ResultFolder(self.path / "evaluation" / name)
+
+
+# How messages name the file that a checkpoint usually is.
+EXAMPLE = RunFolder(Path("<run dir>")).best
+
+
+def checkpoint_path(checkpoint: str | Path) -> Path:
+    """Accept a run directory in place of its best checkpoint."""
+    path = Path(checkpoint)
+    best = RunFolder(path).best
+    return best if path.is_dir() and best.is_file() else path
+
+
+def require_checkpoint(checkpoint: str | Path) -> None:
+    """Answer a wrong path before torch is imported.
+
+    Raises:
+        CheckpointError: Nothing is there, or a folder that is no run with a best checkpoint.
+    """
+    path = checkpoint_path(checkpoint)
+    if not path.exists():
+        raise CheckpointError(f"Checkpoint `{path}` does not exist. Give a run directory or a file such as {EXAMPLE}.")
+    if path.is_dir():
+        raise CheckpointError(is_a_folder(path))
+
+
+def is_a_folder(folder: Path) -> str:
+    """Return what to say of a folder where a checkpoint file is needed."""
+    run = RunFolder(folder)
+    inside = run.best if run.best.is_file() else run.last
+    hint = f"Did you mean `{inside}`?" if inside.is_file() else "It is not a run with a finished epoch either."
+    return f"`{folder}` is a folder, expected a checkpoint file. {hint}"
 
 
 def is_main_process() -> bool:
-    """Say whether this process is global rank 0, before and after the ranks were started."""
+    """Return whether this process is global rank 0, before and after the ranks were started."""
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", os.environ.get("LOCAL_RANK", "0")))) == 0
 
 
@@ -34,7 +183,7 @@ def new_run_dir(config: dict[str, Any]) -> Path:
     parent = Path(config["paths"]["output_root"]) / config["suite"]
     if config["paths"]["run_dir"] or config["name"]:
         run_dir = Path(config["paths"]["run_dir"] or parent / config["name"])
-        if is_main_process() and (run_dir / "config.json").exists():
+        if is_main_process() and RunFolder(run_dir).config.exists():
             raise ConfigError(
                 f"`{run_dir}` holds a run already. Go on with it by resume={run_dir}, choose another name=, or remove the "
                 "folder."
@@ -91,7 +240,7 @@ def start_log(run_dir: Path) -> None:
         return
     console = logging.StreamHandler(sys.stdout)
     console.setFormatter(logging.Formatter("%(message)s"))
-    file = QuietFileHandler(run_dir / "log.txt", encoding="utf-8")
+    file = QuietFileHandler(RunFolder(run_dir).log, encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(console)
     log.addHandler(file)

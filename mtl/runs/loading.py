@@ -12,6 +12,7 @@ from mtl.core import plugins
 from mtl.core.errors import CheckpointError, ConfigError
 from mtl.model import MultiTaskModel
 from mtl.runs.checkpoint import read_checkpoint
+from mtl.runs.folder import checkpoint_path
 
 MODEL_PREFIX = "model."
 PRETRAINING_NOTE = (
@@ -51,7 +52,7 @@ def load_model(checkpoint: str | Path, device: str = "auto") -> LoadedModel:
     """Load a checkpoint strictly.
 
     Args:
-        checkpoint: A checkpoint file, or a run directory (its `best.ckpt` is taken).
+        checkpoint: A checkpoint file, or a run directory (its best checkpoint is taken).
         device: `auto`, `cpu`, `cuda`, ...
 
     Raises:
@@ -104,13 +105,6 @@ def load_state(model: MultiTaskModel, state: dict[str, Any], problem: str, hint:
 def _some(names: set[str]) -> str:
     first = sorted(names)[0]
     return f"`{first}`" if len(names) == 1 else f"{len(names)} keys (first: `{first}`)"
-
-
-def checkpoint_path(checkpoint: str | Path) -> Path:
-    """Accept a run directory in place of its best checkpoint."""
-    path = Path(checkpoint)
-    best = path / "checkpoints" / "best.ckpt"
-    return best if path.is_dir() and best.is_file() else path
 
 
 def pick_device(device: str) -> torch.device:

@@ -1,9 +1,7 @@
-"""`metrics.json` and `predictions/records.json`: the results of a run as files."""
+"""The results of a run as files: scores (`metrics.json`), records and the table of the volumes."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mtl.core.errors import DataError
-from mtl.core.files import plain, write_text
+from mtl.core.files import plain, write_table, write_text
 from mtl.core.task import TaskSpec
 from mtl.metrics.evaluator import Evaluator
 
@@ -56,9 +54,9 @@ def read_metrics(path: Path) -> dict[str, Any]:
     Raises:
         DataError: The file is missing or is not what `write_metrics` writes.
     """
-    content = _read(path, "metrics.json")
+    content = _read(path)
     if "tasks" not in content:
-        raise DataError(f"`{path}` holds no `tasks`. Expected a metrics.json of this program; evaluate the run again.")
+        raise DataError(f"`{path}` holds no `tasks`. Expected scores that this program wrote; evaluate the run again.")
     return content
 
 
@@ -84,13 +82,8 @@ def save_cases(path: Path, cases: dict[str, Any]) -> None:
         for case, classes in table.items()
         for name, row in classes.items()
     ]
-    if not rows:
-        return
-    out = io.StringIO()
-    writer = csv.DictWriter(out, CASE_FIELDS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, out.getvalue())
+    if rows:
+        write_table(path, rows, CASE_FIELDS)
 
 
 def load_records(path: Path) -> dict[str, Any]:
@@ -99,13 +92,18 @@ def load_records(path: Path) -> dict[str, Any]:
     Raises:
         DataError: The file is missing, broken or of another format.
     """
-    content = _read(path, "records.json")
+    content = _read(path)
     if content.get("format") != RECORDS_FORMAT:
         raise DataError(
             f"`{path}` has record format {content.get('format')}. Expected {RECORDS_FORMAT}; evaluate the run again."
         )
-    specs = {task: TaskSpec.from_dict(values) for task, values in content["specs"].items()}
-    return {"unit": content["unit"], "specs": specs, "samples": content["samples"], "tasks": _decode(content["tasks"])}
+    try:
+        specs = {task: TaskSpec.from_dict(values) for task, values in content["specs"].items()}
+        return {"unit": content["unit"], "specs": specs, "samples": content["samples"], "tasks": _decode(content["tasks"])}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(
+            f"`{path}` is not what this release writes ({type(error).__name__}: {error}). Evaluate the run again."
+        ) from error
 
 
 def _encode(value: Any) -> Any:
@@ -132,13 +130,15 @@ def _decode(value: Any) -> Any:
     return {key: _decode(entry) for key, entry in value.items()}
 
 
-def _read(path: Path, what: str) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise DataError(f"Cannot read `{path}`: {error.strerror}. Expected the {what} of a finished evaluation.") from error
+        raise DataError(
+            f"Cannot read `{path}`: {error.strerror}. Expected the {path.name} of a finished evaluation."
+        ) from error
     except ValueError as error:
-        raise DataError(f"`{path}` is not valid JSON ({error}). Expected the {what} of a finished evaluation.") from error
+        raise DataError(f"`{path}` is not valid JSON ({error}). Expected the {path.name} of a finished evaluation.") from error
     if not isinstance(content, dict):
-        raise DataError(f"`{path}` holds a {type(content).__name__}. Expected the {what} of a finished evaluation.")
+        raise DataError(f"`{path}` holds a {type(content).__name__}. Expected the {path.name} of a finished evaluation.")
     return content

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,8 @@ from mtl.config.compose import take_plugins
 from mtl.config.keys import ALLOWED
 from mtl.config.load import check_run_config
 from mtl.core.errors import ConfigError
+from mtl.runs.folder import RunFolder
+from mtl.runs.stored import read_config
 
 
 def resumed_config(run_dir: str, overrides: list[str]) -> dict[str, Any]:
@@ -24,20 +25,10 @@ def resumed_config(run_dir: str, overrides: list[str]) -> dict[str, Any]:
     Raises:
         ConfigError: No such run, or an override that would change it.
     """
-    path = Path(run_dir) / "config.json"
-    if not path.is_file():
-        raise ConfigError(
-            f"`{run_dir}` is not a run: it has no config.json. Give the directory that train.py printed as `run:`."
-        )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"`{path}` is damaged: {error}. Restore it, or start a new run.") from error
-    if not isinstance(config, dict) or "suite" not in config:
-        raise ConfigError(f"`{path}` is not the configuration of a run. Restore it, or start a new run.")
     overrides, problems = take_plugins(overrides)
     if problems:
         raise ConfigError(problems)
+    config = read_config(RunFolder(Path(run_dir)))
     for override in overrides:
         key, _, value = override.lstrip("+").partition("=")
         if key == "plugins":  # taken above; the run goes on recording its own

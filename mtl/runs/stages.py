@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 from mtl.config.stages import Stage, stages_of, start_files
 from mtl.core.errors import CheckpointError, TrainingError
+from mtl.core.files import link_or_copy
 from mtl.model import MultiTaskModel
 from mtl.runs.checkpoint import read_checkpoint
+from mtl.runs.folder import RunFolder
 from mtl.runs.loading import load_state
 
 SCORED = ("resolution", "hit_radius")
 LIMIT = "limit_val_batches"
 
 
-def stage_file(run_dir: Path, name: str) -> Path:
-    """Return where the best checkpoint of a finished stage lies."""
-    return run_dir / "checkpoints" / f"stage_{name}.ckpt"
-
-
 def start_file(run_dir: Path, stage: Stage) -> Path:
     """Return the checkpoint that a stage starts from: that of an earlier stage, or the file that the configuration names."""
-    return Path(stage.start) if stage.start in start_files(stage.config) else stage_file(run_dir, stage.start)
+    return Path(stage.start) if stage.start in start_files(stage.config) else RunFolder(run_dir).stage(stage.start)
 
 
 def stage_of(checkpoint: Path, stages: list[Stage]) -> int:
@@ -38,7 +33,7 @@ def stage_of(checkpoint: Path, stages: list[Stage]) -> int:
     if name not in names:
         raise CheckpointError(
             f"`{checkpoint}` was written in stage `{name}`, but the run has {', '.join(f'`{own}`' for own in names)}. Restore "
-            "its config.json, or start a new run."
+            f"its {RunFolder.of(checkpoint).config.name}, or start a new run."
         )
     return names.index(name)
 
@@ -72,7 +67,7 @@ def trained_in(checkpoint: str) -> list[str]:
 def incomparable(
     about: dict[str, Any], config: dict[str, Any], model: MultiTaskModel, split: list[dict[str, str]]
 ) -> str | None:
-    """Say why the figures stored in a checkpoint cannot come out again in this run; None where they have to.
+    """Return why the figures stored in a checkpoint cannot come out again in this run; None where they have to.
 
     Args:
         about: Its entry `mtl`.
@@ -92,21 +87,16 @@ def incomparable(
 
 
 def keep_stage(run_dir: Path, stage: Stage) -> None:
-    """Publish the best checkpoint of a finished stage under its own name, by a link or copy beside and a rename.
+    """Publish the best checkpoint of a finished stage under its own name, by a link or a copy.
 
     Raises:
         TrainingError: No epoch of this stage had a defined value of its monitored metric.
     """
-    best, target = run_dir / "checkpoints" / "best.ckpt", stage_file(run_dir, stage.name)
+    folder = RunFolder(run_dir)
+    best = folder.best
     if not best.is_file() or read_checkpoint(best)["mtl"]["stage"] != stage.name:
         raise TrainingError(
             f"No epoch of stage `{stage.name}` has a defined value of {stage.config['monitor']}, so nothing can be handed on. "
             f"Expected a number from at least one validation: set stages.{stage.name}.monitor, or more validation images."
         )
-    partial = target.with_suffix(".partial")
-    partial.unlink(missing_ok=True)
-    try:
-        os.link(best, partial)
-    except OSError:  # a file system without links
-        shutil.copyfile(best, partial)
-    partial.replace(target)
+    link_or_copy(best, folder.stage(stage.name))

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from lightning_fabric.plugins.io.checkpoint_io import CheckpointIO
+from pytorch_lightning.plugins.io import CheckpointIO
 
 from mtl.runs.checkpoint import load_plain, save_atomic
 

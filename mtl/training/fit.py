@@ -15,21 +15,22 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Callback, EarlyStopping
 from pytorch_lightning.profilers import AdvancedProfiler, Profiler, SimpleProfiler
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.multiprocessing import ProcessRaisedException
 
 from mtl.config.load import build_family
 from mtl.config.stages import INITIAL, Stage, stages_of, start_files
 from mtl.core import errors
 from mtl.core.errors import CheckpointError, ConfigError, DataError, MtlError, TrainingError
+from mtl.core.files import remove_stale
 from mtl.core.task import higher_is_better
 from mtl.data.pipeline.datamodule import MultiTaskDataModule
 from mtl.model import MultiTaskModel
 from mtl.runs.build import build_balancer, build_evaluator, build_model, dropped_study_metrics
 from mtl.runs.checkpoint import read_checkpoint
-from mtl.runs.folder import is_main_process
+from mtl.runs.folder import LAST, RunFolder, is_main_process
 from mtl.runs.history import read_history, rows_before
 from mtl.runs.loading import PRETRAINING_NOTE
 from mtl.runs.stages import hand_over, incomparable, keep_stage, stage_of, start_file
@@ -63,7 +64,7 @@ def prepare_data(config: dict[str, Any], stages: list[Stage], run_dir: Path) -> 
     data = MultiTaskDataModule(
         build_family(config["data"]), model.specs, model.preprocessing, config["data"], config["tasks"], config["seed"]
     )
-    split_file = run_dir / "split.csv"
+    split_file = RunFolder(run_dir).split
     data.setup("fit", split_file=split_file if config["resume"] and split_file.is_file() else None)
     if is_main_process():
         data.save_split(split_file)
@@ -135,7 +136,7 @@ def _fit_stage(
             keep_stage(run_dir, stage)
         trainer.strategy.barrier()
     if config["trainer"]["profiler"] and trainer.is_global_zero:
-        log.info("profile: %s", run_dir / "fit-profile.txt")
+        log.info("profile: %s", RunFolder(run_dir).profile)
     return {"module": module, "datamodule": datamodule, "trainer": trainer, "recorder": recorder}
 
 
@@ -178,8 +179,7 @@ def interrupted(run_dir: Path) -> TrainingError:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # the Trainer leaves it ignored
     if not is_main_process():
         sys.exit(0)  # rank 0 says it; with another status its watcher would kill rank 0 before it can
-    for partial in run_dir.glob("checkpoints/.*.partial"):
-        partial.unlink(missing_ok=True)
+    remove_stale(RunFolder(run_dir).checkpoints / "*")
     error = TrainingError(f"Interrupted. {what_is_kept(run_dir)}")
     error.exit_code = 130
     return error
@@ -188,7 +188,7 @@ def interrupted(run_dir: Path) -> TrainingError:
 def what_is_kept(run_dir: Path) -> str:
     """Say what an unfinished run has and how it goes on."""
     rows = read_history(run_dir)
-    finished = f"last.ckpt holds epoch {int(float(rows[-1]['epoch'])) + 1}" if rows else "No epoch was finished yet"
+    finished = f"{LAST} holds epoch {int(float(rows[-1]['epoch'])) + 1}" if rows else "No epoch was finished yet"
     return f"{finished}. Go on with: python train.py resume={run_dir}"
 
 
@@ -203,7 +203,7 @@ def error_of_rank(error: ProcessRaisedException) -> MtlError:
 
 
 def check_validation(config: dict[str, Any]) -> None:
-    """Refuse settings under which nothing would select `best.ckpt` and choose thresholds.
+    """Refuse settings under which nothing would select a checkpoint and choose thresholds.
 
     Raises:
         ConfigError: No epoch of the run would be validated.

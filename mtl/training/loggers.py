@@ -11,6 +11,7 @@ from pytorch_lightning.loggers import Logger
 
 from mtl.core.distribution import install_command
 from mtl.core.errors import ConfigError
+from mtl.runs.folder import RunFolder
 
 
 def build_loggers(config: dict[str, Any], run_dir: Path) -> list[Logger]:
@@ -24,7 +25,8 @@ def build_loggers(config: dict[str, Any], run_dir: Path) -> list[Logger]:
         from pytorch_lightning.loggers import TensorBoardLogger
 
         try:
-            loggers.append(TensorBoardLogger(str(run_dir), name="tensorboard", version=""))
+            events = RunFolder(run_dir).tensorboard
+            loggers.append(TensorBoardLogger(str(events.parent), name=events.name, version=""))
         except ModuleNotFoundError as error:
             raise ConfigError(
                 f"logger=tensorboard needs the package tensorboard. Run: {install_command('tensorboard')}."

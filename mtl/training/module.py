@@ -18,7 +18,8 @@ from mtl.heads.base import Output
 from mtl.inference.scoring import WholeImageScorer
 from mtl.metrics.evaluator import Evaluator
 from mtl.model import MultiTaskModel
-from mtl.runs.checkpoint import FORMAT
+from mtl.runs.folder import LAST
+from mtl.runs.stored import FORMAT, converted
 from mtl.training.distributed import gather_objects, global_counts, mean_over_ranks, sum_over_ranks
 from mtl.training.optim import build_optimizer, build_scheduler, inactive_parts, split_parts
 
@@ -137,7 +138,7 @@ class MultiTaskModule(pl.LightningModule):
         samples = ", ".join(meta.sample_id for meta in batch.meta[:4])
         return (
             f"The loss of {', '.join(broken)} is not finite in epoch {self.current_epoch + 1}, step {self.global_step} "
-            f"(samples {samples}). Expected a finite number; finished epochs are kept in last.ckpt. Lower optimizer.lr, set "
+            f"(samples {samples}). Expected a finite number; finished epochs are kept in {LAST}. Lower optimizer.lr, set "
             "trainer.gradient_clip_val, or use trainer.precision=32-true."
         )
 
@@ -216,9 +217,9 @@ class MultiTaskModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the thresholds chosen so far and what the Trainer does not keep."""
-        about = checkpoint["mtl"]
+        about = converted(checkpoint["mtl"])
         self.thresholds, self.validation = about["thresholds"], about["validation"]
-        self._plateau_state = about.get("plateau")
+        self._plateau_state = about["plateau"]
 
     # -- running sums --------------------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 
-from lightning_fabric.utilities.warnings import PossibleUserWarning
+from pytorch_lightning.utilities.warnings import PossibleUserWarning
 
 NOISE = (
     r".*isinstance\(treespec, LeafSpec\)",  # Lightning's copy of a torch helper

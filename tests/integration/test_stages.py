@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
+from pytorch_lightning.loggers.logger import DummyLogger
 from tiny_runs import DENSE, before_step, checkpoint, differing, history, resume_run, stop_at, tiny_run
 
 from mtl.config.load import load_run_config
@@ -52,6 +54,27 @@ def test_stages_share_one_time_axis(curriculum: Path) -> None:
     assert [tuple(bool(value) for value in row) for row in rates[::2]] == [
         (True, True, False), (False, False, True), (True, True, True),
     ]  # fmt: skip
+
+
+def test_loggers_count_on_over_the_stages(smears: Path, tmp_path: Path) -> None:
+    """As the history does; a resumed trainer too."""
+    logged: list[tuple[int, float, set[str]]] = []
+
+    class Listener(DummyLogger):
+        def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+            logged.append((int(step or 0), metrics["epoch"], {name for name in metrics if "score" in name or "loss" in name}))
+
+    def in_points(module: MultiTaskModule, batch: Any, index: int) -> None:
+        if (module.stage.name, module.current_epoch) == ("points", 1):
+            raise KeyboardInterrupt
+
+    with patch("mtl.training.fit.build_loggers", lambda config, run_dir: [Listener()]):
+        with before_step(in_points), pytest.raises(TrainingError):
+            tiny_run(smears, tmp_path / "run", *CURRICULUM[:2], "+stages.points={tasks:[heatmap],epochs:2}")
+        resume_run(tmp_path / "run")
+    seen = [(step, epoch) for step, epoch, names in logged if "val/score" in names]
+    assert seen == [(4, 0), (8, 1), (12, 2), (16, 3)]
+    assert [(step, epoch) for step, epoch, names in logged if "train/loss" in names] == seen
 
 
 def test_the_log_and_the_results_tell_the_stages(curriculum: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from mtl.core.errors import DataError
+from mtl.core.files import PARTIAL
 
 
 def write_image(path: Path, image: np.ndarray, quality: int = 92) -> None:
@@ -46,7 +47,7 @@ def new_folder(output: Path, contents: tuple[str, ...], overwrite: bool) -> Iter
             raise DataError(
                 f"`{output}` was not made by this command: it holds `{foreign[0]}`. Nothing is replaced; choose another output."
             )
-    partial = output.parent / f".{output.name}.partial-{os.getpid()}"
+    partial = output.with_name(PARTIAL.format(name=output.name, process=os.getpid()))
     try:
         partial.mkdir(parents=True)
         yield partial

@@ -24,6 +24,7 @@ import numpy as np
 
 from mtl.core.errors import DataError
 from mtl.core.family import DataFamily
+from mtl.core.files import write_text
 from mtl.core.types import Record
 from mtl.imaging.preprocessing import Preprocessing
 
@@ -206,7 +207,7 @@ def _build(family: DataFamily, records: list[Record], preprocessing: Preprocessi
                 advance()
         images.flush()
         os.fsync(images.fileno())
-    (partial / "index.json").write_text(json.dumps({"bytes": end, "settings": preprocessing.raster_key(), "entries": entries}))
+    write_text(partial / "index.json", json.dumps({"bytes": end, "settings": preprocessing.raster_key(), "entries": entries}))
     (partial / "journal.jsonl").unlink()
 
 

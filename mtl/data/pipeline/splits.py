@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import io
 import json
-import os
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -20,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from mtl.core.errors import ConfigError, DataError, unknown
-from mtl.core.files import file_hash
+from mtl.core.files import file_hash, write_table, write_text
 from mtl.core.types import Record
 from mtl.data.formats.duplicates import connected
 
@@ -273,7 +270,7 @@ def _official(records: list[Record], config: dict[str, Any]) -> Split:
 def _from_file(records: list[Record], config: dict[str, Any]) -> Split:
     path = config.get("file")
     if not path:
-        raise ConfigError("data.split.scheme=file needs data.split.file=<split.csv>.")
+        raise ConfigError("data.split.scheme=file needs data.split.file=<a CSV file of samples and splits>.")
     rows = load_split_rows(path)
     if missing := [record.sample_id for record in records if record.sample_id not in rows]:
         raise DataError(
@@ -321,7 +318,7 @@ def hash_records(records: list[Record], memo: str | Path | None = None) -> list[
         filled.append(replace(record, content_hash=found[key]))
     if memo is not None and not found.keys() <= known.keys():
         with contextlib.suppress(OSError):  # only a convenience: without it the next run hashes again
-            _write_atomically(Path(memo), json.dumps({**known, **found}))
+            write_text(Path(memo), json.dumps({**known, **found}))
     return filled
 
 
@@ -335,12 +332,8 @@ def split_rows(records: list[Record], split: Split) -> list[dict[str, str]]:
 
 
 def save_split(path: str | Path, records: list[Record], split: Split) -> None:
-    """Write `split.csv`, atomically, sorted by sample id."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(split_rows(records, split))
-    _write_atomically(Path(path), text.getvalue())
+    """Write `split.csv`, sorted by sample id."""
+    write_table(Path(path), split_rows(records, split), COLUMNS)
 
 
 def load_split(path: str | Path) -> Split:
@@ -373,16 +366,3 @@ def load_split_rows(path: str | Path) -> dict[str, dict[str, str]]:
             raise DataError(f"Split file `{path}`, line {number}: sample `{row['sample_id']}` is listed twice.")
         rows[row["sample_id"]] = {column: row.get(column) or "" for column in COLUMNS}
     return rows
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

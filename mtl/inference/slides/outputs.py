@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,8 +114,6 @@ def write_points(
             content = json.dumps({**entry, "point": point, "probability": round(float(score), 6)})
             file.write(f"{',' if number else ''}\n{content}")
         file.write("\n]}\n")
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def draw_overview(

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import math
 import multiprocessing
-import os
-import shutil
 import signal
 import time
 from collections.abc import Sequence
@@ -18,20 +14,22 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint
 
-from mtl.core.files import write_text
+from mtl.core.files import link_or_copy, remove_stale
+from mtl.runs.folder import RunFolder
+from mtl.runs.history import write_history
 
 log = logging.getLogger("mtl")
 Row = dict[str, Any]  # numbers by column, and the name of the stage
 
 
 class RunRecorder(Checkpoint):
-    """Saves `last.ckpt` after every epoch and `best.ckpt` whenever the monitored metric improves.
+    """Saves the last checkpoint after every epoch, and it as the best one whenever the monitored metric improves.
 
     A sub-class of `Checkpoint`, because Lightning runs those after the module has logged its epoch.
 
     Args:
         run_dir: The run directory.
-        monitor: Name of the metric that selects `best.ckpt`.
+        monitor: Name of the metric that selects the best checkpoint.
         higher_is_better: Its direction.
         stage: Stage of a curriculum; epochs, steps and samples are counted on from those of the stages before.
         earlier: Rows of these stages.
@@ -66,13 +64,13 @@ class RunRecorder(Checkpoint):
 
     @property
     def last(self) -> Path:
-        """Path of the checkpoint of the last finished epoch."""
-        return self.run_dir / "checkpoints" / "last.ckpt"
+        """Return the checkpoint of the last finished epoch."""
+        return RunFolder(self.run_dir).last
 
     @property
     def best(self) -> Path:
-        """Path of the checkpoint with the best monitored value."""
-        return self.run_dir / "checkpoints" / "best.ckpt"
+        """Return the checkpoint with the best monitored value."""
+        return RunFolder(self.run_dir).best
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run must remember."""
@@ -95,11 +93,10 @@ class RunRecorder(Checkpoint):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Complete what a run that was killed between two files of an epoch had not written any more."""
         if self.last_epoch >= 0 and trainer.is_global_zero:
-            write_text(self.run_dir / "metrics.csv", table(self.rows))
+            remove_stale(self.last.with_name("*"))
+            write_history(self.run_dir, self.rows)
             if self.best_epoch == self.last_epoch:
-                self._copy_to_best()
-        elif self.rows:  # so that loggers count on; a resumed trainer restores this by itself
-            trainer.fit_loop.epoch_loop._batches_that_stepped = self.before[1]
+                self._publish()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave at once when the resumed run had been stopped early: the Trainer does not remember that."""
@@ -112,12 +109,17 @@ class RunRecorder(Checkpoint):
             self._validated = False
         self.samples += len(batch) * trainer.world_size
 
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say at which step of the run the figures of a validation were taken."""
+        self._count_on(trainer, pl_module)
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remember that this epoch was validated; the Trainer repeats older figures for one that was not."""
         self._validated = True
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Record the epoch."""
+        self._count_on(trainer, pl_module)
         epochs, steps = self.before
         epoch = epochs + trainer.current_epoch
         if epoch <= self.last_epoch:  # Lightning repeats the hook when it resumes at an epoch's end
@@ -140,8 +142,8 @@ class RunRecorder(Checkpoint):
         trainer.save_checkpoint(self.last)
         if trainer.is_global_zero:
             if improved:
-                self._copy_to_best()
-            write_text(self.run_dir / "metrics.csv", table(self.rows))
+                self._publish()
+            write_history(self.run_dir, self.rows)
             log.info(self._line(row, trainer.current_epoch, improved, trainer.max_epochs))
             if self.stopped:
                 done = trainer.current_epoch + 1
@@ -154,19 +156,14 @@ class RunRecorder(Checkpoint):
             return True
         return value > self.best_value if self.higher_is_better else value < self.best_value
 
-    def _copy_to_best(self) -> None:
-        """Publish the epoch's checkpoint as the best one, by a copy beside and a rename."""
-        partial = self.best.with_suffix(".partial")
-        partial.unlink(missing_ok=True)  # a killed run may have left one
-        try:
-            os.link(self.last, partial)  # the next epoch replaces last.ckpt by a rename, so the linked content stays
-        except OSError:  # a file system without links
-            try:
-                shutil.copyfile(self.last, partial)
-            except OSError:
-                partial.unlink(missing_ok=True)
-                raise
-        partial.replace(self.best)
+    def _publish(self) -> None:
+        """Make the last checkpoint the best one; the next epoch replaces the last one by a rename, so the content stays."""
+        link_or_copy(self.last, self.best)
+
+    def _count_on(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Let loggers count epochs and steps over all stages; the Trainer takes a metric `step` for the step of the others."""
+        epochs, steps = self.before
+        pl_module.log_dict({"epoch": float(epochs + trainer.current_epoch), "step": float(steps + trainer.global_step)})
 
     def _line(self, row: Row, epoch: int, improved: bool, epochs: int | None) -> str:
         stage = f"{self.stage} " if self.stage else ""
@@ -179,13 +176,3 @@ class RunRecorder(Checkpoint):
 
 def _learning_rates(trainer: pl.Trainer) -> dict[str, float]:
     return {f"lr/{group['name']}": float(group["lr"]) for optimizer in trainer.optimizers for group in optimizer.param_groups}
-
-
-def table(rows: list[Row]) -> str:
-    """Format rows as CSV; a column appears as soon as one row has it."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()

@@ -21,6 +21,7 @@ from mtl.metrics.evaluator import Evaluator
 from mtl.report import figures, training
 from mtl.report.page import Case, ReportContent, image_uri, write_report
 from mtl.report.tables import number
+from mtl.runs.history import history_columns, read_history
 from mtl.runs.results import load_records, save_records
 
 SPECS = {
@@ -205,9 +206,8 @@ def test_run_without_history_cases_or_baseline(tmp_path: Path) -> None:
 
 
 def test_history_columns_become_panels(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.csv"
-    write_history(path)
-    history, stages = training.read_history(path)
+    write_history(tmp_path / "metrics.csv")
+    history, stages = history_columns(read_history(tmp_path))
     assert np.isnan(history["val/score"][0]) and np.isfinite(history["val/score"][1])
     figure = training.training_curves(history, best_epoch=3)
     assert figure is not None
@@ -224,7 +224,7 @@ def test_history_columns_become_panels(tmp_path: Path) -> None:
     lines = {line.get_label() for line in figure.axes[3].get_lines()}
     assert {"map50", "f1_macro"} <= lines and "count_mae" not in lines
     assert stages == [] and training.training_curves({}) is None
-    assert training.read_history(tmp_path / "missing.csv") == ({}, [])
+    assert history_columns(read_history(tmp_path / "missing")) == ({}, [])
 
 
 def expert_history(epochs: int = 6) -> dict[str, np.ndarray]:
@@ -411,7 +411,7 @@ def curriculum(path: Path) -> None:
 
 def test_stages_share_one_axis(tmp_path: Path) -> None:
     curriculum(tmp_path / "metrics.csv")
-    history, stages = training.read_history(tmp_path / "metrics.csv")
+    history, stages = history_columns(read_history(tmp_path))
     assert "stage" not in history and history["epoch"].tolist() == list(range(10))
     assert [(stage.name, stage.first, stage.last) for stage in stages] == [
         ("warmup", 0, 3), ("classify", 4, 4), ("joint", 5, 9)

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from mtl.core.errors import CheckpointError, TrainingError
-from mtl.runs.checkpoint import FORMAT, read_checkpoint
+from mtl.runs.checkpoint import read_checkpoint
+from mtl.runs.stored import FORMAT
 from mtl.training.checkpoint_io import AtomicCheckpointIO
 
 BIG = {"state_dict": {"weight": torch.zeros(1_000_000)}}

@@ -1,0 +1,58 @@
+"""What earlier releases stored, brought to the present format. Torch-free."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from mtl.config.defaults import completed
+from mtl.core.errors import ConfigError
+from mtl.runs.folder import RunFolder
+
+# Version of the entry `mtl` of a checkpoint; a file with a higher one was written by a newer release.
+FORMAT = 2
+# Entries that the first releases of format 1 did not write yet, at the values that say so.
+ADDED: dict[str, Any] = {"stage": "", "validation": {}, "plateau": None}
+
+
+def converted(about: dict[str, Any]) -> dict[str, Any]:
+    """Return the entry `mtl` of a checkpoint of any earlier format as the present release writes it.
+
+    Formats differ so far in what the configuration holds.
+
+    Args:
+        about: With `format` (at most `FORMAT`) and `config`.
+    """
+    return ADDED | about | {"format": FORMAT, "config": converted_config(about["config"])}
+
+
+def converted_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a stored run configuration with what the present release needs besides.
+
+    It carries no number of its own, so that every change is told by the keys themselves: a new key is filled in with the
+    default of the schema, which therefore has to mean what a run without the key did.
+    """
+    return completed(config)
+
+
+def read_config(run: RunFolder) -> dict[str, Any]:
+    """Read the configuration of a run, of this release or an earlier one.
+
+    Raises:
+        ConfigError: There is none, or it is not one.
+    """
+    path = run.config
+    remedy = "Restore it, or remove the folder and train the run again."
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"`{run.path}` is not a run: it has no {path.name}. Give the directory that train.py printed as `run:`."
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"`{path}` cannot be read: {error.strerror}. {remedy}") from error
+    except ValueError as error:
+        raise ConfigError(f"`{path}` is damaged: {error}. {remedy}") from error
+    if not isinstance(config, dict) or "suite" not in config:
+        raise ConfigError(f"`{path}` is not the configuration of a run. {remedy}")
+    return converted_config(config)

@@ -1,0 +1,79 @@
+"""Files appear whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from mtl.core.files import PARTIAL, beside, link_or_copy, remove_stale, table_text, write_table, write_text
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def own_partial(path: Path) -> Path:
+    return path.with_name(PARTIAL.format(name=path.name, process=os.getpid()))
+
+
+def test_an_error_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "file.txt"
+    write_text(path, "first")
+    with pytest.raises(KeyboardInterrupt), beside(path) as partial:
+        partial.write_text("sec")
+        assert names(path.parent) == [partial.name, "file.txt"]
+        raise KeyboardInterrupt
+    assert path.read_text() == "first" and names(path.parent) == ["file.txt"]
+
+
+def test_what_the_disk_did_not_take_is_not_put_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file.txt"
+    write_text(path, "first")
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_text(path, "second")
+    assert path.read_text() == "first" and names(tmp_path) == ["file.txt"]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_second_name_keeps_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
+    def refused(*args: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    last, best = tmp_path / "last", tmp_path / "best"
+    write_text(last, "old")
+    link_or_copy(last, best)
+    own_partial(best).hardlink_to(best)  # what a killed process left must not be written through
+    if not links:
+        monkeypatch.setattr(os, "link", refused)
+    write_text(last, "new")
+    assert best.read_text() == "old"
+    with best.open() as open_before:
+        link_or_copy(last, best)
+        assert best.read_text() == "new" and open_before.read() == "old"
+    assert names(tmp_path) == ["best", "last"]
+
+
+def test_only_files_of_processes_that_are_gone_are_removed(tmp_path: Path) -> None:
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / PARTIAL.format(name=name, process=999999999)).write_text("killed")
+        own_partial(tmp_path / name).write_text("running")
+    remove_stale(tmp_path / "a.csv")
+    assert len(names(tmp_path)) == 3
+    remove_stale(tmp_path / "*")
+    assert names(tmp_path) == [own_partial(tmp_path / name).name for name in ("a.csv", "b.csv")]
+
+
+def test_a_table_keeps_every_column(tmp_path: Path) -> None:
+    rows = [{"a": 1, "b": 'x,"y"'}, {"b": "z"}]
+    write_table(tmp_path / "t.csv", rows, ("a", "b"))
+    assert (tmp_path / "t.csv").read_bytes() == b'a,b\n1,"x,""y"""\n,z\n'
+    with pytest.raises(ValueError, match="c"):
+        table_text([{"c": 1}], ("a", "b"))
