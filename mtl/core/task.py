@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+Colour = tuple[int, int, int]  # red, green, blue, 0 to 255
 Kind = Literal["detection", "roi_classification", "segmentation", "heatmap", "points", "classification", "regression"]
 
 # Operating points of the cell detection score of TIGER (https://tiger.grand-challenge.org): false positives per mm2.
@@ -62,6 +63,10 @@ class TaskSpec:
         volumetric: Segmentation only: the images of a case are slices of one volume.
         resolution: Points only: network pixels per reference pixel, which is a micron in a data family with such a task. Filled
             in from the geometry, so that heads can be set up in microns.
+        colours: By class, the colour in which its data family has it drawn; None, or no colours at all, takes the palette.
+        unremarkable: Classes that are drawn with thin lines.
+        labels: Segmentation of regions inside each other only: by class, the values that a label file has there, first the one
+            that stands where none of the classes inside it is. Empty gives each class a file of its own.
     """
 
     name: str
@@ -75,6 +80,9 @@ class TaskSpec:
     ordinal: bool = False
     volumetric: bool = False
     resolution: float = 1.0
+    colours: tuple[Colour | None, ...] = ()
+    unremarkable: tuple[str, ...] = ()
+    labels: tuple[tuple[int, ...], ...] = ()
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -108,13 +116,17 @@ class TaskSpec:
             "name": self.name, "kind": self.kind, "classes": list(self.classes), "label": self.label,
             "members": [list(names) for names in self.members], "multilabel": self.multilabel,
             "ignore_index": self.ignore_index, "primary": self.primary, "ordinal": self.ordinal, "volumetric": self.volumetric,
-            "resolution": self.resolution,
+            "resolution": self.resolution, "colours": [colour and list(colour) for colour in self.colours],
+            "unremarkable": list(self.unremarkable), "labels": [list(values) for values in self.labels],
         }  # fmt: skip
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TaskSpec:
-        """Rebuild a spec from `to_dict`."""
+        """Rebuild a spec from `to_dict`; what an earlier release did not store has its default."""
         plain = dict(values)
-        plain["classes"] = tuple(plain["classes"])
-        plain["members"] = tuple(tuple(names) for names in plain["members"])
+        for key in ("classes", "unremarkable"):
+            plain[key] = tuple(plain.get(key, ()))
+        for key in ("members", "labels"):
+            plain[key] = tuple(tuple(entries) for entries in plain.get(key, ()))
+        plain["colours"] = tuple(None if colour is None else tuple(colour) for colour in plain.get("colours", ()))
         return cls(**plain)

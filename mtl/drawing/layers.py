@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mtl.core.raster import content_in
+from mtl.core.task import Colour
 from mtl.core.types import Window
-
-if TYPE_CHECKING:
-    pass
-from mtl.drawing.palette import Colour
 
 
 @dataclass
@@ -28,6 +24,8 @@ class Layers:
         dots: (name of the class, [N, 2] points).
         dot_radius: Radius of a dot as a fraction of the width: the distance below which two points would be one object.
         legend: (colour, text) entries.
+        colours: By class; every class that is drawn has one.
+        unremarkable: Classes whose boxes have thin lines.
         window: Of an image of which masks and heat show a part only (a border was cut off); None where they cover all of it.
     """
 
@@ -39,6 +37,8 @@ class Layers:
     dots: list[tuple[str, np.ndarray]] = field(default_factory=list)
     dot_radius: float = 0.0
     legend: list[tuple[Colour, str]] = field(default_factory=list)
+    colours: dict[str, Colour] = field(default_factory=dict)
+    unremarkable: frozenset[str] = frozenset()
     window: Window | None = None
 
     def region(self, size: tuple[int, int]) -> tuple[slice, slice]:

@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from mtl.inference.prediction import Prediction
 from mtl.drawing.layers import Layers
 from mtl.drawing.paint import fit, paint, paint_heat, side_by_side, with_legend
-from mtl.drawing.palette import PAPER, PEAK_COLOUR, colour_of
-from mtl.drawing.palette import mask_colour as _mask_colour
+from mtl.drawing.palette import PAPER, PEAK_COLOUR, colours_of
 
 
 def layers_of(
@@ -35,7 +34,9 @@ def layers_of(
         thresholds: By task; applied to whatever has scores or probabilities.
         window: Of the image, where the raster is the original and maps belong to the working raster.
     """
-    layers, scale = Layers(window=window), np.array([size[1], size[0]], np.float32)
+    thin = frozenset(name for spec in specs.values() for name in spec.unremarkable)
+    layers = Layers(colours=colours_of(specs.values()), unremarkable=thin, window=window)
+    scale = np.array([size[1], size[0]], np.float32)
     names = mask_names(tasks, specs)
     for task, arrays in tasks.items():
         spec, own = specs[task], (thresholds or {}).get(task, {})
@@ -66,7 +67,7 @@ def _add_boxes(layers: Layers, boxes: np.ndarray, labels: np.ndarray, spec: Task
     counts = np.bincount(labels.astype(np.int64), minlength=len(spec.classes))
     for index in np.argsort(-counts, kind="stable"):
         layers.boxes.append((spec.classes[index], boxes[labels == index]))
-    layers.legend += [(colour_of(name, spec.classes), f"{name} {counts[i]}") for i, name in enumerate(spec.classes)]
+    layers.legend += [(layers.colours[name], f"{name} {counts[i]}") for i, name in enumerate(spec.classes)]
     by_name = dict(zip(spec.classes, counts, strict=True))
     cells = by_name.get("Infected", 0) + by_name.get("Healthy", 0)
     if {"Infected", "Healthy"} <= by_name.keys() and cells:
@@ -76,7 +77,7 @@ def _add_boxes(layers: Layers, boxes: np.ndarray, labels: np.ndarray, spec: Task
 def _add_dots(layers: Layers, points: np.ndarray, labels: np.ndarray, spec: TaskSpec) -> None:
     for index, name in enumerate(spec.classes):
         layers.dots.append((name, points[labels == index]))
-        layers.legend.append((colour_of(name, spec.classes), f"{name} {int((labels == index).sum())}"))
+        layers.legend.append((layers.colours[name], f"{name} {int((labels == index).sum())}"))
 
 
 def _dot_radius(arrays: Arrays) -> float:
@@ -95,11 +96,11 @@ def _add_masks(layers: Layers, masks: list[np.ndarray], spec: TaskSpec, names: l
     for name, mask in zip(spec.classes, masks, strict=True):
         layers.masks.append((name, mask))
         title = name if names.count(name) == 1 else f"{spec.name} {name}"
-        layers.legend.append((_mask_colour(name, names), f"{title} area {_percent(share * mask.mean())}"))
+        layers.legend.append((layers.colours[name], f"{title} area {_percent(share * mask.mean())}"))
 
 
 def mask_names(tasks: Iterable[str], specs: Mapping[str, TaskSpec]) -> list[str]:
-    """Return the names of all masks of some tasks, in the order in which they are drawn; they decide the colours."""
+    """Return the names of all masks of some tasks, in the order in which they are drawn."""
     return [name for task in tasks if specs[task].kind == "segmentation" for name in specs[task].classes]
 
 

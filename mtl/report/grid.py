@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from mtl.core.raster import resize_mask
-from mtl.core.task import TaskSpec
+from mtl.core.task import Colour, TaskSpec
 from mtl.core.types import Arrays
 from mtl.drawing.paint import fit, font_of, outline, paint
-from mtl.drawing.palette import INK, PAPER, Colour, colour_of
+from mtl.drawing.palette import INK, PAPER, colours_of
 from mtl.inference.pictures import hard_masks, layers_of, mask_names, value_words
 
 COLUMNS = 4
@@ -52,7 +52,7 @@ def draw_grid(
     """
     base = _enlarge(fit(image, panel), panel)
     panels = [("image", base), ("classes", _text_panel(base, _class_lines(truth, prediction, specs)))]
-    names = mask_names(specs, specs)
+    names, colours = mask_names(specs, specs), colours_of(specs.values())
     for task, spec in specs.items():
         own = (thresholds or {}).get(task, {})
         if spec.kind == "segmentation":
@@ -60,7 +60,7 @@ def draw_grid(
             for index, name in enumerate(spec.classes):
                 title = _words(name if names.count(name) == 1 else f"{task} {name}")
                 for what, masks in zip(("annotation", "prediction"), both, strict=True):
-                    picture = _dim(base) if masks is None else tint(base, masks[index], colour_of(name, tuple(names)))
+                    picture = _dim(base) if masks is None else tint(base, masks[index], colours[name])
                     panels.append((f"{title}: {what}", picture))
         elif spec.kind in ("detection", "heatmap", "points"):
             for what, tasks in (("annotation", truth), ("prediction", prediction)):

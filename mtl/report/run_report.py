@@ -10,6 +10,7 @@ import numpy as np
 
 from mtl.core.heatmap import render_heatmap
 from mtl.drawing.paint import fit
+from mtl.drawing.palette import colours_of
 from mtl.inference.pictures import draw_case
 from mtl.report.grid import draw_grid, wants_grid
 from mtl.report.page import Case, ReportContent, write_report
@@ -38,9 +39,10 @@ def write_run_report(evaluation: Evaluation, metrics: dict[str, Any], folder: Pa
         history=run_dir / "metrics.csv",
         best_epoch=float(evaluation.loaded.epoch),
         best_stage=evaluation.loaded.stage,
-        kept_apart=separation(config["data"]),
+        kept_apart=separation(evaluation.datamodule.family.group_by, config["data"]["split"]["val_group_by"]),
         split_sizes=_split_sizes(evaluation),
         cases=_cases(evaluation),
+        colours=colours_of(evaluation.loaded.model.specs.values()),
         config=config,
         environment=environment,
     )

@@ -52,7 +52,7 @@ def build_evaluator(config: dict[str, Any], specs: dict[str, TaskSpec]) -> Evalu
     evaluation = config["evaluation"]
     return Evaluator(
         specs, study, hit_radius=evaluation["hit_radius"], score_weights=evaluation["score_weights"],
-        unit=str(config["data"].get("group_by", "group")), native=evaluation["resolution"] == "native",
+        unit=build_family(config["data"]).group_by, native=evaluation["resolution"] == "native",
     )  # fmt: skip
 
 

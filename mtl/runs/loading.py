@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from mtl.config.load import build_family
 from mtl.core.errors import CheckpointError, ConfigError
 from mtl.model import MultiTaskModel
 from mtl.runs.checkpoint import read_checkpoint
 
-if TYPE_CHECKING:
-    pass
-
 MODEL_PREFIX = "model."
+DRAWN = ("colours", "unremarkable", "labels")  # keys of a spec that say how classes are drawn and written
 PRETRAINING_NOTE = (
     "{count} groups of the test images bear the names of patients that the network behind backbone.weights or the start "
     "of a stage was trained or selected on ({names}): these figures are not a test."
@@ -68,7 +67,8 @@ def load_model(checkpoint: str | Path, device: str = "auto") -> LoadedModel:
         if key not in about
     ]:
         raise CheckpointError(f"`{path}` lacks {', '.join(missing)}. Expected a checkpoint as training wrote it.")
-    model = MultiTaskModel.from_config(about["model"], load_weights=False)
+    described = {**about["model"], "specs": _complete_specs(about)}
+    model = MultiTaskModel.from_config(described, load_weights=False)
     hint = "The file was edited or belongs to another release; train again or use the release that wrote it."
     load_state(model, content["state_dict"], f"`{path}` does not fit the model it describes", hint)
     model = model.to(pick_device(device)).eval()
@@ -76,6 +76,16 @@ def load_model(checkpoint: str | Path, device: str = "auto") -> LoadedModel:
         model, about["config"], about["thresholds"], about["split"], path, about["epoch"], about["thresholds_source"],
         about["pretraining"], about.get("stage", ""),
     )  # fmt: skip
+
+
+def _complete_specs(about: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the stored task specs; of a checkpoint from before they told how classes are drawn and written, with that."""
+    stored: list[dict[str, Any]] = about["model"]["specs"]
+    if all(values.keys() >= set(DRAWN) for values in stored):
+        return stored
+    offered = build_family(about["config"]["data"]).specs()
+    known = {name: spec.to_dict() for name, spec in offered.items()}
+    return [{**{key: known[v["name"]][key] for key in DRAWN if v["name"] in known}, **v} for v in stored]
 
 
 def load_state(model: MultiTaskModel, state: dict[str, Any], problem: str, hint: str) -> None:
