@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from mtl.core.task import Colour, TaskSpec
 
@@ -33,6 +34,11 @@ def colours_of(specs: Iterable[TaskSpec]) -> dict[str, Colour]:
                 declared[name] = colour
     left = [name for name in others if name not in declared]
     return declared | {name: PALETTE[index % len(PALETTE)] for index, name in enumerate(left)}
+
+
+def coloured(spec: TaskSpec, colours: Mapping[str, Colour]) -> TaskSpec:
+    """Return a task with a colour for each of its classes."""
+    return replace(spec, colours=tuple(colours[name] for name in spec.classes))
 
 
 def on_white(colour: Colour) -> Colour:

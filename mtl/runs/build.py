@@ -9,13 +9,15 @@ from mtl.balancing.base import Scalarizer
 from mtl.config.load import active_specs, build_family
 from mtl.core.registry import BALANCERS, STUDY_METRICS
 from mtl.core.task import TaskSpec
+from mtl.drawing.palette import coloured, colours_of
 from mtl.metrics.evaluator import Evaluator
 from mtl.model import MultiTaskModel
 
 
 def model_config(config: dict[str, Any]) -> dict[str, Any]:
     """Return the sections of a run configuration that determine the network."""
-    specs = active_specs(config)
+    colours = colours_of(build_family(config["data"]).specs().values())  # of all tasks, so that a twin has those of its suite
+    specs = {task: coloured(spec, colours) for task, spec in active_specs(config).items()}
     return {
         "tasks": config["tasks"],
         "specs": [spec.to_dict() for spec in specs.values()],

@@ -10,6 +10,7 @@ import torch
 
 from mtl.config.load import build_family
 from mtl.core.errors import CheckpointError, ConfigError
+from mtl.drawing.palette import coloured, colours_of
 from mtl.model import MultiTaskModel
 from mtl.runs.checkpoint import read_checkpoint
 
@@ -84,8 +85,9 @@ def _complete_specs(about: dict[str, Any]) -> list[dict[str, Any]]:
     if all(values.keys() >= set(DRAWN) for values in stored):
         return stored
     offered = build_family(about["config"]["data"]).specs()
-    known = {name: spec.to_dict() for name, spec in offered.items()}
-    return [{**{key: known[v["name"]][key] for key in DRAWN if v["name"] in known}, **v} for v in stored]
+    colours = colours_of(offered.values())
+    known = {name: coloured(spec, colours).to_dict() for name, spec in offered.items()}
+    return [{**{key: known[spec["name"]][key] for key in DRAWN if spec["name"] in known}, **spec} for spec in stored]
 
 
 def load_state(model: MultiTaskModel, state: dict[str, Any], problem: str, hint: str) -> None:

@@ -202,7 +202,7 @@ class CaseReader:
         modalities: Names of the channels, in order.
     """
 
-    def __init__(self, modalities: list[str]) -> None:
+    def __init__(self, modalities: Sequence[str]) -> None:
         self.modalities = modalities
         self._kept = 2 * len(modalities)  # slices of neighbouring cases may be asked for in turn
         self._start()
