@@ -343,7 +343,7 @@ def state_of(paths: Iterable[Path]) -> str:
     return hashlib.sha256(json.dumps(states).encode()).hexdigest()[:24]
 
 
-def _key(case: Case, modalities: list[str]) -> str:
+def _key(case: Case, modalities: Sequence[str]) -> str:
     used = [case.modalities[name] for name in modalities if name in case.modalities]
     return f"{SCAN_FORMAT}-{state_of([*used, *([case.seg] if case.seg else [])])}"
 
