@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
 from mtl.core.errors import ConfigError
-from mtl.core.task import TaskSpec
+from mtl.core.task import Colour, TaskSpec
 from mtl.core.types import Record, Sample
 
 
@@ -23,15 +24,57 @@ class CheckReport:
     counts: dict[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Measure:
+    """A number that follows from the class counts of some images; `mtl data stats` tables and draws it.
+
+    Attributes:
+        name: Of the number; names its figure.
+        unit: Behind its name in tables.
+        value: From the records of some images to the number; NaN where it has none.
+        axis: What is written at the axis of the figure.
+        colour: Of the points of single images.
+        limits: Values marked in the figure.
+    """
+
+    name: str
+    unit: str
+    value: Callable[[list[Record]], float]
+    axis: str
+    colour: Colour
+    limits: tuple[float, ...] = ()
+
+
 class DataFamily(ABC):
     """Reads one data set in its native layout.
 
     Sub-classes are registered with `@SOURCES.register("name")` and take keyword-only arguments (the keys of `data.*` in
     YAML). The constructor touches no file; `records()` raises `DataError` when the folder is missing or unusable.
+
+    What a family says about itself without any setting are constants of its class, written as literals, since some are read
+    before the class is imported. What depends on settings the constructor sets.
+
+    Attributes:
+        object_classes: Names behind the labels of objects.
+        microns: The reference pixel is a micron; networks for such data can be used on slides.
+        colours: By class, red, green and blue. The others are drawn in colours of the palette.
+        unremarkable: Classes drawn with thin lines.
+        volume_endings: By modality, how the names of its volume files end (`<case>_<ending>.nii.gz`), in lower case.
+        label_endings: How the names of volume files end that hold labels.
+        group_by: Unit that a split keeps together, in words of results and reports.
+        modalities: The channels of an image of grey values; empty for pictures in colour.
+        picture_modality: Which of these channels an image fills of which nobody knows the modality, or `repeat` for all.
     """
 
     object_classes: ClassVar[tuple[str, ...]] = ()
-    microns: ClassVar[bool] = False  # the reference pixel is a micron; networks for such data can be used on slides
+    microns: ClassVar[bool] = False
+    colours: ClassVar[dict[str, Colour]] = {}
+    unremarkable: ClassVar[tuple[str, ...]] = ()
+    volume_endings: ClassVar[dict[str, tuple[str, ...]]] = {}
+    label_endings: ClassVar[tuple[str, ...]] = ()
+    group_by: str = "group"
+    modalities: tuple[str, ...] = ()
+    picture_modality: str = "repeat"
 
     @property
     def channels(self) -> int:
@@ -42,6 +85,11 @@ class DataFamily(ABC):
     def sources(self) -> tuple[str, ...]:
         """Names that `Record.source` may have, as far as the settings tell; empty where only the records know."""
         return ()
+
+    @property
+    def pixel_settings(self) -> str:
+        """What changes the pixels that `read_image` returns, besides a record's own file, for the cache; empty for nothing."""
+        return ""
 
     @abstractmethod
     def specs(self) -> dict[str, TaskSpec]:
@@ -79,6 +127,21 @@ class DataFamily(ABC):
             name: Of the file, without folder and suffix; empty where there is none.
         """
         return 1.0
+
+    def measures(self) -> list[Measure]:
+        """Return the numbers that tables and figures of the data set show besides counts; none unless the family has some."""
+        return []
+
+    def with_colours(self, *specs: TaskSpec) -> dict[str, TaskSpec]:
+        """Return tasks by name, with the colours and thin lines of their classes."""
+        return {
+            spec.name: replace(
+                spec,
+                colours=tuple(map(self.colours.get, spec.classes)) if self.colours.keys() & set(spec.classes) else (),
+                unremarkable=tuple(name for name in spec.classes if name in self.unremarkable),
+            )
+            for spec in specs
+        }
 
     def known_classes(self) -> tuple[str, ...]:
         """Return every class that tasks may have, those that the settings leave out among them."""

@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 
 from mtl.core.registry import KINDS
 
+Colour = tuple[int, int, int]  # red, green, blue, 0 to 255
+
 
 class Kind(ABC):
     """What a task kind decides, as far as the lower floors ask; the whole contract is `mtl.kinds.base.TaskKind`.
@@ -92,6 +94,10 @@ class TaskSpec:
             and scored by what they do not show.
         resolution: Points only: network pixels per reference pixel, which is a micron in a data family with such a task. Filled
             in from the geometry, so that heads can be set up in microns.
+        colours: By class, the colour in which its data family has it drawn; None, or no colours at all, takes the palette.
+        unremarkable: Classes that are drawn with thin lines.
+        labels: Segmentation of regions inside each other only: by class, the values that a label file has there, first the one
+            that stands where none of the classes inside it is. Empty gives each class a file of its own.
     """
 
     name: str
@@ -107,6 +113,9 @@ class TaskSpec:
     resolution: float = 1.0
     unit: str = ""
     whole_image: bool = False
+    colours: tuple[Colour | None, ...] = ()
+    unremarkable: tuple[str, ...] = ()
+    labels: tuple[tuple[int, ...], ...] = ()
 
     @property
     def label_name(self) -> str:
@@ -148,12 +157,17 @@ class TaskSpec:
             "members": [list(names) for names in self.members], "multilabel": self.multilabel,
             "ignore_index": self.ignore_index, "primary": self.primary, "ordinal": self.ordinal, "volumetric": self.volumetric,
             "resolution": self.resolution, "unit": self.unit, "whole_image": self.whole_image,
+            "colours": [colour and list(colour) for colour in self.colours],
+            "unremarkable": list(self.unremarkable), "labels": [list(values) for values in self.labels],
         }  # fmt: skip
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TaskSpec:
-        """Rebuild a spec from `to_dict`."""
+        """Rebuild a spec from `to_dict`; what an earlier release did not store has its default."""
         plain = dict(values)
-        plain["classes"] = tuple(plain["classes"])
-        plain["members"] = tuple(tuple(names) for names in plain["members"])
+        for key in ("classes", "unremarkable"):
+            plain[key] = tuple(plain.get(key, ()))
+        for key in ("members", "labels"):
+            plain[key] = tuple(tuple(entries) for entries in plain.get(key, ()))
+        plain["colours"] = tuple(None if colour is None else tuple(colour) for colour in plain.get("colours", ()))
         return cls(**plain)

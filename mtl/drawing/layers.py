@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mtl.core.raster import content_in
+from mtl.core.task import Colour
 from mtl.core.types import Window
-from mtl.drawing.palette import Colour
 
 
 @dataclass
@@ -24,7 +24,9 @@ class Layers:
         dots: (name of the class, [N, 2] points).
         dot_radius: Radius of a dot as a fraction of the width: the distance below which two points would be one object.
         legend: (colour, text) entries.
-        mask_names: Names of all masks of the picture, of which several tasks may share one; they decide colours and titles.
+        mask_names: Names of all masks of the picture, of which several tasks may share one; they decide titles.
+        colours: By class; every class that is drawn has one.
+        unremarkable: Classes whose boxes have thin lines.
         window: Of an image of which masks and heat show a part only (a border was cut off); None where they cover all of it.
     """
 
@@ -37,6 +39,8 @@ class Layers:
     dot_radius: float = 0.0
     legend: list[tuple[Colour, str]] = field(default_factory=list)
     mask_names: list[str] = field(default_factory=list)
+    colours: dict[str, Colour] = field(default_factory=dict)
+    unremarkable: frozenset[str] = frozenset()
     window: Window | None = None
 
     def region(self, size: tuple[int, int]) -> tuple[slice, slice]:

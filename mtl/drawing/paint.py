@@ -11,9 +11,9 @@ from mtl.core.raster import resize_map, resize_mask
 if TYPE_CHECKING:
     from PIL import ImageFont
 
+from mtl.core.task import Colour
 from mtl.drawing.layers import Layers
-from mtl.drawing.palette import INK, PAPER, PEAK_COLOUR, UNREMARKABLE, Colour, colour_of
-from mtl.drawing.palette import mask_colour as _mask_colour
+from mtl.drawing.palette import INK, PAPER, PEAK_COLOUR
 
 # --------------------------------------------------------------------------------------------------- painting
 
@@ -26,14 +26,13 @@ def paint(image: np.ndarray, layers: Layers) -> np.ndarray:
     height, width = canvas.shape[:2]
     thin = max(1, round(max(height, width) / 1000))
     for name, mask in layers.masks:
-        outline(canvas, placed(mask, layers, (height, width)), _mask_colour(name, [n for n, _ in layers.masks]), thin)
-    names = tuple(name for name, _ in layers.boxes)
+        outline(canvas, placed(mask, layers, (height, width)), layers.colours[name], thin)
     for name, boxes in layers.boxes:
-        thickness = thin if name in UNREMARKABLE else 2 * thin
+        thickness = thin if name in layers.unremarkable else 2 * thin
         for x1, y1, x2, y2 in np.rint(boxes * [width, height, width, height]).astype(int).tolist():
-            cv2.rectangle(canvas, (x1, y1), (x2, y2), colour_of(name, names), thickness)
+            cv2.rectangle(canvas, (x1, y1), (x2, y2), layers.colours[name], thickness)
     for name, points in layers.dots:
-        _dot(canvas, points, layers.dot_radius * width, colour_of(name, tuple(name for name, _ in layers.dots)), thin)
+        _dot(canvas, points, layers.dot_radius * width, layers.colours[name], thin)
     if layers.heat is None:
         _mark(canvas, layers.points, thin)
     return canvas

@@ -30,9 +30,13 @@ OWN_SPLIT_NOTES = {
 FINER_NOTE = "No {unit} of a test image is in training or selection; those two are kept apart by {finer} only."
 
 
-def separation(data: dict[str, Any]) -> str:
-    """Say which unit the split of a run keeps apart."""
-    unit, finer = str(data.get("group_by", "group")), data["split"]["val_group_by"]
+def separation(unit: str, finer: str | None) -> str:
+    """Return the sentence about what the split of a run keeps apart.
+
+    Args:
+        unit: What the test images are kept apart by.
+        finer: What training and validation are kept apart by, where that is something else.
+    """
     return FINER_NOTE.format(unit=unit, finer=finer) if finer else OWN_SPLIT_NOTES["test"].format(unit=unit)
 
 

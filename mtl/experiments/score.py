@@ -183,13 +183,14 @@ def _choose_split(datamodule: MultiTaskDataModule, loaded: LoadedModel, split: s
 
     The same means the same names and the same content: another folder can use the same names for other images.
     """
-    unit = str(loaded.config["data"].get("group_by", "group"))
+    unit = datamodule.family.group_by
     hashed = datamodule.hash_records()
     if {(record.sample_id, record.content_hash) for record in hashed} == {
         (row["sample_id"], row["content_hash"]) for row in loaded.split
     }:
         datamodule.use_split({row["sample_id"]: row["split"] for row in loaded.split})
-        return split, [separation(loaded.config["data"]) if split == "test" else OWN_SPLIT_NOTES[split]]
+        apart = separation(unit, loaded.config["data"]["split"]["val_group_by"])
+        return split, [apart if split == "test" else OWN_SPLIT_NOTES[split]]
     development = [row for row in loaded.split if row["split"] in ("train", "val")]
     used, groups = {row["content_hash"] for row in development}, {(row["source"], row["group"]) for row in development}
     notes = [

@@ -9,13 +9,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mtl.core.errors import ConfigError, DataError
-from mtl.data.families.brain.files import MODALITIES
+from mtl.core.registry import SOURCES
 from mtl.data.formats.images import IMAGE_SUFFIXES
 from mtl.data.formats.slides import MASK_ENDING, SLIDE_SUFFIXES, is_slide, is_tissue_mask
 from mtl.data.formats.volumes import SUFFIXES, is_volume
 
 RESULTS = "predictions.csv"  # tells a folder of results from a folder of images
-ENDINGS = {"seg": "seg"} | {ending: name for name, endings in MODALITIES.items() for ending in endings}
+LABELS = "labels"  # what a volume holds that is no image
 EXPECTED = f"files with one of these suffixes: {', '.join(sorted([*IMAGE_SUFFIXES, *SUFFIXES, *SLIDE_SUFFIXES]))}"
 
 
@@ -51,8 +51,17 @@ def find_images(source: str | Path, leave_out: Path | None = None) -> list[Path]
     return kept
 
 
+def endings() -> dict[str, str]:
+    """Return by ending of a volume's name its modality, or `LABELS`, as the data families declare them."""
+    found: dict[str, str] = {}
+    for entry in SOURCES.entries().values():
+        found |= {ending: name for name, known in entry.constants.get("volume_endings", {}).items() for ending in known}
+        found |= dict.fromkeys(entry.constants.get("label_endings", ()), LABELS)
+    return found
+
+
 def is_case(path: Path) -> bool:
-    """Say whether an entry of `find_images` is made of volumes."""
+    """Return whether an entry of `find_images` is made of volumes."""
     return is_volume(path) or path.is_dir() or (path.suffix.lower() not in IMAGE_SUFFIXES and not path.is_file())
 
 
@@ -64,17 +73,17 @@ def case_files(path: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for file in sorted(folder.iterdir()):
         name, modality = split_name(file)
-        if is_volume(file) and modality in MODALITIES and case in (None, name):
+        if is_volume(file) and modality not in ("", LABELS) and case in (None, name):
             found.setdefault(modality, file)
     return found
 
 
 def split_name(path: Path) -> tuple[str, str]:
-    """Split `<case>_<modality>.nii[.gz]` into case and modality (or `seg`); of other names the second is empty."""
+    """Split `<case>_<modality>.nii[.gz]` into case and modality (or `LABELS`); of other names the second is empty."""
     name = stem(path)
     found = re.fullmatch(r"(.+)[_\-.\s](\w+?)", name)
-    ending = ENDINGS.get(found[2].lower()) if found else None
-    return (found[1], ending) if found and ending else (name, "")
+    kind = endings().get(found[2].lower()) if found else None
+    return (found[1], kind) if found and kind else (name, "")
 
 
 def stem(path: Path) -> str:
@@ -91,9 +100,11 @@ def _folder(path: Path) -> Path:
 def _find(source: str | Path) -> list[Path]:
     text, path = str(source), Path(source)
     if path.is_file():
-        if is_volume(path) and re.split(r"[_\-.\s]", stem(path).lower())[-1] == "seg":
+        ending = re.split(r"[_\-.\s]", stem(path).lower())[-1]
+        if is_volume(path) and endings().get(ending) == LABELS:
             raise DataError(
-                f"`source={text}` is a mask: its name ends in `seg`; expected an MR volume. Choose one, or the case folder."
+                f"`source={text}` is a mask: its name ends in `{ending}`; expected an MR volume. Choose one, or the case "
+                "folder."
             )
         if is_tissue_mask(path):
             raise DataError(f"`source={text}` is a tissue mask: its name ends in `_tissue`; expected a slide. Choose one.")
@@ -127,11 +138,11 @@ def _entries(paths: Iterable[Path]) -> list[Path]:
         if path.suffix.lower() in (*IMAGE_SUFFIXES, *SLIDE_SUFFIXES):
             found += [] if is_tissue_mask(path) else [path]
         elif is_volume(path):
-            case, ending = split_name(path)
-            if ending in MODALITIES:
-                cases[path.parent].add(case)
-            elif not ending:
+            case, kind = split_name(path)
+            if not kind:
                 others.append(path)
+            elif kind != LABELS:
+                cases[path.parent].add(case)
     found = [path for path in found if not _belongs(path, found)]
     for folder, names in cases.items():
         found += [folder] if len(names) == 1 else [folder / name for name in names]
@@ -140,6 +151,6 @@ def _entries(paths: Iterable[Path]) -> list[Path]:
 
 
 def _belongs(path: Path, found: list[Path]) -> bool:
-    """Say whether an image is the tissue mask of a slide in another folder."""
+    """Return whether an image is the tissue mask of a slide in another folder."""
     slide = path.stem.removesuffix(MASK_ENDING)
     return slide != path.stem and any(other.stem == slide and is_slide(other) for other in found)

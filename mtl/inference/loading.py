@@ -19,7 +19,6 @@ def load_predictor(checkpoint: str | Path, device: str = "auto") -> Predictor:
     family = build_family(loaded.config["data"])
     return Predictor(
         loaded.model, device=next(loaded.model.parameters()).device, thresholds=loaded.thresholds,
-        pixel_scale=family.pixel_scale_of, microns=family.microns,
-        modalities=loaded.config["data"].get("modalities", ()),
-        picture_modality=loaded.config["data"].get("unknown_modality", "repeat"),
+        pixel_scale=family.pixel_scale_of, microns=family.microns, modalities=family.modalities,
+        picture_modality=family.picture_modality,
     )  # fmt: skip

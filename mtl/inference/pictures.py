@@ -10,7 +10,7 @@ from mtl.core.task import TaskSpec
 from mtl.core.types import Arrays, Window
 from mtl.drawing.layers import Layers
 from mtl.drawing.paint import fit, paint, paint_heat, side_by_side, with_legend
-from mtl.drawing.palette import PAPER
+from mtl.drawing.palette import PAPER, colours_of
 from mtl.inference.prediction import Prediction
 from mtl.kinds.base import TaskPrediction, mask_classes, rules_of
 
@@ -31,7 +31,9 @@ def layers_of(
         thresholds: By task; applied to whatever has scores or probabilities.
         window: Of the image, where the raster is the original and maps belong to the working raster.
     """
-    layers = Layers(window=window, mask_names=mask_classes(specs, tasks))
+    thin = frozenset(name for spec in specs.values() for name in spec.unremarkable)
+    colours, names = colours_of(specs.values()), mask_classes(specs, tasks)
+    layers = Layers(mask_names=names, colours=colours, unremarkable=thin, window=window)
     for task, arrays in tasks.items():
         found = TaskPrediction(specs[task], arrays, size, window, (thresholds or {}).get(task, {}))
         rules_of(specs[task]).draw(layers, found)

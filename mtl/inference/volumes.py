@@ -11,17 +11,12 @@ import numpy as np
 
 from mtl.core.errors import DataError
 from mtl.core.task import TaskSpec
-from mtl.data.families.brain.family import REGIONS
 from mtl.data.formats.images import grey_channels
 from mtl.data.formats.volumes import Volume, read_volume
 from mtl.inference.images import case_files, split_name
 from mtl.inference.prediction import Prediction
 from mtl.inference.predictor import Predictor
 from mtl.kinds.base import rules_of
-
-# By region, from outside to inside, the label of what it has beyond the one inside it.
-_INSIDE = [*list(REGIONS.values())[1:], ()]
-REGION_LABELS = {name: (set(REGIONS[name]) - set(inside)).pop() for name, inside in zip(REGIONS, _INSIDE, strict=True)}
 
 
 @dataclass
@@ -222,32 +217,27 @@ def _predict(predictor: Predictor, case: Case) -> VolumePrediction:
     return found
 
 
-def nested(spec: TaskSpec) -> bool:
-    """Say whether the classes are the regions of a tumour, each inside another."""
-    return spec.multilabel and len(spec.classes) > 1 and set(spec.classes) <= set(REGION_LABELS)
-
-
 def mask_layout(spec: TaskSpec) -> list[str]:
     """Return the suffixes of the mask files of a segmentation task: one file without any, or one for each class."""
-    return list(spec.classes) if spec.multilabel and len(spec.classes) > 1 and not nested(spec) else [""]
+    return list(spec.classes) if spec.multilabel and len(spec.classes) > 1 and not spec.labels else [""]
 
 
 def labels_of(spec: TaskSpec) -> dict[str, int | list[int]]:
-    """Say which values of its mask file are a class.
+    """Return by class which values of its mask file it has.
 
-    One class, or each class in a file of its own, is 1. The regions of a tumour share a file with the labels of BraTS: 4
-    enhancing tumour, 1 the rest of the core, 2 the rest of the whole. Exclusive classes are their index.
+    One class, or each class in a file of its own, is 1. Regions inside each other share a file with the values of
+    `TaskSpec.labels`. Exclusive classes are their index.
     """
-    if nested(spec):
-        return {name: list(REGIONS[name]) for name in spec.classes}
+    if spec.labels:
+        return {name: sorted(values) for name, values in zip(spec.classes, spec.labels, strict=True)}
     return {name: 1 if spec.multilabel else index for index, name in enumerate(spec.classes)}
 
 
 def label_slice(mask: np.ndarray, spec: TaskSpec) -> dict[str, np.ndarray]:
     """Turn the mask of one slice into the labels of its files.
 
-    Of nested regions the innermost wins, so that what is enhancing tumour is core and whole tumour as well, whatever
-    their own channels say.
+    Of regions inside each other the innermost wins, so that what lies in it lies in all around it as well, whatever their own
+    channels say.
 
     Args:
         mask: As `Prediction.mask`.
@@ -258,12 +248,11 @@ def label_slice(mask: np.ndarray, spec: TaskSpec) -> dict[str, np.ndarray]:
     """
     if not spec.multilabel:
         return {"": mask}
-    if not nested(spec):
+    if not spec.labels:
         return dict(zip(mask_layout(spec), mask, strict=True))
     labels = np.zeros(mask.shape[1:], np.uint8)
-    for name, label in REGION_LABELS.items():
-        if name in spec.classes:
-            labels[mask[spec.classes.index(name)] > 0] = label
+    for index in sorted(range(len(spec.labels)), key=lambda index: -len(spec.labels[index])):
+        labels[mask[index] > 0] = spec.labels[index][0]
     return {"": labels}
 
 

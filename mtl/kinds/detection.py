@@ -7,7 +7,6 @@ import numpy as np
 from mtl.core.registry import KINDS
 from mtl.core.task import TaskSpec
 from mtl.drawing.layers import Layers
-from mtl.drawing.palette import colour_of
 from mtl.kinds.base import RecordChange, TaskPrediction, TrainingStatistics
 from mtl.kinds.objects import FoundObjects, without_predictions
 from mtl.metrics.base import TaskMetric, mean_of
@@ -50,4 +49,4 @@ class Detection(FoundObjects):
         counts = np.bincount(labels.astype(np.int64), minlength=len(spec.classes))
         for index in np.argsort(-counts, kind="stable"):
             layers.boxes.append((spec.classes[index], boxes[labels == index]))
-        layers.legend += [(colour_of(name, spec.classes), f"{name} {counts[i]}") for i, name in enumerate(spec.classes)]
+        layers.legend += [(layers.colours[name], f"{name} {counts[i]}") for i, name in enumerate(spec.classes)]

@@ -11,7 +11,6 @@ from mtl.core.registry import KINDS
 from mtl.core.task import TaskSpec
 from mtl.core.types import REGION, Arrays, Objects
 from mtl.drawing.layers import Layers
-from mtl.drawing.palette import colour_of
 from mtl.kinds.base import Annotations, RecordChange, TaskPrediction, TrainingStatistics
 from mtl.kinds.objects import FoundObjects, without_predictions
 from mtl.metrics.matching import ranked_record
@@ -72,7 +71,7 @@ class Points(FoundObjects):
         points, labels = found.arrays["points"][kept].reshape(-1, 2) / scale, found.arrays["labels"][kept]
         for index, name in enumerate(spec.classes):
             layers.dots.append((name, points[labels == index]))
-            layers.legend.append((colour_of(name, spec.classes), f"{name} {int((labels == index).sum())}"))
+            layers.legend.append((layers.colours[name], f"{name} {int((labels == index).sum())}"))
 
 
 def _lattice(densities: np.ndarray) -> RecordChange:

@@ -14,7 +14,6 @@ from mtl.core.registry import KINDS
 from mtl.core.task import TaskSpec
 from mtl.core.types import Arrays
 from mtl.drawing.layers import Layers
-from mtl.drawing.palette import mask_colour
 from mtl.imaging.outlines import Size, fill_outlines
 from mtl.kinds.base import Annotations, RecordChange, TaskKind, TaskPrediction, TrainingStatistics
 from mtl.kinds.objects import members
@@ -148,7 +147,7 @@ class Segmentation(TaskKind):
         for name, mask in zip(found.spec.classes, self.channels(found), strict=True):
             layers.masks.append((name, mask))
             title = name if names.count(name) == 1 else f"{found.spec.name} {name}"
-            layers.legend.append((mask_colour(name, names), f"{title} area {_percent(share * mask.mean())}"))
+            layers.legend.append((layers.colours[name], f"{title} area {_percent(share * mask.mean())}"))
 
     def for_pictures(self, spec: TaskSpec, truth: Arrays, box: tuple[int, int, int, int], size: Size) -> Arrays:
         """Shrink the mask; of independent channels nothing annotated vanishes."""

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mtl.core.family import DataFamily
+from mtl.core.family import DataFamily, Measure
 from mtl.core.files import write_bytes, write_table
+from mtl.core.task import Colour, TaskSpec
 from mtl.core.types import Record, Sample
+from mtl.drawing.palette import colours_of, hexadecimal
 from mtl.imaging.preprocessing import Preprocessing
 from mtl.kinds.base import Annotations, TaskPrediction, rules_of
 
@@ -19,23 +22,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLORS = {
-    "Infected": "#d62728", "Healthy": "#1f4fd8", "WBC": "#8e24aa",
-    "microaneurysms": "#00ffff", "haemorrhages": "#ff00ff", "hard_exudates": "#b6f500", "soft_exudates": "#00ff00",
-    "whole_tumor": "#00ff00", "tumor_core": "#ffd500", "enhancing_tumor": "#ff0b55",
-    "tumor": "#ff7f0e", "stroma": "#00c8ff", "other": "#7f7f7f", "lymphocyte": "#00ff00",
-    "optic_disc": "#ff0b55", "optic_disc_centre": "#ff0b55", "fovea": "#1f4fd8",
-}  # fmt: skip
-OTHER_COLORS = ("#2ca02c", "#ff7f0e", "#17becf", "#8c564b", "#e377c2", "#7f7f7f")
 LARGEST_SIDE = 1600  # pixels of an overlay
 NAMED_BARS = 40  # more groups than this are drawn without names
 PANELS = 5  # panels, or entries of a legend, side by side
 LEGEND_ENTRY = 2.3  # inches
-
-
-def class_color(name: str, index: int = 0) -> str:
-    """Return the colour of a class, the same in every figure."""
-    return COLORS.get(name, OTHER_COLORS[index % len(OTHER_COLORS)])
+Colours = Mapping[str, Colour]
 
 
 def write_stats(family: DataFamily, records: list[Record], output: Path) -> list[Path]:
@@ -52,8 +43,7 @@ def write_stats(family: DataFamily, records: list[Record], output: Path) -> list
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     names = list(dict.fromkeys(name for record in records for name in record.class_counts))
-    # A share of infected cells means something only where all cells of a field were counted.
-    counts_fields = bool(family.object_classes) and {"Infected", "Healthy"} <= set(names)
+    measures, colours = family.measures(), class_colours(family, names)
     unit = "patient" if all("patient" in record.groups for record in records) else "group"
     groups: dict[str, list[Record]] = defaultdict(list)
     for record in records:
@@ -67,25 +57,23 @@ def write_stats(family: DataFamily, records: list[Record], output: Path) -> list
             "width": record.size[1] if record.size else "",
             "pixel_scale": f"{record.pixel_scale:.6g}",
             "stratum": record.stratum,
-            **_counts([record], names, counts_fields),
+            **_counts([record], names, measures),
         }
         for group, members in sorted(groups.items())
         for record in members
     ]
     summary = [
-        {unit: group, "images": len(members), **_counts(members, names, counts_fields)}
-        for group, members in sorted(groups.items())
+        {unit: group, "images": len(members), **_counts(members, names, measures)} for group, members in sorted(groups.items())
     ]
-    summary.append({unit: "all", "images": len(records), **_counts(records, names, counts_fields)})
+    summary.append({unit: "all", "images": len(records), **_counts(records, names, measures)})
     written = [_write_csv(output / "images.csv", images), _write_csv(output / f"{unit}s.csv", summary)]
-    counts = _plot_counts(summary[:-1], names, unit) if unit == "patient" else _plot_totals(records, names)
+    counts = _plot_counts(summary[:-1], names, unit, colours) if unit == "patient" else _plot_totals(records, names)
     written.append(_save(counts, output / "counts.png"))
-    if counts_fields:
-        written.append(_save(_plot_parasitemia(groups, unit), output / "parasitemia.png"))
+    written += [_save(_plot_measure(measure, groups, unit), output / f"{measure.name}.png") for measure in measures]
     sizes = _object_sizes(family, records)
     if sizes:
         written.append(_write_csv(output / "sizes.csv", _size_rows(sizes)))
-        written.append(_save(_plot_sizes(sizes), output / "sizes.png"))
+        written.append(_save(_plot_sizes(sizes, colours), output / "sizes.png"))
     return written
 
 
@@ -110,14 +98,26 @@ def show_samples(
         sample = family.read_labels(record)
         sample.image = preprocessing.picture(family.read_image(record))
         title = "\n".join([record.sample_id, *_label_texts(family, sample)])
-        figure = plot(sample, family.object_classes, title, regions=_regions(family, sample))
+        figure = plot(sample, family.object_classes, class_colours(family), title, regions=_regions(family, sample))
         written.append(_save(figure, output / f"{record.sample_id.replace('/', '__').replace(' ', '_')}.png"))
     return written
+
+
+def class_colours(family: DataFamily, names: Iterable[str] = ()) -> dict[str, Colour]:
+    """Return the colours of all classes of a data set: as its tasks have them in every other picture.
+
+    Args:
+        family: Reader of the data set.
+        names: Of classes that are counted; some may be in no task.
+    """
+    others = family.with_colours(TaskSpec("others", "classification", (*family.known_classes(), *names)))
+    return colours_of([*family.specs().values(), *others.values()])
 
 
 def plot(
     sample: Sample,
     classes: tuple[str, ...],
+    colours: Colours,
     title: str | None = None,
     axes: Axes | None = None,
     regions: dict[str, np.ndarray] | None = None,
@@ -130,6 +130,7 @@ def plot(
     Args:
         sample: With its image [H, W, 3] uint8.
         classes: Names behind `sample.objects.labels`.
+        colours: By class.
         title: Text above; None writes the sample id.
         axes: Where to draw; None makes a figure of the size of the image (at most 1600 px).
         regions: [H, W] masks by class.
@@ -145,7 +146,7 @@ def plot(
     image = sample.image
     if shrink < 1:
         image = cv2.resize(image, (round(width * shrink), round(height * shrink)), interpolation=cv2.INTER_AREA)
-    image = _tinted(image, regions or {})
+    image = _tinted(image, regions or {}, colours)
     entries = 0 if sample.objects is None else len(classes)
     entries += len(regions or {})
     columns = PANELS
@@ -161,8 +162,8 @@ def plot(
     axes.imshow(image, extent=(0, width, height, 0), interpolation="antialiased")
     axes.set_axis_off()
     axes.set_title(title or sample.sample_id, fontsize=8, wrap=True)
-    handles = [] if sample.objects is None else _draw_objects(axes, sample, classes)
-    handles += _region_handles(regions or {})
+    handles = [] if sample.objects is None else _draw_objects(axes, sample, classes, colours)
+    handles += _region_handles(regions or {}, colours)
     if handles:
         place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0)}
         axes.legend(handles=handles, ncols=min(len(handles), columns), fontsize=8, frameon=False, **place)
@@ -187,32 +188,31 @@ def _regions(family: DataFamily, sample: Sample) -> dict[str, np.ndarray]:
     return found
 
 
-def _tinted(image: np.ndarray, regions: dict[str, np.ndarray]) -> np.ndarray:
+def _tinted(image: np.ndarray, regions: dict[str, np.ndarray], colours: Colours) -> np.ndarray:
     """Tint an image [h, w, 3] where masks of any size lie; the smallest spot keeps a pixel."""
     import cv2
-    from matplotlib.colors import to_rgb
 
     picture = image.astype(np.float32) if regions else image
-    for index, (name, region) in enumerate(regions.items()):
+    for name, region in regions.items():
         shares = cv2.resize(region.astype(np.float32), (image.shape[1], image.shape[0]), interpolation=cv2.INTER_AREA)
         shown = (shares > 0).astype(np.uint8)
         border = shown - cv2.erode(shown, np.ones((3, 3), np.uint8))
         strength = (0.2 * shown + 0.7 * border)[..., None]
-        picture = picture * (1 - strength) + 255 * np.asarray(to_rgb(class_color(name, index)), np.float32) * strength
+        picture = picture * (1 - strength) + np.asarray(colours[name], np.float32) * strength
     return picture.astype(np.uint8)
 
 
-def _region_handles(regions: dict[str, np.ndarray]) -> list[Any]:
+def _region_handles(regions: dict[str, np.ndarray], colours: Colours) -> list[Any]:
     from matplotlib.patches import Patch
 
     shares = {name: f"{np.count_nonzero(region) / region.size:.2%}" for name, region in regions.items()}
     return [
-        Patch(color=class_color(name, index), label=f"{name} ({share if regions[name].any() else 'none'})")
-        for index, (name, share) in enumerate(shares.items())
+        Patch(color=hexadecimal(colours[name]), label=f"{name} ({share if regions[name].any() else 'none'})")
+        for name, share in shares.items()
     ]
 
 
-def _draw_objects(axes: Axes, sample: Sample, classes: tuple[str, ...]) -> list[Any]:
+def _draw_objects(axes: Axes, sample: Sample, classes: tuple[str, ...], colours: Colours) -> list[Any]:
     """Draw the objects; return the entries of the legend."""
     from matplotlib.collections import PolyCollection
     from matplotlib.lines import Line2D
@@ -222,7 +222,7 @@ def _draw_objects(axes: Axes, sample: Sample, classes: tuple[str, ...]) -> list[
     boxes = objects.boxes
     handles: list[Any] = []
     for index, name in enumerate(classes):
-        color = class_color(name, index)
+        color = hexadecimal(colours[name])
         mine = objects.labels == index
         drawn, derived = np.flatnonzero(mine & ~objects.derived), np.flatnonzero(mine & objects.derived)
         axes.add_collection(PolyCollection([objects.outlines[i] for i in drawn], facecolors="none", edgecolors=color, lw=1.1))
@@ -248,22 +248,13 @@ def _label_texts(family: DataFamily, sample: Sample) -> list[str]:
     return texts
 
 
-def parasitemia(records: list[Record]) -> float:
-    """Infected red cells in percent of all red cells on these images; NaN where there are none."""
-    infected = sum(record.class_counts.get("Infected", 0) for record in records)
-    total = infected + sum(record.class_counts.get("Healthy", 0) for record in records)
-    return 100 * infected / total if total else float("nan")
-
-
-def _counts(records: list[Record], names: list[str], with_parasitemia: bool) -> dict[str, Any]:
-    """Add up class counts; a class that no record knows of stays blank."""
+def _counts(records: list[Record], names: list[str], measures: list[Measure]) -> dict[str, Any]:
+    """Add up class counts, and compute what follows from them; a class that no record knows of stays blank."""
     counts: dict[str, Any] = {}
     for name in names:
         known = [record.class_counts[name] for record in records if name in record.class_counts]
         counts[name] = sum(known) if known else ""
-    if with_parasitemia:
-        counts["parasitemia_percent"] = f"{parasitemia(records):.2f}"
-    return counts
+    return counts | {f"{measure.name}_{measure.unit}": f"{measure.value(records):.2f}" for measure in measures}
 
 
 def _object_sizes(family: DataFamily, records: list[Record]) -> dict[tuple[str, bool], np.ndarray]:
@@ -296,16 +287,16 @@ def _size_rows(sizes: dict[tuple[str, bool], np.ndarray]) -> list[dict[str, Any]
     return rows
 
 
-def _plot_counts(rows: list[dict[str, Any]], names: list[str], unit: str) -> Figure:
+def _plot_counts(rows: list[dict[str, Any]], names: list[str], unit: str, colours: Colours) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     named = len(rows) <= NAMED_BARS
     figure = Figure(figsize=(2.5 + 3 * len(names), max(2.2, min(len(rows), NAMED_BARS) * 0.24 + 1.2)), layout="constrained")
     panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
-    for index, (axes, name) in enumerate(zip(panels, names, strict=True)):
+    for axes, name in zip(panels, names, strict=True):
         values = [row[name] or 0 for row in rows]
-        bars = axes.barh(range(len(rows)), values, height=0.8 if named else 1.0, color=class_color(name, index))
+        bars = axes.barh(range(len(rows)), values, height=0.8 if named else 1.0, color=hexadecimal(colours[name]))
         if named:
             axes.bar_label(bars, fontsize=7, padding=2)
             axes.margins(x=0.15)
@@ -343,19 +334,21 @@ def _plot_totals(records: list[Record], names: list[str]) -> Figure:
     return figure
 
 
-def _plot_parasitemia(groups: dict[str, list[Record]], unit: str) -> Figure:
+def _plot_measure(measure: Measure, groups: dict[str, list[Record]], unit: str) -> Figure:
     from matplotlib.figure import Figure
 
-    order = sorted(groups, key=lambda group: (np.nan_to_num(parasitemia(groups[group]), nan=-1.0), group))
+    value = measure.value
+    order = sorted(groups, key=lambda group: (np.nan_to_num(value(groups[group]), nan=-1.0), group))
     named = len(order) <= NAMED_BARS
     figure = Figure(figsize=(6.5, max(2.2, min(len(order), NAMED_BARS) * 0.24 + 1.2)), layout="constrained")
     axes = figure.subplots()
-    axes.barh(range(len(order)), [parasitemia(groups[group]) for group in order], color="#e8a0a0", label=unit)
-    points = [(parasitemia([record]), row) for row, group in enumerate(order) for record in groups[group]]
-    axes.plot(*zip(*points, strict=True), "o", color=COLORS["Infected"], markersize=3, label="image", linestyle="none")
-    for limit in (2, 10):
+    axes.barh(range(len(order)), [value(groups[group]) for group in order], color="#e8a0a0", label=unit)
+    points = [(value([record]), row) for row, group in enumerate(order) for record in groups[group]]
+    color = hexadecimal(measure.colour)
+    axes.plot(*zip(*points, strict=True), "o", color=color, markersize=3, label="image", linestyle="none")
+    for limit in measure.limits:
         axes.axvline(limit, color="0.6", lw=0.8, linestyle=":")
-    axes.set_xlabel("parasitemia: infected red cells in % (dotted: limits of the strata)")
+    axes.set_xlabel(measure.axis)
     if named:
         axes.set_yticks(range(len(order)), order, fontsize=7)
     else:
@@ -364,7 +357,7 @@ def _plot_parasitemia(groups: dict[str, list[Record]], unit: str) -> Figure:
     return figure
 
 
-def _plot_sizes(sizes: dict[tuple[str, bool], np.ndarray]) -> Figure:
+def _plot_sizes(sizes: dict[tuple[str, bool], np.ndarray], colours: Colours) -> Figure:
     from matplotlib.figure import Figure
 
     annotated = {name: sides for (name, derived), sides in sizes.items() if not derived}
@@ -372,14 +365,14 @@ def _plot_sizes(sizes: dict[tuple[str, bool], np.ndarray]) -> Figure:
     figure = Figure(figsize=(10, 4), layout="constrained")
     limit = 1.1 * max(float(np.percentile(sides, 99.5)) for sides in sizes.values())
     for column, (axes, side) in enumerate(zip(figure.subplots(1, 2), ("width", "height"), strict=True)):
-        for index, (name, sides) in enumerate(annotated.items()):
+        for name, sides in annotated.items():
             values = sides[:, column]
             text = f"{name}: median {np.median(values):.0f}, n {len(values)}"
             bins = list(np.linspace(0, limit, 50))
-            axes.hist(values, bins, density=True, histtype="step", color=class_color(name, index), label=text)
-        for index, (name, sides) in enumerate(derived.items()):
+            axes.hist(values, bins, density=True, histtype="step", color=hexadecimal(colours[name]), label=text)
+        for name, sides in derived.items():
             text = f"{name}: {np.median(sides[:, column]):.0f} set for points, n {len(sides)}"
-            axes.axvline(float(np.median(sides[:, column])), color=class_color(name, index), linestyle="--", lw=1, label=text)
+            axes.axvline(float(np.median(sides[:, column])), color=hexadecimal(colours[name]), linestyle="--", lw=1, label=text)
         axes.set_xlim(0, limit)
         axes.set_xlabel(f"{side} of the box in reference pixels")
         axes.set_ylabel("density" if annotated else "")

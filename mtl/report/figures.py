@@ -5,18 +5,21 @@ from __future__ import annotations
 import base64
 import functools
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
+
+from mtl.core.task import Colour
+from mtl.drawing.palette import LINES, hexadecimal, on_white
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito: distinguishable with colour-blindness; styles keep lines apart in grey print.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLOURS = tuple(map(hexadecimal, LINES))  # of lines that stand for no class
 LONGEST_LABEL = 12  # letters that fit below a column of a confusion matrix
+# They keep lines apart in grey print.
 STYLES = ("-", "--", "-.", ":")
 STYLE: dict[Any, Any] = {
     "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 9, "axes.titleweight": "bold",
@@ -91,13 +94,21 @@ def draw_line(axes: Axes, index: int, x: Any, y: Any, label: str, breaks: Sequen
     axes.plot(np.insert(x, places, breaks), np.insert(y, places, np.nan), label=label, **{**style, **more})
 
 
+def of_class(name: str, index: int, colours: Mapping[str, Colour] | None) -> str:
+    """Return the colour of a line on white: of its class, as in all other pictures, else by its index."""
+    return hexadecimal(on_white(colours[name])) if colours and name in colours else COLOURS[index % len(COLOURS)]
+
+
 # What a precision-recall curve is of, by the name of the area below it.
 AREAS = {"AP50": "IoU 0.5", "AP": "points", "AUPR": "pixels of all images"}
 
 
 @styled
 def precision_recall(
-    curves: dict[str, dict[str, list[float]]], average: dict[str, float | None], measure: str = "AP50"
+    curves: dict[str, dict[str, list[float]]],
+    average: dict[str, float | None],
+    measure: str = "AP50",
+    colours: Mapping[str, Colour] | None = None,
 ) -> Figure | None:
     """Draw precision over recall per class, with the area below it in the legend.
 
@@ -105,6 +116,7 @@ def precision_recall(
         curves: By class, `recall` and `precision`: objects, interpolated, or pixels over falling thresholds.
         average: By class, the area.
         measure: Name of the area, one of `AREAS`. Curves of pixels are drawn as steps, since their area is not interpolated.
+        colours: By class.
     """
     if not curves:
         return None
@@ -116,7 +128,8 @@ def precision_recall(
             known = [pair for pair in zip(recall, precision, strict=True) if None not in pair]
             recall, precision = [0.0, *(r for r, _ in known)], [known[0][1], *(p for _, p in known)]
         label = name if value is None else f"{name} ({measure} {value:.3f})"
-        draw_line(axis, index, recall, precision, label, drawstyle="steps-pre" if pixels else "default")
+        steps = "steps-pre" if pixels else "default"
+        draw_line(axis, index, recall, precision, label, drawstyle=steps, color=of_class(name, index, colours))
     axis.set(xlabel="recall", ylabel="precision", title=f"Precision and recall, {title}", xlim=(0, 1), ylim=(0, 1.05))
     axis.legend(loc="best")
     return figure
@@ -128,6 +141,7 @@ def free_response(
     points: dict[int, float | None],
     intervals: dict[int, list[float] | None],
     average: dict[str, float | None],
+    colours: Mapping[str, Colour] | None = None,
 ) -> Figure | None:
     """Draw the free-response curve of each class, and mark the operating points with their intervals.
 
@@ -136,6 +150,7 @@ def free_response(
         points: Sensitivity by operating point.
         intervals: 95 % interval by operating point, where there is one.
         average: By class, the mean over the operating points.
+        colours: By class.
     """
     if not curve["sensitivity"]:
         return None
@@ -143,7 +158,7 @@ def free_response(
     for index, (name, values) in enumerate(curve["sensitivity"].items()):
         value = average.get(name)
         label = name if value is None else f"{name} (FROC {value:.3f})"
-        draw_line(axis, index, curve["rate"], values, label, drawstyle="steps-post")
+        draw_line(axis, index, curve["rate"], values, label, drawstyle="steps-post", color=of_class(name, index, colours))
     known = {rate: value for rate, value in points.items() if value is not None}
     for rate, value in known.items():
         low, high = intervals.get(rate) or (value, value)
@@ -161,27 +176,31 @@ def free_response(
 
 
 @styled
-def threshold_curve(curve: dict[str, list[float]], chosen: dict[str, float], measure: str) -> Figure | None:
+def threshold_curve(
+    curve: dict[str, list[float]], chosen: dict[str, float], measure: str, colours: Mapping[str, Colour] | None = None
+) -> Figure | None:
     """Draw a measure over the decision threshold on the scored split, and mark what validation chose.
 
     Args:
         curve: `threshold` and one list per line.
         chosen: Threshold by name; a name that is a line is marked on that line, any other across the panel.
         measure: Label of the vertical axis.
+        colours: By class.
     """
     lines = {name: values for name, values in curve.items() if name != "threshold" and any(v is not None for v in values)}
     if not lines:
         return None
     figure, (axis,) = canvas(3.6, 3.0)
-    # A class has the colour that it has in the other figures; what stands for all classes takes the last one.
+    # What stands for all classes takes the last colour.
     index_of = {name: index for index, name in enumerate(name for name in lines if name not in ("macro", "pooled"))}
     for name, values in lines.items():
         index = index_of.get(name, len(COLOURS) - 1)
         numbers = [np.nan if value is None else value for value in values]
-        draw_line(axis, index, curve["threshold"], numbers, name)
+        color = of_class(name, index, colours)
+        draw_line(axis, index, curve["threshold"], numbers, name, color=color)
         if name in chosen:
             height = float(np.interp(chosen[name], curve["threshold"], numbers))
-            axis.plot(chosen[name], height, "o", color=COLOURS[index % len(COLOURS)])
+            axis.plot(chosen[name], height, "o", color=color)
             axis.annotate(f"{chosen[name]:g}", (chosen[name], height), textcoords="offset points", xytext=(5, 5), fontsize=8)
     for name, value in chosen.items():
         if name not in curve:

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from mtl.core.raster import resize_mask
-from mtl.core.task import TaskSpec
+from mtl.core.task import Colour, TaskSpec
 from mtl.core.types import Arrays
 from mtl.drawing.paint import fit, font_of, outline, paint
-from mtl.drawing.palette import INK, PAPER, Colour, colour_of
+from mtl.drawing.palette import INK, PAPER, colours_of
 from mtl.inference.pictures import layers_of
 from mtl.kinds.base import TaskPrediction, mask_classes, rules_of
 
@@ -53,7 +53,7 @@ def draw_grid(
     """
     base = _enlarge(fit(image, panel), panel)
     panels = [("image", base), ("classes", _text_panel(base, _class_lines(truth, prediction, specs, thresholds or {})))]
-    names = mask_classes(specs, specs)
+    names, colours = mask_classes(specs, specs), colours_of(specs.values())
     for task, spec in specs.items():
         rules, own = rules_of(spec), (thresholds or {}).get(task, {})
         if rules.areas:
@@ -64,7 +64,7 @@ def draw_grid(
             for index, name in enumerate(spec.classes):
                 title = _words(name if names.count(name) == 1 else f"{task} {name}")
                 for what, masks in zip(("annotation", "prediction"), both, strict=True):
-                    picture = _dim(base) if masks is None else tint(base, masks[index], colour_of(name, tuple(names)))
+                    picture = _dim(base) if masks is None else tint(base, masks[index], colours[name])
                     panels.append((f"{title}: {what}", picture))
         elif rules.finds:
             for what, tasks in (("annotation", truth), ("prediction", prediction)):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mtl.core.files import plain, write_text
+from mtl.core.task import Colour
 from mtl.metrics.points import FALSE_POSITIVES_PER_MM2
 from mtl.report import figures, tables, training
 from mtl.runs.folder import ResultFolder
@@ -58,6 +59,7 @@ class ReportContent:
         kept_apart: What the split keeps apart, in a sentence; empty says that of the unit of the groups.
         split_sizes: (images, groups) by split, for the header.
         cases: Gallery.
+        colours: By class.
         notes: Warnings of data, weights and training; those of the evaluator are added.
         config: Resolved configuration.
         environment: Versions and device.
@@ -73,6 +75,7 @@ class ReportContent:
     kept_apart: str = ""
     split_sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
     cases: list[Case] = field(default_factory=list)
+    colours: dict[str, Colour] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
@@ -82,7 +85,7 @@ def write_report(folder: Path, content: ReportContent) -> Path:
     """Write `report.html` into a run directory, and each figure as SVG into `figures/`; return the path of the page."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    drawings = _Drawings(ResultFolder(folder).figures)
+    drawings = _Drawings(ResultFolder(folder).figures, content.colours)
     metrics = plain(content.metrics)
     sections = [_section(name, metrics, content.curves.get(name, {}), drawings) for name in metrics["tasks"]]
     sections += [_section(name, metrics, content.curves.get(name, {}), drawings, "study") for name in metrics.get("study", {})]
@@ -114,10 +117,10 @@ def write_report(folder: Path, content: ReportContent) -> Path:
 
 
 class _Drawings:
-    """Turns figures into data URIs and keeps each as a file."""
+    """Turns figures into data URIs and keeps each as a file; knows the colours of classes."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, colours: dict[str, Colour]) -> None:
+        self.folder, self.colours = folder, colours
 
     def add(self, name: str, alt: str, figure: Figure | None) -> dict[str, str] | None:
         if figure is None:
@@ -225,17 +228,17 @@ def _draw_curves(
         keys = {rate: f"sensitivity_at_{rate}" for rate in FALSE_POSITIVES_PER_MM2}
         points, intervals = ({rate: of.get(key) for rate, key in keys.items()} for of in (entry, entry["ci95"]))
         average = {key: row.get("froc") for key, row in per_class.items()}
-        figure = figures.free_response(curves["froc"], points, intervals, average)
+        figure = figures.free_response(curves["froc"], points, intervals, average, drawings.colours)
         found.append(drawings.add(f"{name}_froc", f"{name}: sensitivity over false positives per mm²", figure))
     if "precision_recall" in curves:
         # Boxes have an `ap` too, but over several overlaps.
         area = next((key for key in ("aupr", "ap50", "ap") if any(key in row for row in per_class.values())), "ap50")
         average = {key: row.get(area) for key, row in per_class.items()}
-        figure = figures.precision_recall(curves["precision_recall"], average, area.upper())
+        figure = figures.precision_recall(curves["precision_recall"], average, area.upper(), drawings.colours)
         found.append(drawings.add(f"{name}_precision_recall", f"{name}: precision over recall", figure))
     for key, measure in (("f1", "F1"), ("dice", "Dice")):
         if key in curves:
-            figure = figures.threshold_curve(curves[key], thresholds, measure)
+            figure = figures.threshold_curve(curves[key], thresholds, measure, drawings.colours)
             found.append(drawings.add(f"{name}_{key}", f"{name}: {measure} over threshold", figure))
     return found
 

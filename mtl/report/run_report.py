@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mtl.drawing.paint import fit
+from mtl.drawing.palette import colours_of
 from mtl.inference.pictures import draw_case
 from mtl.kinds.base import rules_of
 from mtl.report.grid import draw_grid, wants_grid
@@ -40,9 +41,10 @@ def write_run_report(evaluation: Evaluation, metrics: dict[str, Any], folder: Pa
         history=rows,
         best_epoch=float(evaluation.loaded.epoch),
         best_stage=evaluation.loaded.stage,
-        kept_apart=separation(config["data"]),
+        kept_apart=separation(evaluation.datamodule.family.group_by, config["data"]["split"]["val_group_by"]),
         split_sizes=_split_sizes(evaluation),
         cases=_cases(evaluation),
+        colours=colours_of(evaluation.loaded.model.specs.values()),
         config=config,
         environment=environment,
     )

@@ -9,13 +9,15 @@ from mtl.balancing.base import Balancer
 from mtl.config.load import active_specs, build_family
 from mtl.core.registry import BALANCERS, STUDY_METRICS
 from mtl.core.task import TaskSpec
+from mtl.drawing.palette import coloured, colours_of
 from mtl.metrics.evaluator import Evaluator
 from mtl.model import MultiTaskModel
 
 
 def model_config(config: dict[str, Any]) -> dict[str, Any]:
     """Return the sections of a run configuration that determine the network."""
-    specs = active_specs(config)
+    colours = colours_of(build_family(config["data"]).specs().values())  # of all tasks, so that a twin has those of its suite
+    specs = {task: coloured(spec, colours) for task, spec in active_specs(config).items()}
     return {
         "tasks": config["tasks"],
         "specs": [spec.to_dict() for spec in specs.values()],
@@ -52,7 +54,7 @@ def build_evaluator(config: dict[str, Any], specs: dict[str, TaskSpec]) -> Evalu
     evaluation = config["evaluation"]
     return Evaluator(
         specs, study, hit_radius=evaluation["hit_radius"], score_weights=evaluation["score_weights"],
-        unit=str(config["data"].get("group_by", "group")), native=evaluation["resolution"] == "native",
+        unit=build_family(config["data"]).group_by, native=evaluation["resolution"] == "native",
     )  # fmt: skip
 
 

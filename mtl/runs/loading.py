@@ -8,13 +8,16 @@ from typing import Any
 
 import torch
 
+from mtl.config.load import build_family
 from mtl.core import plugins
 from mtl.core.errors import CheckpointError, ConfigError
+from mtl.drawing.palette import coloured, colours_of
 from mtl.model import MultiTaskModel
 from mtl.runs.checkpoint import read_checkpoint
 from mtl.runs.folder import checkpoint_path
 
 MODEL_PREFIX = "model."
+DRAWN = ("colours", "unremarkable", "labels")  # keys of a spec that say how classes are drawn and written
 PRETRAINING_NOTE = (
     "{count} groups of the test images bear the names of patients that the network behind backbone.weights or the start "
     "of a stage was trained or selected on ({names}): these figures are not a test."
@@ -69,7 +72,8 @@ def load_model(checkpoint: str | Path, device: str = "auto") -> LoadedModel:
         raise CheckpointError(f"`{path}` lacks {', '.join(missing)}. Expected a checkpoint as training wrote it.")
     if lacking := plugins.missing(about["config"].get("plugins", []), f"`{path}`"):
         raise CheckpointError("\n".join(lacking))
-    model = MultiTaskModel.from_config(about["model"], load_weights=False)
+    described = {**about["model"], "specs": _complete_specs(about)}
+    model = MultiTaskModel.from_config(described, load_weights=False)
     hint = "The file was edited or belongs to another release; train again or use the release that wrote it."
     load_state(model, content["state_dict"], f"`{path}` does not fit the model it describes", hint)
     model = model.to(pick_device(device)).eval()
@@ -77,6 +81,17 @@ def load_model(checkpoint: str | Path, device: str = "auto") -> LoadedModel:
         model, about["config"], about["thresholds"], about["split"], path, about["epoch"], about["thresholds_source"],
         about["pretraining"], about.get("stage", ""),
     )  # fmt: skip
+
+
+def _complete_specs(about: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the stored task specs; of a checkpoint from before they told how classes are drawn and written, with that."""
+    stored: list[dict[str, Any]] = about["model"]["specs"]
+    if all(values.keys() >= set(DRAWN) for values in stored):
+        return stored
+    offered = build_family(about["config"]["data"]).specs()
+    colours = colours_of(offered.values())
+    known = {name: coloured(spec, colours).to_dict() for name, spec in offered.items()}
+    return [{**{key: known[spec["name"]][key] for key in DRAWN if spec["name"] in known}, **spec} for spec in stored]
 
 
 def load_state(model: MultiTaskModel, state: dict[str, Any], problem: str, hint: str) -> None:

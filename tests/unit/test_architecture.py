@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import mtl
+from mtl.core.registry import SOURCES
 
 PACKAGE = Path(mtl.__file__).parent
 # From the top floor down. A room imports from lower floors and from itself; `mtl` is the package's own `__init__`.
@@ -27,6 +28,18 @@ FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in room
 # Rooms that no framework may enter, whatever the reason: they work in a program that has neither.
 FRAMEWORKS = {"pytorch_lightning", "lightning", "lightning_fabric", "hydra", "omegaconf"}
 WITH_FRAMEWORKS = {"training", "data", "config", "cli", "experiments"}
+WITHOUT_FAMILIES = {
+    "inference",
+    "runs",
+    "report",
+    "drawing",
+    "evaluation",
+    "metrics",
+    "stitching",
+    "imaging",
+    "config",
+    "training",
+}
 LONGEST = 400
 
 
@@ -66,6 +79,17 @@ def test_imports_run_downwards() -> None:
                 wrong.append(f"{name} imports {other}")
             if other.partition(".")[0] in FRAMEWORKS and room not in WITH_FRAMEWORKS:
                 wrong.append(f"{name} imports {other}")
+    assert wrong == []
+
+
+def test_rooms_that_serve_all_families_name_none() -> None:
+    """No import of a family, and no string that is the name of one."""
+    wrong = []
+    for name, tree in sources():
+        if room_of(name) in WITHOUT_FAMILIES:
+            wrong += [f"{name} imports {other}" for other in imported(tree, set()) if other.startswith("mtl.data.families")]
+            words = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+            wrong += [f"{name} names {family}" for family in SOURCES.names() if family in words]
     assert wrong == []
 
 

@@ -75,10 +75,7 @@ class RasterCache:
 
 
 def cache_key(family: DataFamily, records: list[Record], preprocessing: Preprocessing) -> str:
-    """Hash everything that changes the cached pixels.
-
-    A family whose settings change what `read_image` returns names them in an attribute `pixel_settings`.
-    """
+    """Hash everything that changes the cached pixels."""
     files = []
     for record in sorted(records, key=lambda record: record.sample_id):
         try:
@@ -86,7 +83,7 @@ def cache_key(family: DataFamily, records: list[Record], preprocessing: Preproce
         except OSError as error:
             raise DataError(f"Image `{record.path}` cannot be read: {error.strerror}. Run `mtl data check`.") from error
         files.append([record.sample_id, record.pixel_scale, status.st_size, status.st_mtime_ns])
-    settings = [FORMAT, type(family).__name__, str(getattr(family, "pixel_settings", "")), preprocessing.raster_key(), files]
+    settings = [FORMAT, type(family).__name__, family.pixel_settings, preprocessing.raster_key(), files]
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:20]
 
 

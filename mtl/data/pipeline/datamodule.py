@@ -206,9 +206,8 @@ class MultiTaskDataModule(pl.LightningDataModule):
         ]
         if left_out := sum(name == LEFT_OUT for name in self.split.values()):
             parts.append(f"left out {left_out} official training images that share a group with a test image")
-        unit = self.config.get("group_by", "group")
         finer = f" (train and val by {config['val_group_by']})" if config.get("val_group_by") else ""
-        return f"split {config.get('scheme', 'holdout')}, kept apart by {unit}{finer}: {'; '.join(parts)}"
+        return f"split {config.get('scheme', 'holdout')}, kept apart by {self.family.group_by}{finer}: {'; '.join(parts)}"
 
     def save_split(self, path: str | Path) -> None:
         """Write `split.csv`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ import numpy as np
 from mtl.core.errors import DataError
 from mtl.core.files import PARTIAL, beside
 from mtl.core.raster import resize_map
+from mtl.core.task import Colour
 from mtl.drawing.paint import fit, outline, side_by_side, with_legend
-from mtl.drawing.palette import INK, PAPER, colour_of
+from mtl.drawing.palette import INK, PAPER
 
 TILE = 512
 BIG = 2**31  # pixels from which a mask is written as BigTIFF
@@ -122,6 +123,7 @@ def draw_overview(
     density: np.ndarray | None,
     bulk: np.ndarray | None,
     lines: list[str],
+    colours: Mapping[str, Colour],
 ) -> np.ndarray:
     """Draw a slide as it is, with its tissue in colours, and with the density of its cells.
 
@@ -131,11 +133,11 @@ def draw_overview(
         density: Cells per square millimetre, [h, w] at any resolution, or None.
         bulk: [h, w] bool, outlined; None where it is not used.
         lines: What the legend says besides.
+        colours: By class.
 
     Returns:
         [H, W, 3] uint8.
     """
-    names = tuple(name for name, _ in classes)
     picture = fit(picture, PANEL)
     size = (picture.shape[0], picture.shape[1])
     # On grey, so that colours look like those of the legend.
@@ -145,7 +147,7 @@ def draw_overview(
         tinted = grey
         for name, share in classes:
             strength = TINT * np.clip(_shrunk(share, size), 0, 1)[..., None]
-            tinted = tinted * (1 - strength) + np.asarray(colour_of(name, names), np.float32) * strength
+            tinted = tinted * (1 - strength) + np.asarray(colours[name], np.float32) * strength
         panels.append(tinted)
     if density is not None:
         panels.append(_glow(grey, resize_map(density, size)))
@@ -153,7 +155,7 @@ def draw_overview(
     if bulk is not None:
         for panel in panels:
             outline(panel, _shrunk(bulk, size) > 0.5, INK, 2)
-    legend = [*((colour_of(name, names), name) for name in names), *((PAPER, line) for line in lines)]
+    legend = [*((colours[name], name) for name, _ in classes), *((PAPER, line) for line in lines)]
     return with_legend(side_by_side(panels), legend)
 
 

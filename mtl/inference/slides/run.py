@@ -17,6 +17,7 @@ from mtl.core.decision import DEFAULT_THRESHOLD
 from mtl.core.errors import DataError
 from mtl.core.files import plain, write_json
 from mtl.data.formats.slides import SlideFile, open_slide
+from mtl.drawing.palette import colours_of
 from mtl.imaging.stain import restain
 from mtl.inference.outputs import write_png
 from mtl.inference.predictor import Predictor
@@ -226,7 +227,8 @@ class SlidePredictor:
             if self.cells is not None:
                 extent = slide.size[0] * um[1], slide.size[1] * um[0]
                 density = outputs.density_of(scan.points["points"][sure] * um, extent)
-            drawn = outputs.draw_overview(picture, shares, density, bulk, legend_lines(summary, density))
+            lines = legend_lines(summary, density)
+            drawn = outputs.draw_overview(picture, shares, density, bulk, lines, colours_of(specs.values()))
             write_png(folder / outputs.OVERVIEW, drawn)
         return summary
 

@@ -16,7 +16,7 @@ from mtl.imaging.preprocessing import Preprocessing
 
 STRIDE = 4
 SPECS = {
-    "detection": TaskSpec("detection", "detection", ("Infected", "Healthy")),
+    "detection": TaskSpec("detection", "detection", ("Infected", "Healthy"), colours=((225, 25, 25), (30, 90, 245))),
     "roi": TaskSpec("roi", "roi_classification", ("Infected", "Healthy")),
     "segmentation": TaskSpec("segmentation", "segmentation", ("cell",), label="mask:cell"),
     "heatmap": TaskSpec("heatmap", "heatmap", ("Infected",)),

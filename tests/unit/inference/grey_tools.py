@@ -15,7 +15,9 @@ from mtl.imaging.preprocessing import Preprocessing
 REGIONS = ("whole_tumor", "tumor_core", "enhancing_tumor")
 SPECS = {
     "whole_tumor": TaskSpec("whole_tumor", "segmentation", ("whole_tumor",), label="mask:whole_tumor", volumetric=True),
-    "tumor_regions": TaskSpec("tumor_regions", "segmentation", REGIONS, label="mask:tumor_regions", volumetric=True),
+    "tumor_regions": TaskSpec(
+        "tumor_regions", "segmentation", REGIONS, label="mask:tumor_regions", volumetric=True, labels=((2, 1, 4), (1, 4), (4,))
+    ),
     "presence": TaskSpec("presence", "classification", ("no_tumor", "tumor"), label="class:presence"),
 }
 STRETCH = Geometry(mode="stretch", size=(64, 64))

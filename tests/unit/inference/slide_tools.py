@@ -17,7 +17,7 @@ from mtl.imaging.preprocessing import Preprocessing
 from mtl.inference.predictor import Predictor
 
 TISSUE = TaskSpec("tissue", "segmentation", ("tumor", "stroma", "other"), label="mask:tissue", multilabel=False)
-CELLS = TaskSpec("cells", "points", ("lymphocyte",), resolution=2.0)
+CELLS = TaskSpec("cells", "points", ("lymphocyte",), resolution=2.0, colours=((255, 235, 0),))
 TILES = Geometry(mode="tiles", size=(64, 64), scale=2.0, overlap=32, fill=255)
 RADIUS = 6.0
 COLOURS = {"tumor": (150, 60, 170), "stroma": (235, 130, 175), "glass": (242, 242, 244)}

@@ -10,14 +10,13 @@ from slide_tools import CELLS, TISSUE, draw, make_predictor
 
 from mtl.core.task import TaskSpec
 from mtl.drawing.paint import paint
-from mtl.drawing.palette import CLASS_COLOURS
 from mtl.inference.outputs import PredictionWriter, csv_columns
 from mtl.inference.pictures import draw_case, layers_of
 from mtl.inference.predictor import Outcome
 from mtl.report.grid import draw_grid
 
-TWO = {"cells": TaskSpec("cells", "points", ("lymphocyte", "plasma"))}
-YELLOW = CLASS_COLOURS["lymphocyte"]
+YELLOW = (255, 235, 0)
+TWO = {"cells": TaskSpec("cells", "points", ("lymphocyte", "plasma"), colours=(YELLOW, None))}
 
 
 def coloured(picture: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:

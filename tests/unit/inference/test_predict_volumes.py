@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from mtl.data.families.brain.family import Brain
 from mtl.imaging.geometry import Geometry
 from mtl.inference.images import case_files, find_images, is_case
 from mtl.inference.predictor import Predictor
-from mtl.inference.volumes import REGION_LABELS, label_slice, labels_of, predict_case, read_case
+from mtl.inference.volumes import label_slice, labels_of, predict_case, read_case
 
 # What the world holds: right-left, anterior-posterior and inferior-superior extent of a bright block in millimetres.
 SPACING = (1.0, 1.5, 4.0)  # along right, anterior, superior
@@ -123,7 +124,11 @@ def test_what_is_enhancing_is_core_and_whole() -> None:
     channels[2, 0] = [0, 0, 0, 1]
     assert label_slice(channels, spec)[""].tolist() == [[2, 1, 1, 4]]
     assert labels_of(make().specs["whole_tumor"]) == {"whole_tumor": 1}
-    assert REGION_LABELS == {"whole_tumor": 2, "tumor_core": 1, "enhancing_tumor": 4}
+    assert spec.labels == Brain().specs()["tumor_regions"].labels
+    inside_first = replace(spec, classes=spec.classes[::-1], labels=spec.labels[::-1])
+    assert label_slice(channels[::-1], inside_first)[""].tolist() == [[2, 1, 1, 4]]
+    without_core = replace(spec, classes=spec.classes[::2], labels=spec.labels[::2])
+    assert label_slice(channels[::2], without_core)[""].tolist() == [[2, 2, 0, 4]]
 
 
 def test_a_missing_modality_is_blank_and_said(tmp_path: Path) -> None:

@@ -303,12 +303,12 @@ def test_density_and_overview() -> None:
     picture = np.full((100, 200, 3), 200, np.uint8)
     share = np.zeros((100, 200))
     share[:, 100:] = 1
-    drawn = draw_overview(picture, [("tumor", share)], density, share > 0, ["TIL score 5.0 %"])
+    drawn = draw_overview(picture, [("tumor", share)], density, share > 0, ["TIL score 5.0 %"], {"tumor": (213, 94, 0)})
     assert drawn.shape[1] == 616 and len(drawn) > 100
     plain, tissue, cells = (drawn[:100, at : at + 200].astype(int) for at in (0, 208, 416))
     assert (plain[50, 10:90] == 200).all() and np.ptp(tissue[50, 10]) == 0 and tissue[50, 150, 0] > tissue[50, 150, 2] + 80
     assert np.ptp(cells[50, 30]) > 50 and np.ptp(cells[5, 90]) == 0
-    assert draw_overview(picture, [], None, None, []).shape[1] == 200
+    assert draw_overview(picture, [], None, None, [], {}).shape[1] == 200
     facts = {"til_score": math.nan, "cells": 3, "stroma_area_um2": 2e6, "tumor_bulk": True}
     assert legend_lines(facts, None)[0] == "TIL score: no stroma in the bulk" and math.isnan(til_score(3, 0.0))
     assert legend_lines({**facts, "tumor_bulk": False}, None)[0] == "TIL score: no stroma"

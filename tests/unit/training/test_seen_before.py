@@ -42,7 +42,7 @@ def test_other_weights_say_nothing(tmp_path):
 
 
 def test_a_finer_validation_unit_is_not_called_kept_apart():
-    apart = separation({"group_by": "patient", "split": {"val_group_by": None}})
-    finer = separation({"group_by": "patient", "split": {"val_group_by": "field"}})
+    apart = separation("patient", None)
+    finer = separation("patient", "field")
     assert apart == "No patient is in two splits: training, selection and test are kept apart by patient."
     assert finer == "No patient of a test image is in training or selection; those two are kept apart by field only."

@@ -12,17 +12,16 @@ import logging
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from mtl.core.errors import ConfigError, DataError, unknown
 from mtl.core.family import CheckReport, DataFamily
 from mtl.core.registry import SOURCES
-from mtl.core.task import TaskSpec
+from mtl.core.task import Colour, TaskSpec
 from mtl.core.types import Record, Sample
 from mtl.data.families.brain.files import (
-    MODALITIES,
     SETS,
     Case,
     CaseReader,
@@ -37,6 +36,7 @@ from mtl.data.families.brain.files import (
     scan_cases,
     state_of,
 )
+from mtl.data.families.brain.tasks import MEMBERS, PRESENCE, REGIONS, TOGETHER, presence_task, region_tasks
 from mtl.data.families.folders import SHOWN_PROBLEMS, check_usable
 from mtl.data.formats.duplicates import near_duplicates
 from mtl.data.formats.images import grey_channels, image_size, read_grey
@@ -44,10 +44,6 @@ from mtl.data.pipeline.cache import default_folder
 
 logger = logging.getLogger(__name__)
 
-REGIONS = {"whole_tumor": (1, 2, 4), "tumor_core": (1, 4), "enhancing_tumor": (4,)}  # labels by task and class
-MEMBERS = np.asarray([[label in values for label in range(5)] for values in REGIONS.values()], np.uint8)  # [region, label]
-TOGETHER = "tumor_regions"
-PRESENCE = ("no_tumor", "tumor")
 STRATA = {"no_tumor": 0, "tumor": 1, "brats": 2}
 # Correlation of the heads' fingerprints above which two pictures are copies. Among 200 pictures of the Kaggle set copies
 # (cropped, scaled, compressed or edited anew) reach 0.85 or more and all other pairs stay below 0.52; brains are nearly
@@ -92,6 +88,17 @@ class Brain(DataFamily):
             test.
     """
 
+    colours: ClassVar[dict[str, Colour]] = {
+        "whole_tumor": (0, 255, 0), "tumor_core": (255, 213, 0), "enhancing_tumor": (255, 11, 85),
+    }  # fmt: skip
+    volume_endings: ClassVar[dict[str, tuple[str, ...]]] = {  # the names of BraTS 2023 included
+        "flair": ("flair", "t2f"),
+        "t1": ("t1", "t1n"),
+        "t1ce": ("t1ce", "t1c", "t1gd"),
+        "t2": ("t2", "t2w"),
+    }
+    label_endings: ClassVar[tuple[str, ...]] = ("seg",)
+
     def __init__(
         self,
         *,
@@ -107,12 +114,13 @@ class Brain(DataFamily):
         group_by: Literal["patient", "file"] = "patient",
     ) -> None:
         self.root, self.folders, self.sets, self.group_by = root, {**dict.fromkeys(SETS), **folders}, sets, group_by
-        self.modalities, self.unknown_modality = list(modalities), unknown_modality
+        self.modalities, self.picture_modality = tuple(modalities), unknown_modality
         self.min_tumor_pixels, self.tumor_free_share = min_tumor_pixels, tumor_free_share
         self.min_brain_share, self.slice_seed = min_brain_share, slice_seed
+        endings = self.volume_endings
         problems = [unknown("set", name, SETS, "data.sets") for name in sets or [] if name not in SETS]
         problems += [unknown("source", name, SETS, "data.folders") for name in folders if name not in SETS]
-        problems += [unknown("modality", name, MODALITIES, "data.modalities") for name in modalities if name not in MODALITIES]
+        problems += [unknown("modality", name, endings, "data.modalities") for name in modalities if name not in endings]
         if sets is not None and not sets:
             problems.append("`data.sets` is empty; expected some of brats and kaggle, or null.")
         if not modalities or len(set(modalities)) != len(modalities):
@@ -144,16 +152,11 @@ class Brain(DataFamily):
     def pixel_settings(self) -> str:
         """Everything but a record's own file that decides its pixels, for the cache: channels, and the files of each."""
         files = [case.modalities[name] for case in self._scan().cases for name in self.modalities if name in case.modalities]
-        return f"{self.modalities} {self.unknown_modality} {state_of(files)}"
+        return f"{self.modalities} {self.picture_modality} {state_of(files)}"
 
     def specs(self) -> dict[str, TaskSpec]:
         """Return the tasks of the chosen sets: each region and all together (brats), tumour or not."""
-        regions = [
-            TaskSpec(name, "segmentation", classes, label=f"mask:{name}", volumetric=True)
-            for name, classes in [*((region, (region,)) for region in REGIONS), (TOGETHER, tuple(REGIONS))]
-        ]
-        presence = TaskSpec("presence", "classification", PRESENCE, label="class:presence")
-        return {spec.name: spec for spec in [*(regions if "brats" in self.sources else []), presence]}
+        return self.with_colours(*(region_tasks() if "brats" in self.sources else []), presence_task())
 
     @classmethod
     def draw(
@@ -163,7 +166,7 @@ class Brain(DataFamily):
         from mtl.data.families.brain.generator import draw_brain
 
         if kind is not None:
-            raise ConfigError("`kind` chooses what experts drew on smears; brains always get all labels. Leave it out.")
+            raise ConfigError("`kind` chooses among variants of a layout; brain data have one. Leave it out.")
         given = {} if width is None else {"width": width}
         draw_brain(output, patients, fields, seed, overwrite=overwrite, **given)
 
@@ -195,7 +198,7 @@ class Brain(DataFamily):
         if place is not None:
             assert record.size is not None
             return self._reader.slice(*place, record.size)
-        return grey_channels(read_grey(Path(record.path)), self.modalities, self.unknown_modality)
+        return grey_channels(read_grey(Path(record.path)), self.modalities, self.picture_modality)
 
     def read_labels(self, record: Record) -> Sample:
         """Return the sample with the masks of its slice and its class, where known, and an empty (0, 0, 3) image."""
@@ -284,7 +287,7 @@ class Brain(DataFamily):
                 index.problems.append(f"{folder}: there is another case of this name, {seen[folder.name]}. Remove one of them.")
                 continue
             seen[folder.name] = folder
-            case, notes = read_case(folder)
+            case, notes = read_case(folder, self.volume_endings, self.label_endings)
             index.notes += notes
             lacking = [name for name in self.modalities if name not in case.modalities]
             if case.seg is None:

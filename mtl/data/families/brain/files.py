@@ -13,7 +13,7 @@ import re
 import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -29,12 +29,6 @@ from mtl.data.formats.images import IMAGE_SUFFIXES
 from mtl.data.formats.volumes import Volume, is_volume, read_volume
 
 SETS = {"brats": "folders of cases `BraTS*` with NIfTI volumes", "kaggle": "pictures in `yes/` and `no/`"}
-MODALITIES = {  # by name here: how files end, the names of BraTS 2023 included
-    "flair": ("flair", "t2f"),
-    "t1": ("t1", "t1n"),
-    "t1ce": ("t1ce", "t1c", "t1gd"),
-    "t2": ("t2", "t2w"),
-}
 ANSWERS = {"no": False, "yes": True}  # folders of pictures
 LABELS = (1, 2, 4)  # necrosis and non-enhancing core, oedema, enhancing tumour
 ENHANCING, ENHANCING_2023 = 4, 3
@@ -146,18 +140,24 @@ def picture_folder(root: Path) -> Path | None:
     return None
 
 
-def read_case(folder: Path) -> tuple[Case, list[str]]:
-    """Tell by their names what the files of a case are; also what is worth knowing about them."""
+def read_case(folder: Path, endings: Mapping[str, Sequence[str]], of_labels: Sequence[str]) -> tuple[Case, list[str]]:
+    """Return the files of a case, recognised by their names, and what is worth knowing about them.
+
+    Args:
+        folder: Of the case.
+        endings: By modality, how the names of its files end.
+        of_labels: How the names of files with labels end.
+    """
     modalities: dict[str, Path] = {}
     notes, seg, others = [], None, []
     for path in sorted(entry for entry in folder.iterdir() if is_volume(entry) and not entry.name.startswith(".")):
         if not path.is_file():
             continue
         ending = re.split(r"[_\-.\s]", re.sub(r"\.nii(\.gz)?$", "", path.name.lower()))[-1]
-        name = next((name for name, endings in MODALITIES.items() if ending in endings), None)
-        if ending == "seg" and seg is None:
+        name = next((name for name, known in endings.items() if ending in known), None)
+        if ending in of_labels and seg is None:
             seg = path
-        elif name is None and ending != "seg":
+        elif name is None and ending not in of_labels:
             others.append(path)
         elif name is not None and name not in modalities:
             modalities[name] = path
@@ -202,7 +202,7 @@ class CaseReader:
         modalities: Names of the channels, in order.
     """
 
-    def __init__(self, modalities: list[str]) -> None:
+    def __init__(self, modalities: Sequence[str]) -> None:
         self.modalities = modalities
         self._kept = 2 * len(modalities)  # slices of neighbouring cases may be asked for in turn
         self._start()
@@ -343,7 +343,7 @@ def state_of(paths: Iterable[Path]) -> str:
     return hashlib.sha256(json.dumps(states).encode()).hexdigest()[:24]
 
 
-def _key(case: Case, modalities: list[str]) -> str:
+def _key(case: Case, modalities: Sequence[str]) -> str:
     used = [case.modalities[name] for name in modalities if name in case.modalities]
     return f"{SCAN_FORMAT}-{state_of([*used, *([case.seg] if case.seg else [])])}"
 

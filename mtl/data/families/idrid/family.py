@@ -20,7 +20,7 @@ import numpy as np
 from mtl.core.errors import ConfigError, DataError, unknown
 from mtl.core.family import CheckReport, DataFamily
 from mtl.core.registry import SOURCES
-from mtl.core.task import TaskSpec
+from mtl.core.task import Colour, TaskSpec
 from mtl.core.types import Objects, Record, Sample
 from mtl.data.families.folders import check_usable, find_sets_root
 from mtl.data.families.idrid.files import CODES, LANDMARKS, SETS, Contents, Picture, find_sets, read_contents
@@ -77,6 +77,10 @@ class Idrid(DataFamily):
     """
 
     object_classes: ClassVar[tuple[str, ...]] = ("optic_disc_centre", "fovea")
+    colours: ClassVar[dict[str, Colour]] = {  # of the lesions, as published
+        "microaneurysms": (0, 255, 255), "haemorrhages": (255, 0, 255), "hard_exudates": (182, 245, 0),
+        "soft_exudates": (0, 255, 0), "optic_disc": (255, 11, 85), "optic_disc_centre": (255, 11, 85), "fovea": (31, 79, 216),
+    }  # fmt: skip
 
     def __init__(
         self,
@@ -136,7 +140,7 @@ class Idrid(DataFamily):
                 TaskSpec("landmarks", "heatmap", self.object_classes, members=tuple((name,) for name in self.object_classes))
             ],
         }
-        return {spec.name: spec for name, specs in by_set.items() if name in (self.sets or SETS) for spec in specs}
+        return self.with_colours(*(spec for name, specs in by_set.items() if name in (self.sets or SETS) for spec in specs))
 
     @classmethod
     def draw(
@@ -146,9 +150,7 @@ class Idrid(DataFamily):
         from mtl.data.families.idrid.generator import draw_idrid
 
         if kind is not None:
-            raise ConfigError(
-                "`kind` chooses what experts drew on smears; retinal photographs always get all labels. Leave it out."
-            )
+            raise ConfigError("`kind` chooses among variants of a layout; retinal photographs have one. Leave it out.")
         given = {} if width is None else {"width": width}
         draw_idrid(output, patients, fields, seed, overwrite=overwrite, **given)
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from mtl.core.errors import ConfigError, DataError
 from mtl.core.family import CheckReport, DataFamily
 from mtl.core.registry import SOURCES
-from mtl.core.task import TaskSpec
+from mtl.core.task import Colour, TaskSpec
 from mtl.core.types import Record, Sample
 from mtl.data.families.folders import find_root
 from mtl.data.formats.images import IMAGE_SUFFIXES, check_images, read_rgb
@@ -47,13 +47,16 @@ class MalariaCells(DataFamily):
         group_by: Unit that a split keeps together. `field` is the photograph that the crops were cut from.
     """
 
+    colours: ClassVar[dict[str, Colour]] = {"Infected": (225, 25, 25), "Healthy": (30, 90, 245)}
+    unremarkable: ClassVar[tuple[str, ...]] = ("Healthy",)
+
     def __init__(self, *, root: str | None = None, group_by: Literal["patient", "field"] = "patient") -> None:
         self.root = root
         self.group_by = group_by
 
     def specs(self) -> dict[str, TaskSpec]:
         """Return the one task, `cell`."""
-        return {"cell": TaskSpec("cell", "classification", CLASSES, label="class:cell")}
+        return self.with_colours(TaskSpec("cell", "classification", CLASSES, label="class:cell"))
 
     def person_of(self, group: str) -> str:
         """Return the patient or slide, without the photograph."""

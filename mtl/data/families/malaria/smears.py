@@ -14,14 +14,14 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from mtl.core.errors import ConfigError, DataError
-from mtl.core.family import CheckReport, DataFamily
+from mtl.core.family import CheckReport, DataFamily, Measure
 from mtl.core.registry import SOURCES
-from mtl.core.task import TaskSpec
+from mtl.core.task import Colour, TaskSpec
 from mtl.core.types import Objects, Record, Sample
 from mtl.data.families.folders import find_root, listed_errors, suggest_root
 from mtl.data.families.malaria.annotations import (
@@ -39,8 +39,16 @@ logger = logging.getLogger(__name__)
 FIELD_SIZE = (2988, 5312)  # (height, width) of a whole field as photographed: the reference raster
 SETS = ("Point Set", "Polygon Set")
 CLASSES = ("Infected", "Healthy", "WBC")
+GRADES = (2.0, 10.0)  # percent of the red cells infected at which the next grade begins
 ELLIPSE_VERTICES = 24  # a multiple of 4, so that the extent is exact
 TILE = re.compile(r"_r\d+c\d+$")
+
+
+def parasitemia(records: list[Record]) -> float:
+    """Return the infected red cells in percent of all red cells on these images; NaN where there are none."""
+    infected = sum(record.class_counts["Infected"] for record in records)
+    total = infected + sum(record.class_counts["Healthy"] for record in records)
+    return 100 * infected / total if total else float("nan")
 
 
 def field_scale(size: tuple[int, int]) -> float:
@@ -81,7 +89,11 @@ class Malaria(DataFamily):
         on_error: `raise` stops at annotations with errors; `skip` leaves the rows or images out and logs how many.
     """
 
-    object_classes = CLASSES
+    object_classes: ClassVar[tuple[str, ...]] = CLASSES
+    colours: ClassVar[dict[str, Colour]] = {
+        "Infected": (225, 25, 25), "Healthy": (30, 90, 245), "WBC": (150, 40, 190), "cell": (20, 150, 70),
+    }  # fmt: skip
+    unremarkable: ClassVar[tuple[str, ...]] = ("Healthy",)
 
     def __init__(
         self,
@@ -136,7 +148,12 @@ class Malaria(DataFamily):
             label = "class:{}".format
             specs.append(TaskSpec(grade, "classification", SEVERITY, label=label(grade), ordinal=True, whole_image=True))
             specs.append(TaskSpec(number, "regression", (), label=label(number), unit="%", whole_image=True))
-        return {spec.name: spec for spec in specs}
+        return self.with_colours(*specs)
+
+    def measures(self) -> list[Measure]:
+        """Return the parasitemia: all cells of a field are annotated, so that shares of them mean something."""
+        axis = "parasitemia: infected red cells in % (dotted: limits of the strata)"
+        return [Measure("parasitemia", "percent", parasitemia, axis, self.colours["Infected"], GRADES)]
 
     @classmethod
     def draw(

@@ -13,14 +13,14 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from mtl.core.errors import ConfigError, DataError
 from mtl.core.family import CheckReport, DataFamily
 from mtl.core.registry import SOURCES
-from mtl.core.task import TaskSpec
+from mtl.core.task import Colour, TaskSpec
 from mtl.core.types import Record, Sample
 from mtl.data.families.folders import check_usable, find_root, suggest_root
 from mtl.data.families.skin.files import Attributes, Contents, Picture, find_layout, looks_alike, read_isic, read_native
@@ -74,6 +74,8 @@ class Skin(DataFamily):
         age_bands: Years at which a new band of the subgroup `age` begins.
     """
 
+    colours: ClassVar[dict[str, Colour]] = {"lesion": (20, 150, 70)}
+
     def __init__(
         self,
         *,
@@ -118,7 +120,7 @@ class Skin(DataFamily):
             for attribute, names in self.attributes.items()
         ]  # fmt: skip
         specs.append(TaskSpec(LESION, "segmentation", (LESION,), label=f"mask:{LESION}"))
-        return {spec.name: spec for spec in specs}
+        return self.with_colours(*specs)
 
     @classmethod
     def draw(

@@ -22,7 +22,7 @@ import numpy as np
 from mtl.core.errors import ConfigError, DataError, unknown
 from mtl.core.family import CheckReport, DataFamily
 from mtl.core.registry import SOURCES
-from mtl.core.task import TaskSpec
+from mtl.core.task import Colour, TaskSpec
 from mtl.core.types import REGION, Objects, Record, Sample
 from mtl.data.families.folders import check_usable, find_sets_root
 from mtl.data.families.tiger.coco import Listed
@@ -79,6 +79,9 @@ class Tiger(DataFamily):
 
     object_classes: ClassVar[tuple[str, ...]] = (LYMPHOCYTE,)
     microns: ClassVar[bool] = True
+    colours: ClassVar[dict[str, Colour]] = {  # what stands out from haematoxylin and eosin
+        "tumor": (213, 94, 0), "stroma": (0, 158, 115), "other": (86, 180, 233), "lymphocyte": (255, 235, 0),
+    }  # fmt: skip
 
     def __init__(
         self,
@@ -127,7 +130,7 @@ class Tiger(DataFamily):
         specs = [TaskSpec(TISSUE, "segmentation", tuple(self._tissue), label=f"mask:{TISSUE}", multilabel=False)]
         if CELLS in (self.sets or SETS):
             specs.append(TaskSpec(CELLS, "points", self.object_classes, members=((LYMPHOCYTE,),)))
-        return {spec.name: spec for spec in specs}
+        return self.with_colours(*specs)
 
     @classmethod
     def draw(

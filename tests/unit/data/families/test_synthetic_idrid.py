@@ -165,7 +165,7 @@ def test_wrong_settings(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="at least 4 photographs"):
         draw_idrid(tmp_path / "out", 3, 1, 0)
     settings = {"patients": 2, "fields": 2, "seed": 0, "width": None, "overwrite": False}
-    with pytest.raises(ConfigError, match="`kind` chooses what experts drew on smears"):
+    with pytest.raises(ConfigError, match="`kind` chooses among variants of a layout; retinal photographs have one"):
         Idrid.draw(tmp_path / "out", kind="points", **settings)
 
 

@@ -108,7 +108,7 @@ def test_a_misnamed_label_file_is_taken_with_a_note(case: Path, caplog: pytest.L
     assert len(family.records()) == 8 and "W39_1998.09.19_Segm.nii.gz" in caplog.text
     # Two candidates are none.
     shutil.copyfile(case / "W39_1998.09.19_Segm.nii.gz", case / "other_seg_2.nii.gz")
-    assert read_case(case)[0].seg is None
+    assert read_case(case, Brain.volume_endings, Brain.label_endings)[0].seg is None
 
 
 def test_names_of_2023_and_plain_nifti(case: Path) -> None:

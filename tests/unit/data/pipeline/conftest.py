@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 from data_fakes import FakeFamily
-from tiger_tools import draw_folder
 
 from mtl.imaging.geometry import Geometry
 from mtl.imaging.preprocessing import Preprocessing
@@ -24,9 +23,3 @@ def stretch() -> Preprocessing:
 @pytest.fixture
 def tiles() -> Preprocessing:
     return Preprocessing(Geometry("tiles", (64, 64), scale=1.0, overlap=32, fill=7))
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Regions in the layout of TIGER, with every case of labels."""
-    return draw_folder(tmp_path)

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from mtl.core.task import TaskSpec
-from mtl.drawing.palette import CLASS_COLOURS
 from mtl.report import grid
 from mtl.report.grid import COLUMNS, GAP, draw_grid, tint, wants_grid
 
@@ -15,9 +14,11 @@ LESIONS = {
     "lesions_ma": "microaneurysms", "lesions_he": "haemorrhages", "lesions_ex": "hard_exudates", "lesions_se": "soft_exudates",
     "optic_disc": "optic_disc",
 }  # fmt: skip
+COLOURS = ((0, 255, 255), (255, 0, 255), (182, 245, 0), (0, 255, 0), (255, 11, 85))
+COLOUR_OF = dict(zip(LESIONS.values(), COLOURS, strict=True))
 SPECS = {
     "grade": TaskSpec("grade", "classification", ("no_dr", "mild_npdr"), ordinal=True),
-    **{task: TaskSpec(task, "segmentation", (name,)) for task, name in LESIONS.items()},
+    **{task: TaskSpec(task, "segmentation", (name,), colours=(COLOUR_OF[name],)) for task, name in LESIONS.items()},
 }
 SIZE = (64, 96)
 IMAGE = np.full((*SIZE, 3), 100, np.uint8)
@@ -48,7 +49,7 @@ def scene() -> tuple[dict[str, Any], dict[str, Any]]:
 
 def share_of(panel: np.ndarray, task: str) -> float:
     """Share of a panel's picture in the tint of a class."""
-    tinted = np.rint(100 * 0.3 + np.array(CLASS_COLOURS[LESIONS[task]]) * 0.7)
+    tinted = np.rint(100 * 0.3 + np.array(COLOUR_OF[LESIONS[task]]) * 0.7)
     return float((np.abs(panel[-160:].astype(int) - tinted) <= 1).all(axis=2).mean())
 
 
@@ -99,7 +100,7 @@ def test_words_say_what_is_known(monkeypatch: Any) -> None:
 
 def test_points_get_panels_and_channels_of_one_task_too() -> None:
     specs = {
-        "lesions": TaskSpec("lesions", "segmentation", tuple(LESIONS.values())),
+        "lesions": TaskSpec("lesions", "segmentation", tuple(LESIONS.values()), colours=COLOURS),
         "landmarks": TaskSpec("landmarks", "heatmap", ("optic_disc_centre", "fovea")),
     }
     masks = np.concatenate([square(8 * n, 8 * n, 10) for n in range(5)])

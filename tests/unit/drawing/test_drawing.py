@@ -9,13 +9,16 @@ import numpy as np
 from mtl.core.task import TaskSpec
 from mtl.core.types import Window
 from mtl.drawing.paint import paint, paint_heat, with_legend
-from mtl.drawing.palette import CLASS_COLOURS, MASK_COLOUR, PEAK_COLOUR
+from mtl.drawing.palette import PALETTE, PEAK_COLOUR
 from mtl.inference.pictures import draw_case, layers_of, overlay
 from mtl.inference.predictor import Prediction
 
+RED, BLUE, GREEN, CYAN = (225, 25, 25), (30, 90, 245), (20, 150, 70), (0, 255, 255)
 SPECS = {
-    "detection": TaskSpec("detection", "detection", ("Infected", "Healthy", "WBC")),
-    "mask": TaskSpec("mask", "segmentation", ("cell",)),
+    "detection": TaskSpec(
+        "detection", "detection", ("Infected", "Healthy", "WBC"), colours=(RED, BLUE, None), unremarkable=("Healthy",)
+    ),
+    "mask": TaskSpec("mask", "segmentation", ("cell",), colours=(GREEN,)),
     "grade": TaskSpec("grade", "segmentation", ("background", "tumour"), multilabel=False),
     "heatmap": TaskSpec("heatmap", "heatmap", ("Infected",)),
 }
@@ -35,10 +38,10 @@ def coloured(picture: np.ndarray, colour: tuple[int, int, int], tolerance: int =
 
 def test_boxes_land_where_they_are_in_the_colour_of_their_class() -> None:
     picture = paint(GREY, layers_of(TRUTH, SPECS, (100, 200)))
-    red = coloured(picture, CLASS_COLOURS["Infected"])
+    red = coloured(picture, RED)
     # Twice the size of the raster that the boxes are given in; a pixel or two of line width.
     assert np.abs(red.min(0) - 20).max() <= 2 and np.abs(red.max(0) - 60).max() <= 2
-    assert len(coloured(picture, CLASS_COLOURS["Healthy"])) and not len(coloured(picture, CLASS_COLOURS["WBC"]))
+    assert len(coloured(picture, BLUE)) and not len(coloured(picture, PALETTE[0]))
     assert (GREY == 128).all()
 
 
@@ -78,10 +81,8 @@ def test_heat_covers_its_own_cells_and_its_peak_is_ringed() -> None:
 def test_case_draws_annotations_and_predictions_above_the_threshold() -> None:
     truth = draw_case(GREY, TRUTH, SPECS, (100, 200))
     prediction = draw_case(GREY, PREDICTION, SPECS, (100, 200), {"detection": {"score": 0.5}})
-    blue = CLASS_COLOURS["Healthy"]
-    assert len(coloured(truth[:200], blue)) > len(coloured(prediction[:200], blue)) > 0
-    red = CLASS_COLOURS["Infected"]
-    assert len(coloured(truth[:200], red)) == len(coloured(prediction[:200], red)) > 0
+    assert len(coloured(truth[:200], BLUE)) > len(coloured(prediction[:200], BLUE)) > 0
+    assert len(coloured(truth[:200], RED)) == len(coloured(prediction[:200], RED)) > 0
     assert truth.shape[0] > 200 and truth.shape[1] == 400
 
 
@@ -111,18 +112,18 @@ def test_masks_of_several_tasks_differ_in_colour_and_name() -> None:
     specs = {name: TaskSpec(name, "segmentation", (f"{name}_class",)) for name in ("first", "second", "third")}
     layers = layers_of({name: one(name) for name in specs}, specs, (100, 200))
     colours = [colour for colour, _ in layers.legend]
-    assert len(set(colours)) == 3 and MASK_COLOUR not in colours
+    assert len(set(colours)) == 3 and set(colours) <= set(PALETTE)
     picture = paint(GREY, layers)
     for place, colour in enumerate(colours):
         found = coloured(picture, colour, tolerance=45)  # thin lines are smoothed
         assert len(found) and (found[:, 1] // 120 == place).all()
     assert [text for _, text in layers.legend] == [f"{name}_class area 4.5 %" for name in specs]
     # One mask alone keeps its colour; the same class in two tasks is told apart by their names.
-    assert layers_of({"first": one("first")}, specs, (100, 200)).legend[0][0] == MASK_COLOUR
-    twins = {name: TaskSpec(name, "segmentation", ("microaneurysms",)) for name in ("first", "second")}
+    assert [layers_of({name: one(name)}, specs, (100, 200)).legend[0][0] for name in specs] == colours
+    twins = {name: TaskSpec(name, "segmentation", ("microaneurysms",), colours=(CYAN,)) for name in ("first", "second")}
     legend = layers_of({name: one(name) for name in twins}, twins, (100, 200)).legend
     assert [text for _, text in legend] == ["first microaneurysms area 4.5 %", "second microaneurysms area 4.5 %"]
-    assert legend[0][0] == CLASS_COLOURS["microaneurysms"] == (0, 255, 255)
+    assert legend[0][0] == legend[1][0] == CYAN
 
 
 def test_small_areas_are_not_called_zero() -> None:
@@ -148,7 +149,7 @@ def test_what_was_cut_off_leaves_masks_and_heat_in_their_places() -> None:
     }  # fmt: skip
     prediction = Prediction(CUT, {task: SPECS[task] for task in tasks}, {}, tasks)
     picture = overlay(GREY, prediction)[:200]
-    rim = coloured(picture[:, :400], MASK_COLOUR, tolerance=60)
+    rim = coloured(picture[:, :400], GREEN, tolerance=60)
     assert np.abs(rim.min(0) - [70, 180]).max() <= 1 and np.abs(rim.max(0) - [89, 219]).max() <= 1
     glow = picture[:, 408:].astype(int).sum(2)
     hottest = np.unravel_index(

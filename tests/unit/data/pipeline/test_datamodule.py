@@ -13,7 +13,7 @@ from mtl.core.errors import ConfigError, DataError
 from mtl.data.pipeline.datamodule import MultiTaskDataModule
 from mtl.data.pipeline.splits import load_split
 
-DEFAULT = Path(__file__).parents[3] / "configs" / "data" / "default.yaml"
+DEFAULT = Path(__file__).parents[4] / "configs" / "data" / "default.yaml"
 
 
 def make(family, preprocessing, tasks=None, seed=0, rank=None, epoch=0, **groups) -> MultiTaskDataModule:

@@ -10,10 +10,10 @@ from PIL import Image
 from mtl.core.types import Objects, Sample
 from mtl.data.families.idrid.family import Idrid
 from mtl.data.families.malaria.cells import MalariaCells
-from mtl.data.families.malaria.smears import Malaria
+from mtl.data.families.malaria.smears import Malaria, parasitemia
 from mtl.imaging.geometry import Geometry
 from mtl.imaging.preprocessing import Preprocessing
-from mtl.report.data_pages import parasitemia, plot, show_samples, write_stats
+from mtl.report.data_pages import class_colours, plot, show_samples, write_stats
 
 AS_STORED = Preprocessing(Geometry())
 
@@ -65,7 +65,7 @@ def test_outlines_are_drawn_where_the_objects_are() -> None:
     square = np.asarray([[100, 50], [200, 50], [200, 150], [100, 150]], np.float32)
     objects = Objects([square], np.zeros(1, np.int64), square.mean(0)[None], np.zeros(1, bool))
     sample = Sample(np.full((400, 800, 3), 255, np.uint8), "s", "g", "test", objects=objects)
-    figure = plot(sample, ("Infected",))
+    figure = plot(sample, ("Infected",), Malaria.colours)
     axes = figure.axes[0]
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -99,7 +99,9 @@ def test_masks_are_drawn_where_they_lie(retinas: Path, tmp_path: Path) -> None:
     disc = sample.masks["optic_disc"] > 0
     tiny = np.zeros_like(disc)
     tiny[3, 5] = True
-    figure = plot(sample, (), regions={"optic_disc": disc, "microaneurysms": tiny, "fovea": np.zeros_like(disc)})
+    figure = plot(
+        sample, (), class_colours(family), regions={"optic_disc": disc, "microaneurysms": tiny, "fovea": np.zeros_like(disc)}
+    )
     picture = figure.axes[0].get_images()[0].get_array()
     red, cyan = picture[..., 0] > 60, (picture[..., 2] > 150) & (picture[..., 0] < 40)
     assert red[disc].all() and not red[~disc].any()
