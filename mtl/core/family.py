@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
 from mtl.core.errors import ConfigError
+from mtl.core.memo import Memo
 from mtl.core.task import TaskSpec
 from mtl.core.types import Record, Sample
 
@@ -32,6 +34,12 @@ class DataFamily(ABC):
 
     object_classes: ClassVar[tuple[str, ...]] = ()
     microns: ClassVar[bool] = False  # the reference pixel is a micron; networks for such data can be used on slides
+    memo_folder: Path | None = None  # the folder of the image cache, where there is one: a family may remember things there
+
+    @cached_property
+    def memo(self) -> Memo:
+        """What was found out about the files of this data set, by this run or an earlier one."""
+        return Memo(self.memo_folder, self.locate())
 
     @property
     def channels(self) -> int:

@@ -27,7 +27,7 @@ def write_run_report(evaluation: Evaluation, metrics: dict[str, Any], folder: Pa
     """Write the report of an evaluation into `folder`, with the training curves of the run it belongs to."""
     from mtl.evaluation.results import separation
 
-    config = evaluation.loaded.config
+    plan = evaluation.plan
     history, _ = read_history(run_dir / "metrics.csv")
     environment = _read(run_dir / "environment.json")
     content = ReportContent(
@@ -38,10 +38,10 @@ def write_run_report(evaluation: Evaluation, metrics: dict[str, Any], folder: Pa
         history=run_dir / "metrics.csv",
         best_epoch=float(evaluation.loaded.epoch),
         best_stage=evaluation.loaded.stage,
-        kept_apart=separation(config["data"]),
+        kept_apart=separation(plan.config.data),
         split_sizes=_split_sizes(evaluation),
         cases=_cases(evaluation),
-        config=config,
+        config=plan.to_dict(),
         environment=environment,
     )
     return write_report(folder, content)

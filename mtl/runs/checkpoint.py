@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 
-from mtl.core.errors import CheckpointError, TrainingError
+from mtl.config.load import stored_config
+from mtl.config.schema import RunConfig
+from mtl.core.errors import CheckpointError, ConfigError, TrainingError
 
 # Version of the entry `mtl` of a checkpoint; a file with a higher one was written by a newer release.
 FORMAT = 1
@@ -104,6 +106,18 @@ def read_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
             f"`{path}` has format {about['format']}; this release reads up to {FORMAT}. Update it with `pip install -U mtl`."
         )
     return content
+
+
+def config_of(about: dict[str, Any], path: str | os.PathLike[str]) -> RunConfig:
+    """Return the run configuration in the entry `mtl` of a checkpoint.
+
+    Raises:
+        CheckpointError: Another release wrote it, or it was edited.
+    """
+    try:
+        return stored_config(about["config"], os.fspath(path))
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def _what_it_is(content: dict[str, Any]) -> str:

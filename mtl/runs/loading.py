@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from mtl.config.schema import RunConfig
 from mtl.core.errors import CheckpointError, ConfigError
 from mtl.model import MultiTaskModel
-from mtl.runs.checkpoint import read_checkpoint
-
-if TYPE_CHECKING:
-    pass
+from mtl.runs.checkpoint import config_of, read_checkpoint
 
 MODEL_PREFIX = "model."
 PRETRAINING_NOTE = (
@@ -28,7 +26,7 @@ class LoadedModel:
 
     Attributes:
         model: On the device, in eval mode.
-        config: The plain run configuration it was trained with.
+        config: The run configuration it was trained with.
         thresholds: By task; chosen on validation.
         split: Rows of the training run's split: sample id, group, source, split, content hash.
         path: The checkpoint file.
@@ -39,7 +37,7 @@ class LoadedModel:
     """
 
     model: MultiTaskModel
-    config: dict[str, Any]
+    config: RunConfig
     thresholds: dict[str, dict[str, float]]
     split: list[dict[str, str]]
     path: Path
@@ -68,12 +66,13 @@ def load_model(checkpoint: str | Path, device: str = "auto") -> LoadedModel:
         if key not in about
     ]:
         raise CheckpointError(f"`{path}` lacks {', '.join(missing)}. Expected a checkpoint as training wrote it.")
+    config = config_of(about, path)
     model = MultiTaskModel.from_config(about["model"], load_weights=False)
     hint = "The file was edited or belongs to another release; train again or use the release that wrote it."
     load_state(model, content["state_dict"], f"`{path}` does not fit the model it describes", hint)
     model = model.to(pick_device(device)).eval()
     return LoadedModel(
-        model, about["config"], about["thresholds"], about["split"], path, about["epoch"], about["thresholds_source"],
+        model, config, about["thresholds"], about["split"], path, about["epoch"], about["thresholds_source"],
         about["pretraining"], about.get("stage", ""),
     )  # fmt: skip
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from mtl.config.keys import ALLOWED
-from mtl.config.load import check_run_config
+from mtl.config.plan import Plan
 from mtl.core.errors import ConfigError
 
 
-def resumed_config(run_dir: str, overrides: list[str]) -> dict[str, Any]:
-    """Read the configuration of a run and mark it as resumed.
+def resumed_plan(run_dir: str, overrides: list[str]) -> Plan:
+    """Read the configuration of a run and plan how it goes on.
 
     Args:
         run_dir: Directory of the run.
@@ -47,4 +46,4 @@ def resumed_config(run_dir: str, overrides: list[str]) -> dict[str, Any]:
             section = section[parent]
         section[last] = yaml.safe_load(value)
     config["resume"] = run_dir
-    return check_run_config(config)
+    return Plan.from_config(config)

@@ -430,7 +430,7 @@ def test_optimizers(name: str) -> None:
 
     def observe(config: dict[str, Any]) -> Any:
         model = Stub()
-        optimizer = build_optimizer(split_parts(model), config)
+        optimizer = build_optimizer(split_parts(model), OptimizerConfig(**config))
         x = torch.randn(8, 4, generator=torch.Generator().manual_seed(9))
         for _ in range(3):
             optimizer.zero_grad()
