@@ -52,8 +52,8 @@ def run(words: list[str]) -> int:
     if problems := [*problems, *found, *in_data]:
         raise ConfigError(problems)
     config = DataToolConfig.model_validate({**values, "data": data})
-    tools = {"check": _check, "stats": _stats, "show": _show, "prepare": _prepare}
-    return tools[tool](config, DataConfig.model_validate(data))
+    carry_out = {"check": _check, "stats": _stats, "show": _show, "prepare": _prepare}[tool]
+    return carry_out(config, DataConfig.model_validate(data))
 
 
 def _synth(family: str, settings: dict[str, Any]) -> int:

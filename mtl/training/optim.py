@@ -77,7 +77,7 @@ def build_optimizer(parts: Parts, config: OptimizerConfig, inactive: Iterable[st
     if not groups:
         raise ConfigError("Nothing to train: every parameter is frozen. Unfreeze the backbone, add adapters or select a head.")
     check_groups(groups, parts)
-    defaults = {"lr": config.lr, "weight_decay": config.weight_decay}
+    defaults: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
     try:
         return OPTIMIZERS[config.name](groups, **defaults, **config.options)
     except (TypeError, ValueError) as error:

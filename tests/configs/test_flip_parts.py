@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mtl.config.compose import choices, configs_folder
 from mtl.config.load import NECK_KEYS, kind_of
+from mtl.config.schema import OptimizerConfig
 from mtl.core.registry import ADAPTERS, BALANCERS, ENCODERS, HEADS, LOSSES, NECKS, SCHEDULERS
 from mtl.core.task import TaskSpec
 from mtl.data.pipeline.targets import OBJECT_KINDS
@@ -415,7 +416,7 @@ SCHEDULER_TABLES = {
 @pytest.mark.parametrize("name", choices("scheduler"))
 def test_schedulers(name: str) -> None:
     def observe(config: dict[str, Any]) -> Any:
-        return schedule(config, build_optimizer(split_parts(Stub()), OPTIMIZER))
+        return schedule(config, build_optimizer(split_parts(Stub()), OptimizerConfig(**OPTIMIZER)))
 
     config = read("scheduler", name)
     assert dead_keys(observe, config, part_flips(SCHEDULERS, config, SCHEDULER_TABLES.get(name, {}))) == []
@@ -426,7 +427,7 @@ OPTIONS = {"adam": {"betas": [0.5, 0.9]}, "adamw": {"betas": [0.5, 0.9]}, "sgd":
 
 @pytest.mark.parametrize("name", choices("optimizer"))
 def test_optimizers(name: str) -> None:
-    from mtl.config.schema import OptimizerConfig, OptimizerPartConfig
+    from mtl.config.schema import OptimizerPartConfig
 
     def observe(config: dict[str, Any]) -> Any:
         model = Stub()

@@ -135,7 +135,7 @@ def test_every_group_moves(name: str, options: dict) -> None:
 def rates(config: dict, steps: int, **horizon: object) -> dict[str, list[float]]:
     optimizer = build_optimizer(
         split_parts(Model()),
-        {**CONFIG, "floor": 1e-5, "parts": {"backbone": {"lr": 1e-6}, "head": {"lr": 1e-2, "floor": 1e-3}}},
+        OptimizerConfig(**{**CONFIG, "floor": 1e-5, "parts": {"backbone": {"lr": 1e-6}, "head": {"lr": 1e-2, "floor": 1e-3}}}),
     )
     built = build_scheduler(optimizer, config, **{"total_steps": steps, "steps_per_epoch": 10, **horizon})
     seen: dict[str, list[float]] = {group["name"]: [] for group in optimizer.param_groups}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -41,8 +42,12 @@ def test_other_weights_say_nothing(tmp_path):
     assert seen_before([None], smears_with_test("143C39P4thinF")) == []  # type: ignore[arg-type]
 
 
+def section(finer: str | None) -> Any:
+    return SimpleNamespace(unit="patient", split=SimpleNamespace(val_group_by=finer))
+
+
 def test_a_finer_validation_unit_is_not_called_kept_apart():
-    apart = separation({"group_by": "patient", "split": {"val_group_by": None}})
-    finer = separation({"group_by": "patient", "split": {"val_group_by": "field"}})
+    apart = separation(section(None))
+    finer = separation(section("field"))
     assert apart == "No patient is in two splits: training, selection and test are kept apart by patient."
     assert finer == "No patient of a test image is in training or selection; those two are kept apart by field only."
