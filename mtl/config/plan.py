@@ -64,11 +64,20 @@ class Plan:
         return cls.of_trained(stored_config(values, where))
 
     @classmethod
-    def of_trained(cls, config: RunConfig, root: str | None = None) -> Plan:
-        """Return the plan of a finished run, for its own data or for those in another folder."""
+    def of_trained(cls, config: RunConfig, root: str | None = None, eval_batch_size: int | None = None) -> Plan:
+        """Return the plan of a finished run.
+
+        Args:
+            config: From its checkpoint.
+            root: Folder of other data; None takes its own.
+            eval_batch_size: Windows per step of an evaluation; None takes its own.
+        """
+        data = config.data
+        if eval_batch_size is not None:
+            data = data.model_copy(update={"loader": data.loader.model_copy(update={"eval_batch_size": eval_batch_size})})
         if root is not None:
-            config = config.model_copy(update={"data": config.data.model_copy(update={"root": root})})
-        return cls._of(config, build_family(config.data))
+            data = data.model_copy(update={"root": root})
+        return cls._of(config.model_copy(update={"data": data}), build_family(data))
 
     @classmethod
     def _of(cls, config: RunConfig, family: DataFamily) -> Plan:

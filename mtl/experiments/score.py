@@ -60,8 +60,8 @@ def evaluate(
     loaded = load_model(path, device)
     run_dir = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     root = (data or {}).get("root")
-    plan = Plan.of_trained(loaded.config, root)
-    evaluation = score(loaded, split, batch_size, bootstrap, plan=plan)
+    plan = Plan.of_trained(loaded.config, root, batch_size)
+    evaluation = score(loaded, split, bootstrap, plan=plan)
     folder = Path(output) if output else run_dir / "evaluation" / _result_name(evaluation, root)
     metrics = write_results(evaluation, folder, run_dir, report)
     log.info(result_lines(metrics))
@@ -125,7 +125,6 @@ def score_stages(plan: Plan, run_dir: Path, device: str, datamodule: MultiTaskDa
 def score(
     loaded: LoadedModel,
     split: str,
-    batch_size: int | None = None,
     bootstrap: int | None = None,
     cases: int | None = None,
     plan: Plan | None = None,
@@ -140,7 +139,7 @@ def score(
     """
     plan = plan or Plan.of_trained(loaded.config)
     model, settings = loaded.model, plan.config.evaluation
-    datamodule = datamodule or MultiTaskDataModule.from_plan(plan, model.specs, model.preprocessing, batch_size)
+    datamodule = datamodule or MultiTaskDataModule.from_plan(plan, model.specs, model.preprocessing)
     split, notes = _choose_split(datamodule, loaded, split)
     if seen := loaded.pretraining:
         notes.append(PRETRAINING_NOTE.format(count=len(seen), names=", ".join(seen[:5])))

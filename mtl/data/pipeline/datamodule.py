@@ -79,22 +79,10 @@ class MultiTaskDataModule(pl.LightningDataModule):
         self._finished_epochs = 0
 
     @classmethod
-    def from_plan(
-        cls, plan: Plan, specs: dict[str, TaskSpec], preprocessing: Preprocessing, eval_batch_size: int | None = None
-    ) -> MultiTaskDataModule:
-        """Return the data module of a run; all of one plan share its index.
-
-        Args:
-            plan: Of the run.
-            specs: Of its tasks, as the network knows them.
-            preprocessing: Of the network.
-            eval_batch_size: Windows per evaluation step; None takes those of the plan.
-        """
-        data = plan.config.data
-        if eval_batch_size is not None:
-            loader = data.loader.model_copy(update={"eval_batch_size": eval_batch_size})
-            data = data.model_copy(update={"loader": loader})
-        return cls(plan.family, specs, preprocessing, data, plan.config.tasks, plan.config.seed, plan.records)
+    def from_plan(cls, plan: Plan, specs: dict[str, TaskSpec], preprocessing: Preprocessing) -> MultiTaskDataModule:
+        """Return the data module of a run for its network; all of one plan share its index."""
+        config = plan.config
+        return cls(plan.family, specs, preprocessing, config.data, config.tasks, config.seed, plan.records)
 
     def for_stage(
         self, tasks: Sequence[str], sources: tuple[str, ...] | None, loader: LoaderConfig, seed: int

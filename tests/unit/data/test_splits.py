@@ -146,7 +146,7 @@ def test_official_training_copies_of_test_images_are_left_out():
     split = make_split([*records, *copies], split_config(scheme="official", ratios=[0.8, 0.2, 0.1]))
     assert {split[copy.sample_id] for copy in copies} == {"left_out"}
     assert {name: value for name, value in split.items() if not name.startswith("copy_")} == make_split(
-        records, {"scheme": "official", "ratios": [0.8, 0.2, 0.1]}
+        records, split_config(scheme="official", ratios=[0.8, 0.2, 0.1])
     )
 
 
