@@ -6,13 +6,14 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mtl.core.files import write_text
 
 FORMAT = 1
+Answer = TypeVar("Answer")
 
 
 class Memo:
@@ -33,39 +34,38 @@ class Memo:
         self._entries: dict[str, Any] | None = None
         self._new: dict[str, Any] = {}
 
-    def recall(self, question: str, files: Sequence[str | Path]) -> Any:
-        """Return the answer to a question about files; None where there is none or a file has changed.
+    def answer(
+        self, question: str, files: Sequence[str | Path], find: Callable[[], Answer], valid: Callable[[Any], bool]
+    ) -> Answer:
+        """Return the answer to a question about files: the remembered one, or a new one, which is remembered.
 
         Args:
-            question: What was asked, with every setting that the answer depends on.
-            files: What it was asked about, in this order.
+            question: What is asked, with every setting that the answer depends on.
+            files: What it is asked about, in this order.
+            find: Finds the answer, a plain value.
+            valid: Tells whether a remembered value can be an answer at all.
 
         Raises:
             OSError: A file does not exist.
         """
-        entry = self._known().get(self._key(question, files))
-        if not isinstance(entry, dict) or entry.get("state") != _state(files):
-            return None
-        return entry.get("answer")
-
-    def keep(self, question: str, files: Sequence[str | Path], answer: Any) -> None:
-        """Remember an answer of plain values; `save` writes it."""
-        entry = {self._key(question, files): {"state": _state(files), "answer": answer}}
-        self._known().update(entry)
-        self._new |= entry
+        key, state = self._key(question, files), _state(files)  # before reading: who changes a file meanwhile voids the answer
+        if self._entries is None:
+            self._entries = self._read()
+        entry = self._entries.get(key)
+        if isinstance(entry, dict) and entry.get("state") == state and valid(entry.get("answer")):
+            known: Answer = entry["answer"]
+            return known
+        found = find()
+        self._entries[key] = self._new[key] = {"state": state, "answer": found}
+        return found
 
     def save(self) -> None:
-        """Write what is new, together with what other processes have written meanwhile."""
+        """Write new answers, together with what other processes have written meanwhile."""
         if self.path is None or not self._new:
             return
         with contextlib.suppress(OSError):  # only a convenience: without it the next run asks again
             write_text(self.path, json.dumps({"format": FORMAT, "entries": {**self._read(), **self._new}}))
         self._new = {}
-
-    def _known(self) -> dict[str, Any]:
-        if self._entries is None:
-            self._entries = self._read()
-        return self._entries
 
     def _read(self) -> dict[str, Any]:
         try:

@@ -58,20 +58,17 @@ def near_duplicates(
         DataError: A file is missing or no image.
     """
     files = [Path(path) for path in paths]
+    search = partial(_search, files, threshold, disc, box, mirrored, workers)
     if memo is None or not files:
-        return _search(files, threshold, disc, box, mirrored, workers)
+        return search()
     where = None if box is None else f"{box.__module__}.{box.__qualname__}"
     question = f"copies, search {FORMAT}, threshold {threshold}, disc {disc}, box {where}, mirrored {mirrored}"
     try:
-        known = memo.recall(question, files)
+        clusters = memo.answer(question, files, search, partial(_is_clustering, count=len(files)))
     except OSError as error:
         raise DataError(f"{error.filename}: there is no such image.") from error
-    if _is_clustering(known, len(files)):
-        return list(known)
-    found = _search(files, threshold, disc, box, mirrored, workers)
-    memo.keep(question, files, found)
     memo.save()
-    return found
+    return clusters
 
 
 def _is_clustering(value: Any, count: int) -> bool:

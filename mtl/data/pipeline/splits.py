@@ -12,6 +12,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -301,11 +302,9 @@ def hash_records(records: list[Record], memo: Memo | None = None) -> list[Record
     """
     found: dict[str, str] = {}
     for path in dict.fromkeys(record.path for record in records):
+        find = partial(file_hash, path)
         try:
-            known = memo.recall(HASH, [path]) if memo else None
-            found[path] = known if isinstance(known, str) else file_hash(path)
-            if memo and found[path] != known:
-                memo.keep(HASH, [path], found[path])
+            found[path] = memo.answer(HASH, [path], find, lambda value: isinstance(value, str)) if memo else find()
         except OSError as error:
             raise DataError(f"Image `{path}` cannot be read: {error.strerror}. Run `mtl data check`.") from error
     if memo:
