@@ -73,29 +73,29 @@ def measure(options: argparse.Namespace, overrides: list[str], folder: Path) -> 
     import benchmark_processes as processes
     import benchmark_steps as steps
 
-    from mtl.config.load import load_run_config
+    from mtl.config.plan import Plan
 
     overrides = [*overrides, f"paths.output_root={folder / 'runs'}", f"data.cache.folder={folder / 'cache'}"]
-    config = load_run_config(overrides)
-    if config["data"].get("root") is None:
-        root = steps.draw_images(config, folder / "images", options.images, options.width)
-        config["data"]["root"] = str(root)
+    plan = Plan.from_words(overrides)
+    if plan.config.data.part.get("root") is None:
+        root = steps.draw_images(plan.config.data.name, folder / "images", options.images, options.width)
         overrides.append(f"data.root={root}")
+        plan = Plan.from_words(overrides)
     repetitions = options.repetitions
     measures: dict[str, Callable[[], list[Row]]] = {
-        "step": lambda: steps.step_rows(config, folder, repetitions),
-        "parts": lambda: steps.part_rows(config, max(3, repetitions // 2)),
-        "loading": lambda: steps.loading_rows(config, folder),
+        "step": lambda: steps.step_rows(plan, folder, repetitions),
+        "parts": lambda: steps.part_rows(plan, max(3, repetitions // 2)),
+        "loading": lambda: steps.loading_rows(plan, folder),
         "memory": lambda: processes.memory_rows(overrides),
-        "variants": lambda: steps.variant_rows(config, max(3, repetitions // 2)),
-        "epoch": lambda: steps.epoch_rows(config, folder),
+        "variants": lambda: steps.variant_rows(plan, max(3, repetitions // 2)),
+        "epoch": lambda: steps.epoch_rows(plan, folder),
         "startup": lambda: processes.startup_rows(overrides, folder),
     }
     rows: list[Row] = []
     for section in options.sections:
         print(f"measuring: {section}", file=sys.stderr, flush=True)
         rows += measures[section]()
-    return {"environment": steps.describe(config, options.threads), "rows": [row.to_dict() for row in rows]}
+    return {"environment": steps.describe(plan.config, options.threads), "rows": [row.to_dict() for row in rows]}
 
 
 def quiet_environment(threads: int) -> None:

@@ -35,11 +35,11 @@ def stop(module, *arguments):
     os._exit(0)
 
 train = mtl.cli.train._train
-def hooked(config):
-    mtl.cli.train.build_family(config["data"]).locate()
+def hooked(plan):
+    plan.family.locate()
     from mtl.training.module import MultiTaskModule
     MultiTaskModule.on_train_batch_end = stop
-    return train(config)
+    return train(plan)
 
 mtl.cli.train._train = hooked
 mtl.cli.main.main("train")
@@ -70,15 +70,15 @@ def measure_memory(overrides: list[str]) -> dict[str, Any]:
     import benchmark_steps as steps
     import torch
 
-    from mtl.config.load import load_run_config
+    from mtl.config.plan import Plan
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    config = load_run_config(overrides)
-    device = steps.device_of(config)
-    module = steps.build_module(config)
+    plan = Plan.from_words(overrides)
+    device = steps.device_of(plan.config)
+    module = steps.build_module(plan)
     module.model.to(device)
-    batch = steps.first_batch(config, module.model).to(device)
-    step = steps.bare_step(config, module)
+    batch = steps.first_batch(plan, module.model).to(device)
+    step = steps.bare_step(plan.config, module)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated() / 2**20

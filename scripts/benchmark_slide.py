@@ -28,6 +28,8 @@ sys.path[:0] = [str(HERE.parent), str(HERE)]  # this checkout, and the modules b
 from benchmark_processes import child_environment, peak_memory, resident_memory  # noqa: E402
 from benchmark_rows import Row, markdown, write_section  # noqa: E402
 
+from mtl.config.plan import Plan  # noqa: E402
+
 DEFAULTS = {"task": "tiger_mtl"}
 
 
@@ -69,10 +71,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Draw what is missing, predict in another process and turn its figures into rows."""
     import benchmark_steps as steps
 
-    from mtl.config.load import load_run_config
-
     given = {word.partition("=")[0].lstrip("+~") for word in options.overrides}
-    config = load_run_config([*(f"{k}={v}" for k, v in DEFAULTS.items() if k not in given), *options.overrides])
+    plan = Plan.from_words([*(f"{k}={v}" for k, v in DEFAULTS.items() if k not in given), *options.overrides])
     rows, slide = [], options.slide
     if slide is None:
         slide = folder / "images" / f"{options.size[0]}x{options.size[1]}.tif"
@@ -82,12 +82,12 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     words = [*options.predict]
     if mask.is_file() and not options.no_mask:
         words.append(f"slide.tissue_masks={mask.parent}")
-    build_checkpoint(config, slide, folder / "untrained.ckpt", options.density)
+    build_checkpoint(plan, slide, folder / "untrained.ckpt", options.density)
     words = [f"checkpoint={folder / 'untrained.ckpt'}", f"source={slide}", f"output={folder / 'results'}", *words]
     found = call(["--measure", str(options.limit or 0), *words])
     summary = json.loads((folder / "results" / slide.stem / "til-score.json").read_text(encoding="utf-8"))
     rows += rows_of(found, summary, folder / "results" / slide.stem)
-    return {"environment": steps.describe(config, options.threads), "rows": [row.to_dict() for row in rows]}
+    return {"environment": steps.describe(plan.config, options.threads), "rows": [row.to_dict() for row in rows]}
 
 
 def rows_of(found: dict[str, float], summary: dict[str, Any], results: Path) -> list[Row]:
@@ -111,11 +111,11 @@ def rows_of(found: dict[str, float], summary: dict[str, Any], results: Path) -> 
     ]
 
 
-def build_checkpoint(config: dict[str, Any], slide: Path, path: Path, density: float) -> None:
+def build_checkpoint(plan: Plan, slide: Path, path: Path, density: float) -> None:
     """Write a checkpoint of an untrained network that reports all tissues, and about as many cells as a real slide has.
 
     Args:
-        config: A run configuration.
+        plan: Of a run.
         slide: The middle of it decides.
         path: The file.
         density: Cells per square millimetre.
@@ -130,7 +130,7 @@ def build_checkpoint(config: dict[str, Any], slide: Path, path: Path, density: f
     from mtl.runs.stored import FORMAT
 
     torch.manual_seed(0)
-    model = build_model(config, load_weights=False).eval()
+    model = build_model(plan, load_weights=False).eval()
     side = 2 * model.preprocessing.geometry.size[0]
     with open_slide(slide) as file:
         high, wide = (min(side, length) for length in file.size)
@@ -158,7 +158,7 @@ def build_checkpoint(config: dict[str, Any], slide: Path, path: Path, density: f
             head.bias += float(np.log(floor / (1 - floor)) - found[min(len(found) - 1, round(density * high * wide / 16e6))])
         threshold = round(1.5 * floor, 6)
     about = {
-        "format": FORMAT, "config": config, "model": model.to_config(), "thresholds_source": "none", "split": [],
+        "format": FORMAT, "config": plan.to_dict(), "model": model.to_config(), "thresholds_source": "none", "split": [],
         "thresholds": {"cells": {"score": threshold}}, "pretraining": [], "epoch": 0,
     }  # fmt: skip
     save_atomic({"state_dict": {f"model.{name}": value for name, value in model.state_dict().items()}, "mtl": about}, path)

@@ -17,7 +17,8 @@ import torch
 from benchmark_rows import Row, spread
 from torch import Tensor
 
-from mtl.config.load import build_family
+from mtl.config.plan import Plan
+from mtl.config.schema import RunConfig
 from mtl.core.errors import ConfigError
 from mtl.core.task import higher_is_better
 from mtl.core.types import TaskBatch
@@ -36,15 +37,14 @@ TARGET = 1.03
 # -- what is measured ------------------------------------------------------------------------------------------------------
 
 
-def draw_images(config: dict[str, Any], folder: Path, images: int, width: int) -> Path:
-    """Draw a data set of the suite's family.
+def draw_images(family: str, folder: Path, images: int, width: int) -> Path:
+    """Draw a data set of a family.
 
     Raises:
         ConfigError: There is no generator for the family.
     """
     from mtl.data.families.malaria.generator import draw_malaria, draw_malaria_cells
 
-    family = config["data"]["name"]
     if family == "malaria":
         draw_malaria(folder, patients=max(4, images // 2), fields=2, seed=0, width=width)
     elif family == "malaria_cells":
@@ -54,37 +54,46 @@ def draw_images(config: dict[str, Any], folder: Path, images: int, width: int) -
     return folder
 
 
-def device_of(config: dict[str, Any]) -> torch.device:
+def device_of(config: RunConfig) -> torch.device:
     """Return the device that the Trainer would use."""
-    wanted = config["trainer"]["accelerator"]
+    wanted = config.trainer.accelerator
     cuda = wanted in ("gpu", "cuda", "auto") and torch.cuda.is_available()
     return torch.device("cuda" if cuda else "cpu")
 
 
-def build_module(config: dict[str, Any]) -> MultiTaskModule:
+def build_module(plan: Plan) -> MultiTaskModule:
     """Build the module of a run with fixed random weights."""
-    pl.seed_everything(config["seed"], verbose=False)
-    model = build_model(config)
-    return MultiTaskModule(model, build_balancer(config), build_evaluator(config, model.specs), config)
+    pl.seed_everything(plan.config.seed, verbose=False)
+    model, balancer = build_model(plan), build_balancer(plan.config.balancer, plan.config.tasks)
+    return MultiTaskModule(model, balancer, build_evaluator(plan, model.specs), plan)
 
 
-def build_datamodule(config: dict[str, Any], model: MultiTaskModel, cached: bool | None = None) -> MultiTaskDataModule:
+def build_datamodule(plan: Plan, model: MultiTaskModel, cached: bool | None = None) -> MultiTaskDataModule:
     """Build the data module of a run, with the cache on, off or as configured."""
-    data = config["data"]
     if cached is not None:
-        data = {**data, "cache": {**data["cache"], "enabled": cached}}
-    family = build_family(data)
-    return MultiTaskDataModule(family, model.specs, model.preprocessing, data, config["tasks"], config["seed"])
+        plan = changed(plan, {"data": {"cache": {"enabled": cached}}})
+    return MultiTaskDataModule.from_plan(plan, model.specs, model.preprocessing)
 
 
-def first_batch(config: dict[str, Any], model: MultiTaskModel) -> TaskBatch:
+def changed(plan: Plan, values: dict[str, Any]) -> Plan:
+    """Return a plan with other values in its configuration."""
+
+    def merged(before: Any, after: Any) -> Any:
+        if not (isinstance(before, dict) and isinstance(after, dict)):
+            return after
+        return {**before, **{key: merged(before.get(key), value) for key, value in after.items()}}
+
+    return Plan.from_stored(merged(plan.to_dict(), values))
+
+
+def first_batch(plan: Plan, model: MultiTaskModel) -> TaskBatch:
     """Return one training batch."""
-    return next(iter(build_datamodule(config, model).train_dataloader()))
+    return next(iter(build_datamodule(plan, model).train_dataloader()))
 
 
-def mixed(config: dict[str, Any], device: torch.device) -> torch.autocast:
+def mixed(config: RunConfig, device: torch.device) -> torch.autocast:
     """Return the autocast context of the configured precision."""
-    return torch.autocast(device.type, torch.bfloat16, enabled="bf16" in str(config["trainer"]["precision"]))
+    return torch.autocast(device.type, torch.bfloat16, enabled="bf16" in str(config.trainer.precision))
 
 
 def total_loss(model: MultiTaskModel, outputs: dict[str, Any], batch: TaskBatch) -> Tensor:
@@ -96,15 +105,15 @@ def total_loss(model: MultiTaskModel, outputs: dict[str, Any], batch: TaskBatch)
     return torch.stack(terms).sum()
 
 
-def bare_step(config: dict[str, Any], module: MultiTaskModule) -> Callable[[TaskBatch], None]:
+def bare_step(config: RunConfig, module: MultiTaskModule) -> Callable[[TaskBatch], None]:
     """Return a training step as one would write it by hand: no Lightning, no checks, no log."""
     model, device = module.model, next(module.model.parameters()).device
-    settings = {key: config["optimizer"][key] for key in ("lr", "weight_decay")}
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[config["optimizer"]["name"]]
+    own = config.optimizer
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[own.name]
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    optimizer = kind(parameters, **settings, **config["optimizer"]["options"])
-    clip = config["trainer"]["gradient_clip_val"]
-    channels_last = config["runtime"]["channels_last"]
+    optimizer = kind(parameters, lr=own.lr, weight_decay=own.weight_decay, **own.options)
+    clip = config.trainer.gradient_clip_val
+    channels_last = config.runtime.channels_last
     model.train()
 
     def step(batch: TaskBatch) -> None:
@@ -176,22 +185,21 @@ class Relay:
         raise Finished
 
 
-def step_rows(config: dict[str, Any], folder: Path, repetitions: int) -> list[Row]:
+def step_rows(plan: Plan, folder: Path, repetitions: int) -> list[Row]:
     """Compare a training step of the Trainer with a bare PyTorch loop over a copy of the same model and the same batch."""
-    module = build_module(config)
-    device = device_of(config)
-    batch = first_batch(config, module.model)
+    module = build_module(plan)
+    device = device_of(plan.config)
+    batch = first_batch(plan, module.model)
     twin = copy.deepcopy(module)
     twin.model.to(device)
-    relay = Relay(batch, bare_step(config, twin), device, repetitions, block=10 if device.type == "cuda" else 1)
+    relay = Relay(batch, bare_step(plan.config, twin), device, repetitions, block=10 if device.type == "cuda" else 1)
     run_dir = folder / "step"
     run_dir.mkdir(parents=True, exist_ok=True)
-    settings = {
-        **config,
-        "trainer": {**config["trainer"], "limit_val_batches": 0, "max_epochs": 1, "enable_progress_bar": False},
-    }
-    monitor = config["monitor"]
-    trainer = build_trainer(settings, run_dir, [RunRecorder(run_dir, monitor, higher_is_better(monitor))])
+    limits = {"limit_val_batches": 0, "max_epochs": 1, "enable_progress_bar": False}
+    monitor = plan.config.monitor
+    trainer = build_trainer(
+        changed(plan, {"trainer": limits}).config, run_dir, [RunRecorder(run_dir, monitor, higher_is_better(monitor))]
+    )
     with contextlib.suppress(Finished):
         trainer.fit(module, train_dataloaders=relay)
     section, images = "training step", len(batch)
@@ -208,14 +216,14 @@ def step_rows(config: dict[str, Any], folder: Path, repetitions: int) -> list[Ro
     return found
 
 
-def part_rows(config: dict[str, Any], repetitions: int) -> list[Row]:
+def part_rows(plan: Plan, repetitions: int) -> list[Row]:
     """Time encoder, necks and each head (forward, loss and backward) in one training step."""
-    module, device = build_module(config), device_of(config)
+    module, device = build_module(plan), device_of(plan.config)
     model = module.model.to(device).train()
-    batch = first_batch(config, model).to(device)
+    batch = first_batch(plan, model).to(device)
     seconds: dict[str, list[float]] = {}
     for repetition in range(1 + repetitions):
-        found = _time_parts(config, model, batch, device)
+        found = _time_parts(plan.config, model, batch, device)
         if repetition:
             for part, value in found.items():
                 seconds.setdefault(part, []).append(value)
@@ -228,7 +236,7 @@ def part_rows(config: dict[str, Any], repetitions: int) -> list[Row]:
     ]
 
 
-def _time_parts(config: dict[str, Any], model: MultiTaskModel, batch: TaskBatch, device: torch.device) -> dict[str, float]:
+def _time_parts(config: RunConfig, model: MultiTaskModel, batch: TaskBatch, device: torch.device) -> dict[str, float]:
     task = next(iter(model.heads))
     size = (batch.images.shape[-2], batch.images.shape[-1])
     model.zero_grad()
@@ -246,7 +254,7 @@ def _time_parts(config: dict[str, Any], model: MultiTaskModel, batch: TaskBatch,
             output = head(cut[source[task]], size)
             loss = torch.stack(list(head.loss(output, batch.targets[task], batch.present[task]).values())).sum()
         loss.backward()
-        found[f"head {task} ({config['heads'][task]['name']})"] = clock(device) - started
+        found[f"head {task} ({config.heads[task]['name']})"] = clock(device) - started
     pairs = [
         (level, twin.grad) for name in maps for level, twin in zip(maps[name], cut[name], strict=True)
         if twin.grad is not None and level.requires_grad
@@ -257,12 +265,12 @@ def _time_parts(config: dict[str, Any], model: MultiTaskModel, batch: TaskBatch,
     return found
 
 
-def variant_rows(config: dict[str, Any], repetitions: int) -> list[Row]:
+def variant_rows(plan: Plan, repetitions: int) -> list[Row]:
     """Compare precisions and memory formats by forward and backward passes of one model each, in turns."""
-    device = device_of(config)
+    device = device_of(plan.config)
     names = ["fp32", "bf16-mixed", "channels_last", "bf16-mixed + channels_last"]
     names += ["compile", "bf16-mixed + channels_last + compile"] if device.type == "cuda" else []
-    passes = {name: _variant(config, name, device) for name in names}
+    passes = {name: _variant(plan, name, device) for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for repetition in range(WARM_UP + repetitions):
         for name, run in passes.items():
@@ -271,7 +279,7 @@ def variant_rows(config: dict[str, Any], repetitions: int) -> list[Row]:
             if repetition >= WARM_UP:
                 seconds[name].append(clock(device) - started)
     first = statistics.median(seconds[names[0]])
-    images = int(config["data"]["loader"]["batch_size"])
+    images = plan.config.data.loader.batch_size
     return [
         Row(
             "precision and format", name, first / statistics.median(values), "x fp32",
@@ -281,19 +289,19 @@ def variant_rows(config: dict[str, Any], repetitions: int) -> list[Row]:
     ]  # fmt: skip
 
 
-def _variant(config: dict[str, Any], name: str, device: torch.device) -> Callable[[], None]:
+def _variant(plan: Plan, name: str, device: torch.device) -> Callable[[], None]:
     settings = {
-        **config,
-        "trainer": {**config["trainer"], "precision": "bf16-mixed" if "bf16" in name else "32-true"},
+        "trainer": {"precision": "bf16-mixed" if "bf16" in name else "32-true"},
         "runtime": {"channels_last": "channels_last" in name, "compile": "compile" in name},
     }
-    module = build_module(settings)
+    plan = changed(plan, settings)
+    module = build_module(plan)
     module.model.to(device).train()
-    batch = first_batch(settings, module.model).to(device)
+    batch = first_batch(plan, module.model).to(device)
 
     def run() -> None:
         module.zero_grad()
-        with mixed(settings, device):
+        with mixed(plan.config, device):
             loss = total_loss(module.model, module(batch.images), batch)
         loss.backward()
 
@@ -303,11 +311,11 @@ def _variant(config: dict[str, Any], name: str, device: torch.device) -> Callabl
 # -- data and epochs -------------------------------------------------------------------------------------------------------
 
 
-def loading_rows(config: dict[str, Any], folder: Path) -> list[Row]:
+def loading_rows(plan: Plan, folder: Path) -> list[Row]:
     """Measure training images per second of the loader alone, decoding every time and from the cache."""
-    model = build_model(config)
+    model = build_model(plan)
     rates: dict[bool, list[float]] = {False: [], True: []}
-    modules = {cached: build_datamodule(config, model, cached) for cached in rates}
+    modules = {cached: build_datamodule(plan, model, cached) for cached in rates}
     started = time.perf_counter()
     modules[True].dataset("train")
     build = time.perf_counter() - started
@@ -320,7 +328,7 @@ def loading_rows(config: dict[str, Any], folder: Path) -> list[Row]:
                 images += len(batch)
             if repetition:
                 rates[cached].append(images / (time.perf_counter() - started))
-    workers = config["data"]["loader"]["num_workers"]
+    workers = plan.config.data.loader.num_workers
     note = "with augmentation, " + (f"{workers} workers" if workers else "in the training process")
     return [
         Row(
@@ -370,17 +378,17 @@ class Stopwatch(pl.Callback):
         self.seconds["val"].append(clock(self.device) - self._started)
 
 
-def epoch_rows(config: dict[str, Any], folder: Path, batches: int = 4) -> list[Row]:
+def epoch_rows(plan: Plan, folder: Path, batches: int = 4) -> list[Row]:
     """Time a short training epoch and a validation epoch, metrics included, per image; the second epoch counts."""
-    module, device = build_module(config), device_of(config)
+    module, device = build_module(plan), device_of(plan.config)
     watch, run_dir = Stopwatch(device), folder / "epoch"
     run_dir.mkdir(parents=True, exist_ok=True)
     limits = {
         "limit_train_batches": batches, "limit_val_batches": batches, "max_epochs": 2, "enable_progress_bar": False,
         "check_val_every_n_epoch": 1,
     }  # fmt: skip
-    trainer = build_trainer({**config, "trainer": {**config["trainer"], **limits}}, run_dir, [watch])
-    trainer.fit(module, datamodule=build_datamodule(config, module.model))
+    trainer = build_trainer(changed(plan, {"trainer": limits}).config, run_dir, [watch])
+    trainer.fit(module, datamodule=build_datamodule(plan, module.model))
     cost = {name: 1000 * watch.seconds[name][-1] / max(1, watch.images[name]) for name in watch.seconds}
     return [
         Row("epoch", "training", cost["train"], "ms / image", f"{watch.images['train']} images, loading included"),
@@ -392,18 +400,17 @@ def epoch_rows(config: dict[str, Any], folder: Path, batches: int = 4) -> list[R
 # -- conditions ------------------------------------------------------------------------------------------------------------
 
 
-def describe(config: dict[str, Any], threads: int) -> dict[str, str]:
+def describe(config: RunConfig, threads: int) -> dict[str, str]:
     """Return what a reader must know to repeat the numbers."""
     found = environment()
     device = device_of(config)
     name = torch.cuda.get_device_name() if device.type == "cuda" else _processor()
-    data, loader = config["data"], config["data"]["loader"]
-    height, width = data["geometry"]["size"]
+    height, width = config.data.geometry.size
     malloc = {key: os.environ[key] for key in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_") if key in os.environ}
     return {
-        "suite": f"{config['suite']}, {config['backbone'].get('architecture', config['backbone']['name'])}, "
+        "suite": f"{config.suite}, {config.backbone.get('architecture', config.backbone['name'])}, "
         f"{height} x {width} px, "
-        f"batch {loader['batch_size']}, {config['optimizer']['name']}, {config['trainer']['precision']}",
+        f"batch {config.data.loader.batch_size}, {config.optimizer.name}, {config.trainer.precision}",
         "device": f"{device.type}: {name}",
         "threads": f"{threads} of {os.cpu_count()}",
         "versions": ", ".join([f"python {found['python']}", *(f"{key} {value}" for key, value in found["packages"].items())]),

@@ -91,7 +91,7 @@ def slide_checkpoint(slide: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     import importlib
     import sys
 
-    from mtl.config.load import load_run_config
+    from mtl.config.plan import Plan
 
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
     try:
@@ -100,7 +100,7 @@ def slide_checkpoint(slide: Path, tmp_path_factory: pytest.TempPathFactory) -> P
         sys.path.pop(0)
     words = ["task=tiger_mtl", "backbone=test_resnet", "data.geometry.size=[96,96]", "data.geometry.overlap=32"]
     path = tmp_path_factory.mktemp("untrained") / "untrained.ckpt"
-    benchmark.build_checkpoint(load_run_config(words), slide, path, density=10_000)
+    benchmark.build_checkpoint(Plan.from_words(words), slide, path, density=10_000)
     return path
 
 

@@ -8,6 +8,8 @@ from typing import Any
 from mtl.cli.help import config_help, wants_help
 from mtl.config.compose import choices, compose, take_plugins
 from mtl.config.load import build_family, check_data, load_config
+from mtl.config.parts import validate
+from mtl.config.schema import DataConfig
 from mtl.config.verbs import DataToolConfig, SynthConfig
 from mtl.core.errors import ConfigError, unknown
 from mtl.core.registry import SOURCES
@@ -47,24 +49,26 @@ def run(words: list[str]) -> int:
     composed, problems = compose("data_tool", [f"data={names[1]}", *overrides])
     if not composed:
         raise ConfigError(problems)
-    config = DataToolConfig.model_validate(composed).model_dump()
-    config["data"], found = check_data(config["data"])
-    if problems + found:
-        raise ConfigError(problems + found)
-    return {"check": _check, "stats": _stats, "show": _show, "prepare": _prepare}[tool](config)
+    values, found = validate(DataToolConfig, composed, "")
+    data, in_data = check_data(values.get("data"))
+    if problems := [*problems, *found, *in_data]:
+        raise ConfigError(problems)
+    config = DataToolConfig.model_validate({**values, "data": data})
+    carry_out = {"check": _check, "stats": _stats, "show": _show, "prepare": _prepare}[tool]
+    return carry_out(config, DataConfig.model_validate(data))
 
 
-def _synth(family: str, config: dict[str, Any]) -> int:
-    output = Path(config.pop("output"))
-    del config["plugins"]  # known by now
+def _synth(family: str, settings: dict[str, Any]) -> int:
+    output = Path(settings.pop("output"))
+    del settings["plugins"]  # known by now
     source: Any = SOURCES.get(family)
-    source.draw(output, **config)
+    source.draw(output, **settings)
     print(output)
     return 0
 
 
-def _check(config: dict[str, Any]) -> int:
-    report = build_family(config["data"]).check()
+def _check(config: DataToolConfig, data: DataConfig) -> int:
+    report = build_family(data).check()
     for name, count in report.counts.items():
         print(f"{name}: {count}")
     for note in report.notes:
@@ -75,33 +79,34 @@ def _check(config: dict[str, Any]) -> int:
     return 3 if report.errors else 0
 
 
-def _stats(config: dict[str, Any]) -> int:
+def _stats(config: DataToolConfig, data: DataConfig) -> int:
     from mtl.report.data_pages import write_stats
 
-    family = build_family(config["data"])
-    for path in write_stats(family, family.records(), Path(config["output"])):
+    family = build_family(data)
+    for path in write_stats(family, family.records(), Path(config.output)):
         print(path)
     return 0
 
 
-def _show(config: dict[str, Any]) -> int:
+def _show(config: DataToolConfig, data: DataConfig) -> int:
     from mtl.imaging.preprocessing import Preprocessing
     from mtl.report.data_pages import show_samples
 
-    family, data = build_family(config["data"]), config["data"]
-    preprocessing = Preprocessing.from_config(data["geometry"], data["preprocessing"])
-    for path in show_samples(family, family.records(), Path(config["output"]), config["count"], config["seed"], preprocessing):
+    family = build_family(data)
+    preprocessing = Preprocessing.from_config(data.geometry.model_dump(), data.preprocessing.model_dump())
+    for path in show_samples(family, family.records(), Path(config.output), config.count, config.seed, preprocessing):
         print(path)
     return 0
 
 
-def _prepare(config: dict[str, Any]) -> int:
+def _prepare(config: DataToolConfig, data: DataConfig) -> int:
     from mtl.data.pipeline.cache import prepare
     from mtl.imaging.preprocessing import Preprocessing
 
-    family = build_family(config["data"])
+    # What the index finds out about the files (which are copies) goes beside the cache, also where training is not to use it.
+    family = build_family(data.model_copy(update={"cache": data.cache.model_copy(update={"enabled": True})}))
     family.locate()
-    preprocessing = Preprocessing.from_config(config["data"]["geometry"], config["data"]["preprocessing"])
-    cache = prepare(family, family.records(), preprocessing, config["data"]["cache"]["folder"])
+    preprocessing = Preprocessing.from_config(data.geometry.model_dump(), data.preprocessing.model_dump())
+    cache = prepare(family, family.records(), preprocessing, data.cache.folder)
     print(cache.folder)
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from mtl.cli.help import verb_help, wants_help
-from mtl.config.load import load_run_config
+from mtl.config.plan import Plan
 
 
 def run(words: list[str]) -> int:
@@ -13,12 +13,12 @@ def run(words: list[str]) -> int:
     if wants_help(words):
         print(verb_help("describe", "train", words))
         return 0
-    config = load_run_config([word for word in words if word != "--json"])
+    plan = Plan.from_words([word for word in words if word != "--json"])
     from mtl.experiments.describe import describe, describe_stages, render
     from mtl.runs.build import build_balancer, build_model
 
-    model = build_model(config, load_weights=False)
-    description = describe(model, build_balancer(config), model.preprocessing.geometry.size)
-    description |= describe_stages(model, config)
+    model = build_model(plan, load_weights=False)
+    description = describe(model, build_balancer(plan.config.balancer, plan.config.tasks), model.preprocessing.geometry.size)
+    description |= describe_stages(model, plan)
     print(json.dumps(description) if "--json" in words else render(description))
     return 0

@@ -9,6 +9,7 @@ from typing import Any
 from mtl.cli.help import verb_help, wants_help
 from mtl.cli.main import HYDRA_FLAGS
 from mtl.config.compose import configs_folder, plain, prepare_overrides, take_plugins, unknown_stages
+from mtl.config.plan import Plan
 from mtl.core.errors import ConfigError
 
 
@@ -21,29 +22,23 @@ def run(words: list[str]) -> int:
         return _through_hydra(words)
     resume = next((word.partition("=")[2] for word in words if word.startswith("resume=")), None)
     if resume:
-        from mtl.runs.resume import resumed_config
+        from mtl.runs.resume import resumed_plan
 
-        return _train(resumed_config(resume, [word for word in words if not word.startswith("resume=")]))
-    from mtl.config.load import load_run_config  # help is faster without
-
-    return _train(load_run_config(words))
+        return _train(resumed_plan(resume, [word for word in words if not word.startswith("resume=")]))
+    return _train(Plan.from_words(words))
 
 
-def _train(config: dict[str, Any]) -> int:
-    from mtl.config.load import build_family
-
-    build_family(config["data"]).locate()  # a missing folder is answered before torch is imported
+def _train(plan: Plan) -> int:
+    plan.family.locate()  # a missing folder is answered before torch is imported
     _quiet_libraries()
     from mtl.experiments.train import train
 
-    train(config)
+    train(plan)
     return 0
 
 
 def _through_hydra(words: list[str]) -> int:
     import hydra
-
-    from mtl.config.load import check_run_config
 
     overrides = [word for word in words if "=" in word and not word.startswith("-")]
     ready, problems = prepare_overrides(overrides)
@@ -54,7 +49,7 @@ def _through_hydra(words: list[str]) -> int:
 
     def job(config: Any) -> None:
         take_plugins(overrides)  # a launcher may run this in another process
-        _train(check_run_config(plain(config)))
+        _train(Plan.from_config(plain(config)))
 
     hydra.main(version_base="1.3", config_path=str(configs_folder()), config_name="train")(job)()
     return 0

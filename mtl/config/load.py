@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from functools import cache
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
-from mtl.config.compose import compose, unknown_stages
+from mtl.config.compose import compose
 from mtl.config.parts import HEAD_KEYS, check_part, plugins_of, validate
-from mtl.config.schema import DataGenericConfig, RunConfig
+from mtl.config.schema import ComposedConfig, DataConfig, DataGenericConfig, RunConfig
 from mtl.config.stages import check_stages, part_names
 from mtl.core import plugins
 from mtl.core.errors import ConfigError, MtlError, unknown
@@ -44,19 +44,6 @@ def without_collection() -> Iterator[None]:
 
 
 @without_collection()
-def load_run_config(overrides: list[str], config_name: str = "train") -> dict[str, Any]:
-    """Compose and check a training configuration.
-
-    Raises:
-        ConfigError: With one line for everything that is wrong.
-    """
-    composed, problems = compose(config_name, overrides)
-    if not composed:
-        raise ConfigError(problems)
-    return check_run_config(composed, problems + unknown_stages(config_name, overrides))
-
-
-@without_collection()
 def load_config(config_name: str, overrides: list[str], model: type[BaseModel]) -> dict[str, Any]:
     """Compose and check the small configuration of another verb."""
     composed, problems = compose(config_name, overrides)
@@ -68,32 +55,55 @@ def load_config(config_name: str, overrides: list[str], model: type[BaseModel]) 
     return values
 
 
-def check_run_config(config: dict[str, Any], problems: list[str] | None = None) -> dict[str, Any]:
+def check_run_config(config: dict[str, Any], problems: Iterable[str] = ()) -> tuple[RunConfig, DataFamily]:
     """Check a composed training configuration and fill in every default.
 
     Args:
         config: Plain configuration with the keys of `RunConfig`.
         problems: What is already known to be wrong; reported together with the rest.
 
+    Returns:
+        The checked configuration, and the family of its data.
+
     Raises:
         ConfigError: With one line for everything that is wrong.
     """
-    values, found = validate(RunConfig, config, "", ("task", "experiment", "debug"))
+    values, found = validate(ComposedConfig, config, "", ("task", "experiment", "debug"))
     if lacking := plugins.missing(values.get("plugins", []), "This run"):
-        raise ConfigError([*(problems or []), *lacking])
+        raise ConfigError([*problems, *lacking])
     in_parts, in_data = check_parts(values)
-    problems = [*(problems or []), *found, *in_parts, *in_data]
+    problems = [*problems, *found, *in_parts, *in_data]
+    family = cache(lambda: build_family(DataConfig.model_validate(values["data"])))
     if not problems:
-        problems += _check_fit(values)
+        problems += _check_fit(values, family)
     elif not in_data:
-        with suppress(KeyError, TypeError, AttributeError):  # a section that is broken already may be in the way
-            problems += [problem for problem in _check_fit(values) if problem not in problems]
+        with suppress(KeyError, TypeError, AttributeError, ValidationError):  # a broken section may be in the way
+            problems += [problem for problem in _check_fit(values, family) if problem not in problems]
     if problems:
         raise ConfigError(problems)
     if values["backbone"].get("in_chans", 0) is None:
-        values["backbone"]["in_chans"] = build_family(values["data"]).channels
+        values["backbone"]["in_chans"] = family().channels
     values["plugins"] = sorted(_used_plugins(values))  # not those that were merely named
-    return values
+    return RunConfig.model_validate(values), family()
+
+
+def stored_config(values: dict[str, Any], where: str) -> RunConfig:
+    """Read the configuration of a run that was checked before it was trained; what it names need not exist any more.
+
+    Args:
+        values: As in config.json and in checkpoints.
+        where: The file, for messages.
+
+    Raises:
+        ConfigError: Another release wrote it, or it was edited.
+    """
+    _, problems = validate(RunConfig, values, "")
+    if problems:
+        raise ConfigError(
+            f"The configuration in `{where}` is not one of this release: {problems[0]} Use the release that wrote it, or train "
+            "again."
+        )
+    return RunConfig.model_validate(values)
 
 
 def check_data(config: Any, where: str = "data") -> tuple[dict[str, Any], list[str]]:
@@ -103,26 +113,12 @@ def check_data(config: Any, where: str = "data") -> tuple[dict[str, Any], list[s
     return {**data, **generic}, problems + found
 
 
-def build_family(data: dict[str, Any]) -> DataFamily:
-    """Build the reader that a checked `data` section describes."""
-    own = {key: value for key, value in data.items() if key not in DATA_KEYS}
-    family = SOURCES.build(own, where="data")
+def build_family(data: DataConfig) -> DataFamily:
+    """Build the reader that a `data` section describes; what it finds out about files lies beside the image cache."""
+    family = SOURCES.build(data.part, where="data")
     assert isinstance(family, DataFamily)
+    family.memo_folder = data.cache.place
     return family
-
-
-def active_specs(config: dict[str, Any]) -> dict[str, TaskSpec]:
-    """Return the specs of the active tasks, in the order of `tasks`."""
-    specs, primary = build_family(config["data"]).specs(), config["evaluation"]["primary"]
-    resolution = config["data"]["geometry"]["scale"]
-    return {
-        task: replace(
-            specs[task],
-            primary=primary.get(task, specs[task].primary),
-            resolution=resolution if specs[task].rules.fixed_scale else specs[task].resolution,
-        )
-        for task in config["tasks"]
-    }
 
 
 def kind_of(head: dict[str, Any]) -> str:
@@ -171,13 +167,13 @@ def check_parts(values: dict[str, Any]) -> tuple[list[str], list[str]]:
     return problems, found
 
 
-def _check_fit(values: dict[str, Any]) -> list[str]:
-    """Check that names in one section mean something in another."""
+def _check_fit(values: dict[str, Any], family_of: Callable[[], DataFamily]) -> list[str]:
+    """Check that names in one section mean something in another, and in the family of the data."""
     problems = [unknown("task", task, values["heads"], "tasks") for task in values["tasks"] if task not in values["heads"]]
     if len(set(values["tasks"])) != len(values["tasks"]):
         problems.append(f"`tasks` names a task twice: {values['tasks']}. Name each task once.")
     try:
-        family = build_family(values["data"])
+        family = family_of()
         specs = family.specs()
     except MtlError as error:
         return [*problems, str(error)]
@@ -304,6 +300,6 @@ def _check_names(values: dict[str, Any], active: list[str]) -> list[str]:
             )
         for key, tasks in (("task", [metric.get("task", known[0])]), ("tasks", metric.get("tasks", []))):
             problems += [unknown("task", n, known, f"study_metrics.{name}.{key}") for n in tasks if n not in known]
-    parts = part_names(values)
+    parts = part_names(values["necks"], values["heads"])
     problems += [unknown("part", n, parts, "optimizer.parts") for n in values["optimizer"]["parts"] if n not in parts]
     return problems

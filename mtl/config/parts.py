@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from mtl.core.declarations import Entry
-from mtl.core.errors import unknown
+from mtl.core.errors import nearest, unknown
 from mtl.core.registry import HEADS, LOSSES, Registry
 
 # Keys of a head that the model consumes, not the head.
@@ -94,7 +95,10 @@ def _line(problem: Any, model: type[BaseModel], where: str, groups: tuple[str, .
         return unknown("key", location[-1], set(valid), path.rpartition(".")[0])
     if problem["type"] == "missing":
         return f"`{path}` is required and was not given. Set it with {path}=<value>."
-    return f"`{path}` is `{problem['input']!r}`. {problem['msg']}."
+    hint = ""
+    if problem["type"] == "literal_error" and isinstance(problem["input"], str):
+        hint = nearest(problem["input"], re.findall(r"'([^']*)'", problem["ctx"]["expected"]))
+    return f"`{path}` is `{problem['input']!r}`. {problem['msg']}.{hint}"
 
 
 def _valid_keys(model: type[BaseModel], location: list[str]) -> list[str]:

@@ -6,18 +6,21 @@ Parts (backbone, heads, losses, ...) are not listed here: their keys are the key
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+
+from mtl.core.files import cache_folder
 
 Part = dict[str, Any]
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class Strict(BaseModel):
-    """Refuses keys it does not know and values of the wrong type."""
+    """Refuses keys it does not know and values of the wrong type; nobody changes it once it is checked."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True, defer_build=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True, defer_build=True)
 
 
 class GeometryConfig(Strict):
@@ -171,6 +174,13 @@ class CacheConfig(Strict):
     enabled: bool
     folder: str | None
 
+    @property
+    def place(self) -> Path | None:
+        """Folder of the cache, and of what is remembered about files; None where nothing may be written."""
+        if not self.enabled:
+            return None
+        return cache_folder() if self.folder is None else Path(self.folder)
+
 
 class DataGenericConfig(Strict):
     """The keys of `data` that every family has (configs/data/default.yaml); the others belong to the family of `data.name`."""
@@ -181,6 +191,24 @@ class DataGenericConfig(Strict):
     split: SplitConfig
     loader: LoaderConfig
     cache: CacheConfig
+
+
+class DataConfig(DataGenericConfig):
+    """A whole `data` section, after its family's own keys were checked against the family's signature."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+
+    @property
+    def part(self) -> Part:
+        """The settings of the family."""
+        return {"name": self.name, **(self.model_extra or {})}
+
+    @property
+    def unit(self) -> str:
+        """What a group of the split is, in the words of the family."""
+        return str(self.part.get("group_by", "group"))
 
 
 class OptimizerPartConfig(Strict):
@@ -320,8 +348,11 @@ class StageConfig(Strict):
     monitor: str | None = None
 
 
-class RunConfig(Strict):
-    """A complete training configuration, after composition."""
+Data = TypeVar("Data")
+
+
+class Sections(Strict, Generic[Data]):
+    """The sections of a training configuration; `data` is plain until its family is known."""
 
     suite: str
     name: str | None = None
@@ -332,7 +363,7 @@ class RunConfig(Strict):
     peft: Part | None = None
     necks: dict[str, Part] = {}
     heads: dict[str, Part] = Field(min_length=1)
-    data: Part
+    data: Data
     balancer: Part
     optimizer: OptimizerConfig = OptimizerConfig()
     scheduler: Part
@@ -346,3 +377,10 @@ class RunConfig(Strict):
     monitor: str = "val/score"
     stages: dict[str, StageConfig] = {}
     resume: str | None = None
+
+
+ComposedConfig = Sections[Part]
+
+
+class RunConfig(Sections[DataConfig]):
+    """A complete, checked training configuration (`mtl.config.load.check_run_config`)."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
 from mtl.core.errors import ConfigError
+from mtl.core.memo import Memo
 from mtl.core.task import Colour, TaskSpec
 from mtl.core.types import Record, Sample
 
@@ -75,6 +77,12 @@ class DataFamily(ABC):
     group_by: str = "group"
     modalities: tuple[str, ...] = ()
     picture_modality: str = "repeat"
+    memo_folder: Path | None = None  # the folder of the image cache, where there is one: a family may remember things there
+
+    @cached_property
+    def memo(self) -> Memo:
+        """What was found out about the files of this data set, by this run or an earlier one."""
+        return Memo(self.memo_folder, self.locate())
 
     @property
     def channels(self) -> int:

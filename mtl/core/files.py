@@ -125,6 +125,11 @@ def plain(value: Any) -> Any:
     return value
 
 
+def cache_folder() -> Path:
+    """Return the folder used when `data.cache.folder` is null."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mtl"
+
+
 def file_hash(path: str | Path) -> str:
     """Return the sha256 of a file's content."""
     with Path(path).open("rb") as file:

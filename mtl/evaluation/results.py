@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mtl.config.stages import stages_of
+from mtl.config.plan import Plan
 from mtl.core.types import ImageResult, Record
 from mtl.data.pipeline.datamodule import MultiTaskDataModule
 from mtl.evaluation.baselines import count_training
@@ -48,6 +48,7 @@ class Evaluation:
         summary: Body of `metrics.json`.
         evaluator: Holds one record per image.
         loaded: The model and what its checkpoint says.
+        plan: Of the run, with the data that were scored.
         datamodule: Gives the images for figures.
         split: The split that was scored.
         notes: What a reader of the figures must know.
@@ -57,6 +58,7 @@ class Evaluation:
     summary: dict[str, Any]
     evaluator: Evaluator
     loaded: LoadedModel
+    plan: Plan
     datamodule: MultiTaskDataModule
     split: str
     notes: list[str]
@@ -68,16 +70,16 @@ class Evaluation:
         return self.cases.results
 
 
-def training_statistics(datamodule: MultiTaskDataModule, loaded: LoadedModel, evaluator: Evaluator) -> TrainingStatistics:
+def training_statistics(datamodule: MultiTaskDataModule, plan: Plan, evaluator: Evaluator) -> TrainingStatistics:
     """Count classes in the training images, for the baselines.
 
     For another folder than that of the training run its own images stand in; the baseline is then a little too good.
     """
     records = datamodule.drawn_records if datamodule.has_split else datamodule.records
-    study = loaded.config["study_metrics"].items()
+    study = plan.config.study_metrics.items()
     percentages = {name: (metric["infected"], metric["healthy"]) for name, metric in study if "infected" in metric}
     means = _mean_scores(datamodule, evaluator, records)
-    return count_training(loaded.model.specs, records, means=means, percentages=percentages)
+    return count_training(evaluator.specs, records, means=means, percentages=percentages)
 
 
 def _mean_scores(datamodule: MultiTaskDataModule, evaluator: Evaluator, records: list[Record]) -> dict[str, float]:
@@ -92,13 +94,13 @@ def _mean_scores(datamodule: MultiTaskDataModule, evaluator: Evaluator, records:
     return means
 
 
-def budget(config: dict[str, Any], datamodule: MultiTaskDataModule) -> int | None:
+def budget(plan: Plan, datamodule: MultiTaskDataModule) -> int | None:
     """Return how many training samples the run was allowed to see, or None for another data folder."""
     if not datamodule.has_split:
         return None
     total = 0
-    for stage in stages_of(config):
-        loader = stage.config["data"]["loader"]
+    for stage in plan.stages:
+        loader = stage.config.data.loader
         total += datamodule.for_stage(stage.tasks, stage.sources, loader, stage.seed).samples_per_epoch * stage.epochs
     return total
 

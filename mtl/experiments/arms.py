@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from mtl.config.keys import ALLOWED
-from mtl.config.load import build_family, load_run_config
-from mtl.config.stages import stages_of, total_epochs
+from mtl.config.plan import Plan
+from mtl.config.schema import GeometryConfig
 from mtl.config.verbs import CompareConfig
 from mtl.core.errors import ConfigError, DataError, TrainingError, unknown
 from mtl.core.files import file_hash
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mtl.evaluation.summaries import RunSummary
 from mtl.config.keys import EPOCHS, FREE, SHARED, VOLATILE
 
+SEEN = {"augmentation", "preprocessing", "geometry"}  # sections of `data` that decide what the network sees of an image
 ARM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 # Entries of the scores of a run that a comparison needs.
 COMPARED = ("thresholds", "budget", "training", "thresholds_source", "resolution", "baseline")
@@ -87,16 +88,16 @@ def compare(
     folder = Path(output_root) / (name or suite)
     arm_overrides = _arm_overrides(arms)
     runs = _plan(suite, seeds, arm_overrides, shared, folder)
-    configs = {run: load_run_config(list(run.overrides)) for run in runs}
-    _check_shared(configs)
-    _check_budget(configs)
+    plans = {run: Plan.from_words(list(run.overrides)) for run in runs}
+    _check_shared(plans)
+    _check_budget(plans)
     base = reference or next((arm for arm in arm_overrides if is_single(arm)), next(iter(arm_overrides)))
     if base not in arm_overrides:
         raise ConfigError(unknown("arm", base, arm_overrides, "reference"))
     console = Console()
     for index, run in enumerate(runs):
         started = time.monotonic()
-        state = _bring_up_to_date(run, configs[run])
+        state = _bring_up_to_date(run, plans[run])
         place = run.folder.relative_to(folder)
         console.print(f"[{index + 1}/{len(runs)}] {place}: {state} ({time.monotonic() - started:.0f} s)", markup=False)
     summaries = [load_run(run.arm, run.seed, run.folder) for run in runs]
@@ -113,15 +114,16 @@ def load_run(arm: str, seed: int, folder: Path) -> RunSummary:
     from mtl.runs.results import load_records, read_metrics
 
     run = RunFolder(folder)
-    config, metrics, records = read_config(run), read_metrics(run.metrics), load_records(run.records)
+    metrics, records = read_metrics(run.metrics), load_records(run.records)
+    plan = Plan.from_stored(read_config(run), str(run.config))
     if missing := [key for key in COMPARED if key not in metrics]:
         raise DataError(
             f"`{run.metrics}` lacks `{'`, `'.join(missing)}`, which a comparison needs. Score the run again with evaluate.py "
             "of this release, or train it again."
         )
-    evaluator = build_evaluator(config, records["specs"])
+    evaluator = build_evaluator(plan, records["specs"])
     evaluator.extend(records)
-    data = config["data"]
+    data = plan.config.data
     return RunSummary(
         arm=arm,
         seed=seed,
@@ -131,18 +133,20 @@ def load_run(arm: str, seed: int, folder: Path) -> RunSummary:
         budget=metrics["budget"],
         seen=(metrics["training"] or {}).get("samples_seen"),
         thresholds_source=metrics["thresholds_source"],
-        image_size=geometry_words(data["geometry"]),
+        image_size=geometry_words(data.geometry),
         resolution=metrics["resolution"],
-        augmentation=json.dumps([data["augmentation"], data["preprocessing"], data["geometry"]], sort_keys=True),
+        augmentation=json.dumps(
+            data.model_dump(mode="json", include={"augmentation", "preprocessing", "geometry"}), sort_keys=True
+        ),
         baseline=metrics["baseline"],
     )
 
 
-def geometry_words(geometry: dict[str, Any]) -> str:
+def geometry_words(geometry: GeometryConfig) -> str:
     """Return in a few words what the network sees of an image."""
-    height, width = geometry["size"]
-    more = f", scale {geometry['scale']:g}, overlap {geometry['overlap']}" if geometry["mode"] == "tiles" else ""
-    return f"{geometry['mode']} {height} x {width}{more}"
+    height, width = geometry.size
+    more = f", scale {geometry.scale:g}, overlap {geometry.overlap}" if geometry.mode == "tiles" else ""
+    return f"{geometry.mode} {height} x {width}{more}"
 
 
 def is_single(arm: str) -> bool:
@@ -169,36 +173,37 @@ def _arm_overrides(arms: str | list[str] | dict[str, list[str]]) -> dict[str, li
     return found
 
 
-def _check_shared(configs: dict[Run, dict[str, Any]]) -> None:
+def _check_shared(plans: dict[Run, Plan]) -> None:
     """Refuse arms that cannot be compared before hours are spent on them."""
     first: dict[int, Run] = {}
-    for run, config in configs.items():
+    values = {run: _shared(plan) for run, plan in plans.items()}
+    for run, own in values.items():
         other = first.setdefault(run.seed, run)
-        differing = [key for key in _shared_keys(config) if _get(config, key) != _get(configs[other], key)]
+        differing = [key for key, value in own.items() if value != values[other].get(key)]
         if differing:
             key = differing[0]
             raise ConfigError(
                 f"Arms `{other.arm}` and `{run.arm}` cannot be compared because they differ in {', '.join(differing)} "
-                f"(`{key}` is {_get(configs[other], key)!r} and {_get(config, key)!r}). Give such settings to all arms, "
+                f"(`{key}` is {values[other].get(key)!r} and {own[key]!r}). Give such settings to all arms, "
                 "behind `--`."
             )
 
 
-def _check_budget(configs: dict[Run, dict[str, Any]]) -> None:
+def _check_budget(plans: dict[Run, Plan]) -> None:
     """Refuse arms that would see different numbers of images because not every image has labels for every task."""
-    one = next(iter(configs.values()))
-    if one["data"]["loader"]["samples_per_epoch"] is not None:
+    one = next(iter(plans.values()))
+    if one.config.data.loader.samples_per_epoch is not None:
         return
-    if len({(frozenset(c["tasks"]), json.dumps(c["stages"])) for c in configs.values()}) == 1:
+    if len({(frozenset(plan.config.tasks), repr(plan.config.stages)) for plan in plans.values()}) == 1:
         return
-    family = build_family(one["data"])
+    specs = one.family.specs()
     try:
-        specs, records = family.specs(), family.records()
+        records = one.records
     except DataError:  # finished runs are tabled without their data, and training says best what is wrong with it
         return
     sizes: dict[int, str] = {}
-    for config in configs.values():
-        for stage in stages_of(config):
+    for plan in plans.values():
+        for stage in plan.stages:
             known = sum(
                 any(record.knows(specs[task].label) for task in stage.tasks)
                 for record in records
@@ -213,15 +218,16 @@ def _check_budget(configs: dict[Run, dict[str, Any]]) -> None:
         )
 
 
-def _shared_keys(config: dict[str, Any]) -> list[str]:
-    data = [key for key in _flat(config["data"], "data") if not key.removeprefix("data.").startswith(FREE)]
-    return [*(key for key in SHARED if key != "data"), *data]
+def _shared(plan: Plan) -> dict[str, Any]:
+    """Return by name the settings of a run that all runs of its seed must share."""
+    config = plan.to_dict()
+    found = {key: plan.total_epochs if key == EPOCHS else _get(config, key) for key in SHARED if key != "data"}
+    data = _flat(config["data"], "data").items()
+    return found | {key: value for key, value in data if not key.removeprefix("data.").startswith(FREE)}
 
 
-def _get(config: dict[str, Any], key: str) -> Any:
-    if key == EPOCHS:
-        return total_epochs(config)
-    value: Any = config
+def _get(values: dict[str, Any], key: str) -> Any:
+    value: Any = values
     for step in key.split("."):
         value = value[step] if isinstance(value, dict) and step in value else None
     return value
@@ -237,7 +243,7 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
 
 
 def _plan(suite: str, seeds: int | list[int], arms: dict[str, list[str]], overrides: list[str], folder: Path) -> list[Run]:
-    tasks = load_run_config([f"task={suite}", *overrides])["tasks"]
+    tasks = Plan.from_words([f"task={suite}", *overrides]).config.tasks
     runs = []
     for seed in range(seeds) if isinstance(seeds, int) else seeds:
         for arm, extra in arms.items():
@@ -250,11 +256,11 @@ def _plan(suite: str, seeds: int | list[int], arms: dict[str, list[str]], overri
     return runs
 
 
-def _bring_up_to_date(run: Run, config: dict[str, Any]) -> str:
+def _bring_up_to_date(run: Run, plan: Plan) -> str:
     """Train a run unless it is finished; resume it where it stopped."""
     place = RunFolder(run.folder)
     if place.config.is_file():
-        before, now = _flat(read_config(place)), _flat(json.loads(json.dumps(config)))
+        before, now = _flat(read_config(place)), _flat(json.loads(json.dumps(plan.to_dict())))
         changed = [key for key in now.keys() | before.keys() if now.get(key) != before.get(key)]
         if serious := sorted(key for key in changed if not any(key == v or key.startswith(f"{v}.") for v in VOLATILE)):
             listed = ", ".join(f"{key} {before.get(key)!r} -> {now.get(key)!r}" for key in serious[:4])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mtl.config.stages import stages_of
+from mtl.config.plan import Plan
 from mtl.model import MultiTaskModel
 from mtl.training.optim import split_parts
 
@@ -52,22 +52,22 @@ def describe(model: nn.Module, balancer: nn.Module | None, image_size: tuple[int
     }
 
 
-def describe_stages(model: MultiTaskModel, config: dict[str, Any]) -> dict[str, Any]:
+def describe_stages(model: MultiTaskModel, plan: Plan) -> dict[str, Any]:
     """Describe the stages of a curriculum.
 
     Args:
         model: The network; everything trains again afterwards.
-        config: The checked run configuration.
+        plan: Of the run.
 
     Returns:
         `stages`, each with `name`, `text` and the number of `trainable` parameters; nothing without a curriculum.
     """
     found = []
-    for stage in (stage for stage in stages_of(config) if stage.name):
+    for stage in (stage for stage in plan.stages if stage.name):
         model.rest(stage.tasks, stage.freeze)
         trainable = count_parameters(model)["trainable"]
         found.append({"name": stage.name, "text": stage.describe(), "trainable": trainable})
-    model.rest(config["tasks"])
+    model.rest(plan.config.tasks)
     return {"stages": found} if found else {}
 
 

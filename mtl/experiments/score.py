@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from rich.progress import track
 
-from mtl.config.load import build_family
-from mtl.config.stages import stages_of, start_files, total_epochs
+from mtl.config.plan import Plan
 from mtl.core.errors import TrainingError
 from mtl.core.plugins import use
 from mtl.data.pipeline.datamodule import MultiTaskDataModule
@@ -67,7 +66,8 @@ def evaluate(
     loaded = load_model(path, device)
     run_dir = RunFolder.of(path).path
     root = (data or {}).get("root")
-    evaluation = score(loaded, split, root, batch_size, bootstrap)
+    plan = Plan.of_trained(loaded.config, root, batch_size)
+    evaluation = score(loaded, split, bootstrap, plan=plan)
     place = ResultFolder(Path(output)) if output else RunFolder(run_dir).evaluation(_result_name(evaluation, root))
     metrics = write_results(evaluation, place, run_dir, report)
     log.info(result_lines(metrics))
@@ -77,8 +77,13 @@ def evaluate(
     return metrics
 
 
-def evaluate_run(run_dir: Path, device: str) -> dict[str, Any]:
+def evaluate_run(plan: Plan, run_dir: Path, device: str) -> dict[str, Any]:
     """Score the best checkpoint of a finished run on its test split, into the run directory.
+
+    Args:
+        plan: With which it was trained.
+        run_dir: Its directory.
+        device: `auto`, `cpu`, `cuda`, ...
 
     Raises:
         TrainingError: No validation gave a number that could select a checkpoint.
@@ -92,15 +97,15 @@ def evaluate_run(run_dir: Path, device: str) -> dict[str, Any]:
             f"evaluate.py checkpoint={run.last}."
         )
     loaded = load_model(best, device)
-    evaluation = score(loaded, "test")
-    stages = score_stages(loaded.config, run_dir, device, evaluation.datamodule)
+    evaluation = score(loaded, "test", plan=plan)
+    stages = score_stages(plan, run_dir, device, evaluation.datamodule)
     evaluation.summary |= {"stages": stages} if stages else {}
     metrics = write_results(evaluation, run, run_dir, report=True)
     log.info(result_lines(metrics))
     return metrics
 
 
-def score_stages(config: dict[str, Any], run_dir: Path, device: str, datamodule: MultiTaskDataModule) -> dict[str, Any]:
+def score_stages(plan: Plan, run_dir: Path, device: str, datamodule: MultiTaskDataModule) -> dict[str, Any]:
     """Score the best checkpoint of every stage of a curriculum on the test split.
 
     Returns:
@@ -109,12 +114,12 @@ def score_stages(config: dict[str, Any], run_dir: Path, device: str, datamodule:
     found: dict[str, Any] = {}
     trained: dict[str, list[str]] = {}
     rows = read_history(run_dir)
-    for stage in (stage for stage in stages_of(config) if stage.name):
-        before = trained.get(stage.start, trained_in(stage.start) if stage.start in start_files(config) else [])
-        trained[stage.name] = [task for task in config["tasks"] if task in before or task in stage.tasks]
+    for stage in (stage for stage in plan.stages if stage.name):
+        before = trained.get(stage.start, trained_in(stage.start) if stage.from_file else [])
+        trained[stage.name] = [task for task in plan.config.tasks if task in before or task in stage.tasks]
         # No report is drawn, so that no cases need be kept.
         loaded = load_model(RunFolder(run_dir).stage(stage.name), device)
-        tasks = score(loaded, "test", cases=0, datamodule=datamodule).summary["tasks"]
+        tasks = score(loaded, "test", cases=0, plan=plan, datamodule=datamodule).summary["tasks"]
         found[stage.name] = {
             "epochs": sum(row.get("stage") == stage.name for row in rows),
             "tasks": trained[stage.name],
@@ -127,42 +132,35 @@ def score_stages(config: dict[str, Any], run_dir: Path, device: str, datamodule:
 def score(
     loaded: LoadedModel,
     split: str,
-    root: str | None = None,
-    batch_size: int | None = None,
     bootstrap: int | None = None,
     cases: int | None = None,
+    plan: Plan | None = None,
     datamodule: MultiTaskDataModule | None = None,
 ) -> Evaluation:
     """Predict and score every image of a split; arguments as in `evaluate`.
 
-    `cases` overrides `evaluation.cases`; `datamodule` is that of another evaluation with the same data and preprocessing.
+    `cases` overrides `evaluation.cases`; `plan` is that of the run, or of its evaluation on other data, and made here where
+    None; `datamodule` is that of another evaluation with the same data and preprocessing.
 
     The thresholds are those in the checkpoint, chosen on validation; nothing here chooses one.
     """
-    config = loaded.config
-    data = {**config["data"]}
-    if root is not None:
-        data["root"] = root
-    if batch_size is not None:
-        data["loader"] = {**data["loader"], "eval_batch_size": batch_size}
-    model = loaded.model
-    datamodule = datamodule or MultiTaskDataModule(
-        build_family(data), model.specs, model.preprocessing, data, config["tasks"], config["seed"]
-    )
+    plan = plan or Plan.of_trained(loaded.config)
+    model, settings = loaded.model, plan.config.evaluation
+    datamodule = datamodule or MultiTaskDataModule.from_plan(plan, model.specs, model.preprocessing)
     split, notes = _choose_split(datamodule, loaded, split)
     if seen := loaded.pretraining:
         notes.append(PRETRAINING_NOTE.format(count=len(seen), names=", ".join(seen[:5])))
-    evaluator = build_evaluator(config, model.specs)
-    if config["evaluation"]["hd95"]:
+    evaluator = build_evaluator(plan, model.specs)
+    if settings.hd95:
         evaluator.measure_surfaces(loaded.thresholds)
-    kept = _run(loaded, datamodule, split, evaluator, config["evaluation"]["cases"] if cases is None else cases)
+    kept = _run(loaded, datamodule, split, evaluator, settings.cases if cases is None else cases)
     evaluator.finish()
-    resamples = config["evaluation"]["bootstrap"] if bootstrap is None else bootstrap
+    resamples = settings.bootstrap if bootstrap is None else bootstrap
     summary = evaluator.summary(loaded.thresholds, resamples)
     notes += summary.pop("notes")
-    summary["baseline"] = baseline_summary(evaluator, training_statistics(datamodule, loaded, evaluator))
+    summary["baseline"] = baseline_summary(evaluator, training_statistics(datamodule, plan, evaluator))
     notes += source_notes(summary["tasks"], summary["baseline"])
-    return Evaluation(summary, evaluator, loaded, datamodule, split, notes, kept)
+    return Evaluation(summary, evaluator, loaded, plan, datamodule, split, notes, kept)
 
 
 def _run(loaded: LoadedModel, datamodule: MultiTaskDataModule, split: str, evaluator: Evaluator, count: int) -> CaseKeeper:
@@ -189,7 +187,7 @@ def _choose_split(datamodule: MultiTaskDataModule, loaded: LoadedModel, split: s
         (row["sample_id"], row["content_hash"]) for row in loaded.split
     }:
         datamodule.use_split({row["sample_id"]: row["split"] for row in loaded.split})
-        apart = separation(unit, loaded.config["data"]["split"]["val_group_by"])
+        apart = separation(unit, loaded.config.data.split.val_group_by)
         return split, [apart if split == "test" else OWN_SPLIT_NOTES[split]]
     development = [row for row in loaded.split if row["split"] in ("train", "val")]
     used, groups = {row["content_hash"] for row in development}, {(row["source"], row["group"]) for row in development}
@@ -217,17 +215,17 @@ def _result_name(evaluation: Evaluation, root: str | None) -> str:
 
 def write_results(evaluation: Evaluation, place: ResultFolder, run_dir: Path, report: bool) -> dict[str, Any]:
     """Write `metrics.json`, `predictions/records.json` and the report; return the content of the former."""
-    config = evaluation.loaded.config
+    plan = evaluation.plan
     metrics = write_metrics(
         place.metrics,
         evaluation.summary,
-        suite=config["suite"],
+        suite=plan.config.suite,
         split=evaluation.split,
         checkpoint=_relative(evaluation.loaded.path, run_dir),
-        seed=config["seed"],
-        budget=budget(config, evaluation.datamodule),
+        seed=plan.config.seed,
+        budget=budget(plan, evaluation.datamodule),
         thresholds_source=evaluation.loaded.thresholds_source,
-        training=training_summary(run_dir, total_epochs(config)),
+        training=training_summary(run_dir, plan.total_epochs),
         notes=evaluation.notes,
     )
     save_records(place.records, evaluation.evaluator)

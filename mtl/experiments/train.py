@@ -1,4 +1,4 @@
-"""One training run from a checked configuration to a report."""
+"""One training run from its plan to a report."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 from torch.multiprocessing import ProcessRaisedException
 
+from mtl.config.plan import Plan
 from mtl.core.errors import ConfigError, DataError, TrainingError
 from mtl.core.files import write_json
 from mtl.runs.environment import environment
@@ -19,11 +20,11 @@ from mtl.training.loggers import close_loggers
 from mtl.training.quiet import ignore_noise
 
 
-def train(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def train(plan: Plan) -> tuple[dict[str, Any], dict[str, Any]]:
     """Train, evaluate on the test split and write the report.
 
     Args:
-        config: From `mtl.config.load`; `resume` names the run directory of an interrupted run.
+        plan: Of the run; `resume` in its configuration names the directory of an interrupted one.
 
     Returns:
         The content of `metrics.json`, and the objects of the run (`module`, `datamodule`, `trainer`, `run_dir`).
@@ -31,18 +32,19 @@ def train(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
         MtlError: With a sentence for the user.
     """
-    check_validation(config)
-    run_dir = Path(config["resume"]) if config["resume"] else new_run_dir(config)
+    config = plan.config
+    check_validation(config.trainer)
+    run_dir = Path(config.resume) if config.resume else new_run_dir(config)
     with warnings.catch_warnings():
         ignore_noise()
         try:
-            return _train(config, run_dir)
+            return _train(plan, run_dir)
         except KeyboardInterrupt as stop:
             raise interrupted(run_dir) from stop
         except ProcessRaisedException as error:
             raise error_of_rank(error) from error
         except (ConfigError, DataError):
-            if not config["resume"] and is_main_process() and not read_history(run_dir):
+            if not config.resume and is_main_process() and not read_history(run_dir):
                 RunFolder(run_dir).config.unlink(missing_ok=True)  # nothing to go on with: the name is free again
             raise
         except OSError as error:
@@ -51,23 +53,23 @@ def train(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
             close_loggers()
 
 
-def _train(config: dict[str, Any], run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def _train(plan: Plan, run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     start_log(run_dir)
     run = RunFolder(run_dir)
-    resume_from = run.last if config["resume"] else None
+    resume_from = run.last if plan.config.resume else None
     if resume_from is not None and not resume_from.is_file():
         resume_from = None  # stopped before the first epoch was finished: the run begins anew in its directory
     if is_main_process():
-        write_json(run.config, config | {"resume": None})
-        if not config["resume"]:
+        write_json(run.config, plan.to_dict() | {"resume": None})
+        if not plan.config.resume:
             write_json(run.environment, environment())
-    objects = fit(config, run_dir, resume_from)
+    objects = fit(plan, run_dir, resume_from)
     metrics: dict[str, Any] = {}
     trainer: pl.Trainer = objects["trainer"]
     if trainer.is_global_zero:
         from mtl.experiments.score import evaluate_run
 
         # The module is back on the CPU now; the device it was trained on is free again. Other ranks need not wait.
-        metrics = evaluate_run(run_dir, device=str(trainer.strategy.root_device))
+        metrics = evaluate_run(plan, run_dir, device=str(trainer.strategy.root_device))
         log.info("report: %s", run.report)
     return metrics, {**objects, "run_dir": run_dir}

@@ -16,7 +16,7 @@ def load_predictor(checkpoint: str | Path, device: str = "auto") -> Predictor:
     from mtl.inference.predictor import Predictor
 
     loaded = load_model(checkpoint, device)
-    family = build_family(loaded.config["data"])
+    family = build_family(loaded.config.data)
     return Predictor(
         loaded.model, device=next(loaded.model.parameters()).device, thresholds=loaded.thresholds,
         pixel_scale=family.pixel_scale_of, microns=family.microns, modalities=family.modalities,

@@ -29,7 +29,7 @@ def write_run_report(evaluation: Evaluation, metrics: dict[str, Any], folder: Pa
     """Write the report of an evaluation into `folder`, with the training curves of the run it belongs to."""
     from mtl.evaluation.results import separation
 
-    config = evaluation.loaded.config
+    plan = evaluation.plan
     rows = read_history(run_dir)
     history, _ = history_columns(rows)
     environment = _read(RunFolder(run_dir).environment)
@@ -41,11 +41,11 @@ def write_run_report(evaluation: Evaluation, metrics: dict[str, Any], folder: Pa
         history=rows,
         best_epoch=float(evaluation.loaded.epoch),
         best_stage=evaluation.loaded.stage,
-        kept_apart=separation(evaluation.datamodule.family.group_by, config["data"]["split"]["val_group_by"]),
+        kept_apart=separation(plan.family.group_by, plan.config.data.split.val_group_by),
         split_sizes=_split_sizes(evaluation),
         cases=_cases(evaluation),
         colours=colours_of(evaluation.loaded.model.specs.values()),
-        config=config,
+        config=plan.to_dict(),
         environment=environment,
     )
     return write_report(folder, content)

@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 
+from mtl.config.load import stored_config
+from mtl.config.schema import RunConfig
 from mtl.core.distribution import install_command
-from mtl.core.errors import CheckpointError, TrainingError
+from mtl.core.errors import CheckpointError, ConfigError, TrainingError
 from mtl.core.files import beside, sync_folder
 from mtl.runs.folder import EXAMPLE, RunFolder, is_a_folder
 from mtl.runs.stored import FORMAT, converted
@@ -99,6 +101,18 @@ def read_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
             f"`{path}` has format {about['format']}; this release reads up to {FORMAT}. Update it with `{install_command()}`."
         )
     return content | {"mtl": converted(about)}
+
+
+def config_of(about: dict[str, Any], path: str | os.PathLike[str]) -> RunConfig:
+    """Return the run configuration in the entry `mtl` of a checkpoint.
+
+    Raises:
+        CheckpointError: Another release wrote it, or it was edited.
+    """
+    try:
+        return stored_config(about["config"], os.fspath(path))
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def _what_it_is(content: dict[str, Any]) -> str:

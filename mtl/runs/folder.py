@@ -8,8 +8,8 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from mtl.config.schema import RunConfig
 from mtl.core.errors import CheckpointError, ConfigError
 
 log = logging.getLogger("mtl")
@@ -169,7 +169,7 @@ def is_main_process() -> bool:
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", os.environ.get("LOCAL_RANK", "0")))) == 0
 
 
-def new_run_dir(config: dict[str, Any]) -> Path:
+def new_run_dir(config: RunConfig) -> Path:
     """Create the run directory: `paths.run_dir`, or `<output_root>/<suite>/<name or timestamp>`.
 
     Raises:
@@ -178,11 +178,11 @@ def new_run_dir(config: dict[str, Any]) -> Path:
     inherited = os.environ.get(RUN_DIR_VARIABLE)
     if inherited and not is_main_process():
         return Path(inherited)
-    if not is_main_process() and not (config["paths"]["run_dir"] or config["name"]):
+    if not is_main_process() and not (config.paths.run_dir or config.name):
         raise ConfigError("Several processes were started from outside (torchrun, srun): give them one place with name=<name>.")
-    parent = Path(config["paths"]["output_root"]) / config["suite"]
-    if config["paths"]["run_dir"] or config["name"]:
-        run_dir = Path(config["paths"]["run_dir"] or parent / config["name"])
+    parent = Path(config.paths.output_root) / config.suite
+    if config.paths.run_dir or config.name:
+        run_dir = Path(config.paths.run_dir) if config.paths.run_dir else parent / str(config.name)
         if is_main_process() and RunFolder(run_dir).config.exists():
             raise ConfigError(
                 f"`{run_dir}` holds a run already. Go on with it by resume={run_dir}, choose another name=, or remove the "

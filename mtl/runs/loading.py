@@ -9,11 +9,12 @@ from typing import Any
 import torch
 
 from mtl.config.load import build_family
+from mtl.config.schema import RunConfig
 from mtl.core import plugins
 from mtl.core.errors import CheckpointError, ConfigError
 from mtl.drawing.palette import coloured, colours_of
 from mtl.model import MultiTaskModel
-from mtl.runs.checkpoint import read_checkpoint
+from mtl.runs.checkpoint import config_of, read_checkpoint
 from mtl.runs.folder import checkpoint_path
 
 MODEL_PREFIX = "model."
@@ -30,7 +31,7 @@ class LoadedModel:
 
     Attributes:
         model: On the device, in eval mode.
-        config: The plain run configuration it was trained with.
+        config: The run configuration it was trained with.
         thresholds: By task; chosen on validation.
         split: Rows of the training run's split: sample id, group, source, split, content hash.
         path: The checkpoint file.
@@ -41,7 +42,7 @@ class LoadedModel:
     """
 
     model: MultiTaskModel
-    config: dict[str, Any]
+    config: RunConfig
     thresholds: dict[str, dict[str, float]]
     split: list[dict[str, str]]
     path: Path
@@ -72,23 +73,24 @@ def load_model(checkpoint: str | Path, device: str = "auto") -> LoadedModel:
         raise CheckpointError(f"`{path}` lacks {', '.join(missing)}. Expected a checkpoint as training wrote it.")
     if lacking := plugins.missing(about["config"].get("plugins", []), f"`{path}`"):
         raise CheckpointError("\n".join(lacking))
-    described = {**about["model"], "specs": _complete_specs(about)}
+    config = config_of(about, path)
+    described = {**about["model"], "specs": _complete_specs(about, config)}
     model = MultiTaskModel.from_config(described, load_weights=False)
     hint = "The file was edited or belongs to another release; train again or use the release that wrote it."
     load_state(model, content["state_dict"], f"`{path}` does not fit the model it describes", hint)
     model = model.to(pick_device(device)).eval()
     return LoadedModel(
-        model, about["config"], about["thresholds"], about["split"], path, about["epoch"], about["thresholds_source"],
+        model, config, about["thresholds"], about["split"], path, about["epoch"], about["thresholds_source"],
         about["pretraining"], about.get("stage", ""),
     )  # fmt: skip
 
 
-def _complete_specs(about: dict[str, Any]) -> list[dict[str, Any]]:
+def _complete_specs(about: dict[str, Any], config: RunConfig) -> list[dict[str, Any]]:
     """Return the stored task specs; of a checkpoint from before they told how classes are drawn and written, with that."""
     stored: list[dict[str, Any]] = about["model"]["specs"]
     if all(values.keys() >= set(DRAWN) for values in stored):
         return stored
-    offered = build_family(about["config"]["data"]).specs()
+    offered = build_family(config.data).specs()
     colours = colours_of(offered.values())
     known = {name: coloured(spec, colours).to_dict() for name, spec in offered.items()}
     return [{**{key: known[spec["name"]][key] for key in DRAWN if spec["name"] in known}, **spec} for spec in stored]

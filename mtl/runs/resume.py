@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from mtl.config.compose import take_plugins
 from mtl.config.keys import ALLOWED
-from mtl.config.load import check_run_config
+from mtl.config.plan import Plan
 from mtl.core.errors import ConfigError
 from mtl.runs.folder import RunFolder
 from mtl.runs.stored import read_config
 
 
-def resumed_config(run_dir: str, overrides: list[str]) -> dict[str, Any]:
-    """Read the configuration of a run and mark it as resumed.
+def resumed_plan(run_dir: str, overrides: list[str]) -> Plan:
+    """Read the configuration of a run and plan how it goes on.
 
     Args:
         run_dir: Directory of the run.
@@ -44,4 +43,4 @@ def resumed_config(run_dir: str, overrides: list[str]) -> dict[str, Any]:
             section = section[parent]
         section[last] = yaml.safe_load(value)
     config["resume"] = run_dir
-    return check_run_config(config)
+    return Plan.from_config(config)

@@ -20,8 +20,9 @@ from pytorch_lightning.profilers import AdvancedProfiler, Profiler, SimpleProfil
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.multiprocessing import ProcessRaisedException
 
-from mtl.config.load import build_family
-from mtl.config.stages import INITIAL, Stage, stages_of, start_files
+from mtl.config.plan import Plan
+from mtl.config.schema import RunConfig, TrainerConfig
+from mtl.config.stages import INITIAL, Stage
 from mtl.core import errors
 from mtl.core.errors import CheckpointError, ConfigError, DataError, MtlError, TrainingError
 from mtl.core.files import remove_stale
@@ -48,49 +49,44 @@ log = logging.getLogger("mtl")
 HANDLED_HERE = ("fast_dev_run", "max_steps")
 
 
-def fit(config: dict[str, Any], run_dir: Path, resume_from: Path | None) -> dict[str, Any]:
+def fit(plan: Plan, run_dir: Path, resume_from: Path | None) -> dict[str, Any]:
     """Train all stages of a run, or those that are left of it; return the objects of the last one."""
-    stages = stages_of(config)
-    first = stage_of(resume_from, stages) if resume_from else 0
-    data = prepare_data(config, stages, run_dir)
-    for stage in stages[first:]:
-        objects = _fit_stage(config, stage, run_dir, data, resume_from if stage.index == first else None)
+    first = stage_of(resume_from, plan.stages) if resume_from else 0
+    data = prepare_data(plan, run_dir)
+    for stage in plan.stages[first:]:
+        objects = _fit_stage(plan, stage, run_dir, data, resume_from if stage.index == first else None)
     return objects
 
 
-def prepare_data(config: dict[str, Any], stages: list[Stage], run_dir: Path) -> MultiTaskDataModule:
+def prepare_data(plan: Plan, run_dir: Path) -> MultiTaskDataModule:
     """Index, split and cache the data, and try every stage, so that none fails after hours for what is known now."""
-    model = build_model(config, load_weights=False)
-    data = MultiTaskDataModule(
-        build_family(config["data"]), model.specs, model.preprocessing, config["data"], config["tasks"], config["seed"]
-    )
+    model = build_model(plan, load_weights=False)
+    data = MultiTaskDataModule.from_plan(plan, model.specs, model.preprocessing)
     split_file = RunFolder(run_dir).split
-    data.setup("fit", split_file=split_file if config["resume"] and split_file.is_file() else None)
+    data.setup("fit", split_file=split_file if plan.config.resume and split_file.is_file() else None)
     if is_main_process():
         data.save_split(split_file)
     log.info(data.describe_split())
     if unseen := data.unlabelled_tasks("val"):
         log.warning(f"No validation image is labelled for {', '.join(unseen)}: nothing can choose thresholds for it.")
-    for stage in stages if stages[0].name else ():
+    for stage in plan.stages if plan.stages[0].name else ():
         try:
             model.rest(stage.tasks, stage.freeze)
-            parts = split_parts(model, build_balancer(stage.config, stage.tasks))
-            build_optimizer(parts, stage.config["optimizer"], inactive_parts(config))
-            data.for_stage(stage.tasks, stage.sources, stage.config["data"]["loader"], stage.seed).setup("fit")
-            if stage.start in start_files(config):
+            parts = split_parts(model, build_balancer(stage.config.balancer, stage.tasks))
+            build_optimizer(parts, stage.config.optimizer, inactive_parts(plan.config))
+            data.for_stage(stage.tasks, stage.sources, stage.config.data.loader, stage.seed).setup("fit")
+            if stage.from_file:
                 hand_over(model, Path(stage.start))
         except (ConfigError, DataError, CheckpointError) as error:
             raise type(error)(f"Stage `{stage.name}` cannot be carried out. {error}") from error
     return data
 
 
-def _fit_stage(
-    config: dict[str, Any], stage: Stage, run_dir: Path, data: MultiTaskDataModule, resume_from: Path | None
-) -> dict[str, Any]:
+def _fit_stage(plan: Plan, stage: Stage, run_dir: Path, data: MultiTaskDataModule, resume_from: Path | None) -> dict[str, Any]:
     """Train one stage and publish its best checkpoint."""
     pl.seed_everything(stage.seed, verbose=False)
     begins_from = None if resume_from or stage.start == INITIAL else start_file(run_dir, stage)
-    model = build_model(config, load_weights=resume_from is None and begins_from is None)
+    model = build_model(plan, load_weights=resume_from is None and begins_from is None)
     callbacks: list[Callback] = []
     if stage.name:
         log.info(stage.describe())
@@ -100,28 +96,28 @@ def _fit_stage(
         about = hand_over(model, begins_from)
         count = len(model.state_dict())
         log.info(f"weights: {begins_from.name}, epoch {about['epoch'] + 1} of its stage, all {count} tensors loaded")
-        if reason := incomparable(about, config, model, data.split_rows()):
+        if reason := incomparable(about, begins_from, plan, model, data.split_rows()):
             log.info(f"hand-over not checked by a validation: {begins_from} was made with {reason}")
         else:
             callbacks.append(HandOverCheck(about["validation"], f"`{stage.start}`"))
-    evaluator = build_evaluator(config, model.specs)
-    for line in dropped_study_metrics(config, model.specs) if stage.index == 0 else ():
+    evaluator = build_evaluator(plan, model.specs)
+    for line in dropped_study_metrics(plan, model.specs) if stage.index == 0 else ():
         log.info(line)
-    module = MultiTaskModule(model, build_balancer(stage.config, stage.tasks), evaluator, config, stage)
+    module = MultiTaskModule(model, build_balancer(stage.config.balancer, stage.tasks), evaluator, plan, stage)
     if module.balancer.needs_gradients and not module.shared and len(stage.tasks) > 1:
         log.warning(
-            f"balancer={config['balancer']['name']} has no effect here: no part that trains serves several tasks. The losses "
-            "are added up."
+            f"balancer={stage.config.balancer['name']} has no effect here: no part that trains serves several tasks. The "
+            "losses are added up."
         )
     module.split_rows = data.split_rows()
-    module.pretraining = seen_before([config["backbone"]["weights"], *start_files(config)], data)
+    module.pretraining = seen_before([plan.config.backbone["weights"], *plan.start_files], data)
     if module.pretraining and stage.index == 0:
         log.warning(PRETRAINING_NOTE.format(count=len(module.pretraining), names=", ".join(module.pretraining[:5])))
-    monitor = stage.config["monitor"]
+    monitor = stage.config.monitor
     earlier = rows_before(run_dir, stage.name) if stage.index else []
     recorder = RunRecorder(run_dir, monitor, higher_is_better(monitor), stage.name, earlier)
     trainer = build_trainer(stage.config, run_dir, [recorder, *callbacks, *_callbacks(stage.config)], bool(callbacks))
-    datamodule = data.for_stage(stage.tasks, stage.sources, stage.config["data"]["loader"], stage.seed)
+    datamodule = data.for_stage(stage.tasks, stage.sources, stage.config.data.loader, stage.seed)
     started = time.monotonic()
     try:
         trainer.fit(module, datamodule=datamodule, ckpt_path=resume_from, weights_only=True)
@@ -135,7 +131,7 @@ def _fit_stage(
         if trainer.is_global_zero:
             keep_stage(run_dir, stage)
         trainer.strategy.barrier()
-    if config["trainer"]["profiler"] and trainer.is_global_zero:
+    if plan.config.trainer.profiler and trainer.is_global_zero:
         log.info("profile: %s", RunFolder(run_dir).profile)
     return {"module": module, "datamodule": datamodule, "trainer": trainer, "recorder": recorder}
 
@@ -202,23 +198,22 @@ def error_of_rank(error: ProcessRaisedException) -> MtlError:
     raise error
 
 
-def check_validation(config: dict[str, Any]) -> None:
+def check_validation(trainer: TrainerConfig) -> None:
     """Refuse settings under which nothing would select a checkpoint and choose thresholds.
 
     Raises:
         ConfigError: No epoch of the run would be validated.
     """
-    trainer = config["trainer"]
-    if trainer["limit_val_batches"] == 0:
+    if trainer.limit_val_batches == 0:
         raise ConfigError("`trainer.limit_val_batches=0` leaves nothing to select a checkpoint with. Use 1 or more, or 1.0.")
-    if trainer["check_val_every_n_epoch"] > trainer["max_epochs"]:
+    if trainer.check_val_every_n_epoch > trainer.max_epochs:
         raise ConfigError(
-            f"`trainer.check_val_every_n_epoch={trainer['check_val_every_n_epoch']}` exceeds trainer.max_epochs="
-            f"{trainer['max_epochs']}, so no epoch would be validated. Lower the one or raise the other."
+            f"`trainer.check_val_every_n_epoch={trainer.check_val_every_n_epoch}` exceeds trainer.max_epochs="
+            f"{trainer.max_epochs}, so no epoch would be validated. Lower the one or raise the other."
         )
 
 
-def build_trainer(config: dict[str, Any], run_dir: Path, callbacks: list[Callback], validate_first: bool = False) -> pl.Trainer:
+def build_trainer(config: RunConfig, run_dir: Path, callbacks: list[Callback], validate_first: bool = False) -> pl.Trainer:
     """Build Lightning's Trainer; a key the user left alone keeps Lightning's default.
 
     Args:
@@ -230,10 +225,10 @@ def build_trainer(config: dict[str, Any], run_dir: Path, callbacks: list[Callbac
     Raises:
         ConfigError: Values that Lightning refuses on this machine (no GPU, too few devices, unknown precision).
     """
-    settings = config["trainer"]
-    progress = progress_callbacks(settings["enable_progress_bar"])
-    arguments = {key: value for key, value in settings.items() if value is not None and key not in HANDLED_HERE}
-    arguments |= {"enable_progress_bar": bool(progress), "profiler": _profiler(settings["profiler"], run_dir)}
+    settings = config.trainer
+    progress = progress_callbacks(settings.enable_progress_bar)
+    arguments = {key: value for key, value in settings.model_dump().items() if value is not None and key not in HANDLED_HERE}
+    arguments |= {"enable_progress_bar": bool(progress), "profiler": _profiler(settings.profiler, run_dir)}
     for library in ("pytorch_lightning", "lightning_fabric", "lightning"):
         logging.getLogger(library).setLevel(logging.WARNING)
     try:
@@ -260,17 +255,19 @@ def _profiler(name: str | None, run_dir: Path) -> Profiler | None:
     return kinds[name](dirpath=run_dir, filename="profile") if name in kinds else None
 
 
-def _callbacks(config: dict[str, Any]) -> list[Callback]:
+def _callbacks(config: RunConfig) -> list[Callback]:
     found: list[Callback] = []
-    stopping, ema = config["callbacks"]["early_stopping"], config["callbacks"]["ema"]
-    if stopping:
-        mode = "max" if higher_is_better(config["monitor"]) else "min"
+    stopping, ema = config.callbacks.early_stopping, config.callbacks.ema
+    if stopping is not None:
+        mode = "max" if higher_is_better(config.monitor) else "min"
         # An epoch in which the metric is not defined counts as one without improvement, it does not end the run.
         found.append(
-            EarlyStopping(config["monitor"], mode=mode, check_on_train_epoch_end=False, check_finite=False, **stopping)
+            EarlyStopping(
+                config.monitor, mode=mode, check_on_train_epoch_end=False, check_finite=False, **stopping.model_dump()
+            )
         )
-    if config["trainer"]["max_steps"] > 0:
-        found.append(StepLimit(config["trainer"]["max_steps"]))
-    if ema:
-        found.append(ExponentialAverage(decay=ema["decay"]))
+    if config.trainer.max_steps > 0:
+        found.append(StepLimit(config.trainer.max_steps))
+    if ema is not None:
+        found.append(ExponentialAverage(decay=ema.decay))
     return found

@@ -5,23 +5,23 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 from pytorch_lightning.loggers import Logger
 
+from mtl.config.schema import RunConfig
 from mtl.core.distribution import install_command
 from mtl.core.errors import ConfigError
 from mtl.runs.folder import RunFolder
 
 
-def build_loggers(config: dict[str, Any], run_dir: Path) -> list[Logger]:
+def build_loggers(config: RunConfig, run_dir: Path) -> list[Logger]:
     """Build the loggers that the `logger` section asks for.
 
     Raises:
         ConfigError: The package of a logger is not installed.
     """
     loggers: list[Logger] = []
-    if config["logger"]["tensorboard"]:
+    if config.logger.tensorboard:
         from pytorch_lightning.loggers import TensorBoardLogger
 
         try:
@@ -31,15 +31,14 @@ def build_loggers(config: dict[str, Any], run_dir: Path) -> list[Logger]:
             raise ConfigError(
                 f"logger=tensorboard needs the package tensorboard. Run: {install_command('tensorboard')}."
             ) from error
-    if config["logger"]["wandb"]:
+    if (settings := config.logger.wandb) is not None:
         from pytorch_lightning.loggers import WandbLogger
 
-        settings = config["logger"]["wandb"]
         os.environ.setdefault("WANDB_SILENT", "true")
         loggers.append(
             WandbLogger(
-                name=run_dir.name, save_dir=str(run_dir), project=settings["project"], entity=settings["entity"],
-                offline=settings["offline"], tags=settings["tags"], config=config,
+                name=run_dir.name, save_dir=str(run_dir), project=settings.project, entity=settings.entity,
+                offline=settings.offline, tags=settings.tags, config=config.model_dump(),
             )
         )  # fmt: skip
     return loggers

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from mtl.balancing.base import Balancer, Step
-from mtl.config.stages import Stage, stages_of
+from mtl.config.plan import Plan
+from mtl.config.stages import Stage
 from mtl.core.errors import TrainingError
 from mtl.core.types import TaskBatch
 from mtl.heads.base import Output
@@ -31,7 +32,7 @@ class MultiTaskModule(pl.LightningModule):
         model: The network.
         balancer: Turns the tasks' losses into one update.
         evaluator: Scores whole validation images.
-        config: The checked, plain run configuration.
+        plan: Of the run.
         stage: What of it to carry out; None is all, for a run without a curriculum.
     """
 
@@ -40,15 +41,15 @@ class MultiTaskModule(pl.LightningModule):
         model: MultiTaskModel,
         balancer: Balancer,
         evaluator: Evaluator,
-        config: dict[str, Any],
+        plan: Plan,
         stage: Stage | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.balancer = balancer
         self.evaluator = evaluator
-        self.run_config = config
-        self.stage = stages_of(config)[0] if stage is None else stage
+        self.run_config = plan.to_dict()
+        self.stage = plan.stages[0] if stage is None else stage
         self.config = self.stage.config
         model.rest(self.stage.tasks, self.stage.freeze)
         self.shared, self.own = model.shared_and_own(self.stage.tasks)
@@ -62,13 +63,13 @@ class MultiTaskModule(pl.LightningModule):
         self._plateau: dict[str, Any] | None = None
         self._plateau_state: dict[str, Any] | None = None
         # In a tuple, so that the compiled model is not registered as a second copy of the network.
-        self._forward = (torch.compile(model) if config["runtime"]["compile"] else model,)
-        if config["runtime"]["channels_last"]:
+        self._forward = (torch.compile(model) if self.config.runtime.compile else model,)
+        if self.config.runtime.channels_last:
             self.model.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor, tasks: tuple[str, ...] | None = None) -> dict[str, Output]:
         """Compute the raw outputs of the heads, of all or of some tasks."""
-        if self.config["runtime"]["channels_last"]:
+        if self.config.runtime.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         outputs: dict[str, Output] = self._forward[0](images, tasks)
         return outputs
@@ -90,7 +91,7 @@ class MultiTaskModule(pl.LightningModule):
             torch.manual_seed(hash((self.stage.seed, self.current_epoch, self.global_rank)) % 2**31)
             self._sums = {}
             for head in self._heads:
-                head.set_progress(self.current_epoch / self.config["trainer"]["max_epochs"])
+                head.set_progress(self.current_epoch / self.config.trainer.max_epochs)
 
     def training_step(self, batch: TaskBatch, batch_index: int) -> Tensor:
         """Compute the balanced loss of one batch."""
@@ -183,12 +184,12 @@ class MultiTaskModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """Build the optimizer (one group per part) and its schedule."""
         parts = split_parts(self.model, self.balancer)
-        optimizer = build_optimizer(parts, self.config["optimizer"], inactive_parts(self.config))
-        total, limit = int(self.trainer.estimated_stepping_batches), self.config["trainer"]["max_steps"]
+        optimizer = build_optimizer(parts, self.config.optimizer, inactive_parts(self.config))
+        total, limit = int(self.trainer.estimated_stepping_batches), self.config.trainer.max_steps
         total = min(total, limit) if limit > 0 else total
         per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
-        every = self.config["trainer"]["check_val_every_n_epoch"]
-        scheduler = build_scheduler(optimizer, self.config["scheduler"], total, per_epoch, self.config["monitor"], every)
+        every = self.config.trainer.check_val_every_n_epoch
+        scheduler = build_scheduler(optimizer, self.config.scheduler, total, per_epoch, self.config.monitor, every)
         if "monitor" not in scheduler:
             return {"optimizer": optimizer, "lr_scheduler": scheduler}
         # The Trainer would step it after the epoch's checkpoint was written, so a resumed run would miss one step.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from mtl.config.schema import OptimizerConfig, RunConfig
 from mtl.core.errors import ConfigError, nearest, unknown
 from mtl.core.parts import covers, part_of
 from mtl.encoders.base import adapter_parameters
@@ -24,7 +25,6 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
 }  # fmt: skip
 # Accepted in `parts` even where a run has no such part (no adapters, static balancer), so that one setting serves many runs.
 PART_FAMILIES = ("backbone", "adapters", "neck", "head", "balancer")
-PART_KEYS = ("lr", "floor", "weight_decay")
 
 Parts = dict[str, list[tuple[str, nn.Parameter]]]
 
@@ -45,44 +45,43 @@ def split_parts(model: nn.Module, balancer: nn.Module | None = None) -> Parts:
     return parts
 
 
-def inactive_parts(config: Mapping[str, Any]) -> list[str]:
+def inactive_parts(config: RunConfig) -> list[str]:
     """Name the parts of a suite; settings for those a run leaves out (a single-task twin) are accepted and have no effect."""
-    return [f"head.{task}" for task in config["heads"]] + [f"neck.{name}" for name in config["necks"]]
+    return [f"head.{task}" for task in config.heads] + [f"neck.{name}" for name in config.necks]
 
 
-def build_optimizer(parts: Parts, config: Mapping[str, Any], inactive: Iterable[str] = ()) -> Optimizer:
+def build_optimizer(parts: Parts, config: OptimizerConfig, inactive: Iterable[str] = ()) -> Optimizer:
     """Build the optimizer with one group per part that has trainable parameters.
 
-    Each group carries `name` and `floor`, the learning rate that schedulers end at. `config["parts"]` changes `lr`, `floor` and
+    Each group carries `name` and `floor`, the learning rate that schedulers end at. `config.parts` changes `lr`, `floor` and
     `weight_decay` of a part (`head.detection`) or of all parts below a name (`head`); the longer name wins. A floor that is
     inherited never exceeds the group's own learning rate, so that no schedule raises a slow group.
 
     Args:
         parts: Result of `split_parts`.
-        config: `name`, `lr`, `weight_decay`, `floor`, `options` (further arguments of the optimizer), `parts`.
+        config: The section `optimizer`; `options` are further arguments of its class.
         inactive: Parts of the suite that this run leaves out (heads of tasks that are not selected); settings for them are
             accepted and have no effect.
 
     Raises:
-        ConfigError: Unknown optimizer, option or part, a floor above its learning rate, or nothing to train.
+        ConfigError: Unknown optimizer, option or part; a floor above its learning rate, or nothing to train.
     """
-    settings = config.get("parts") or {}
-    problems = _problems(config, settings, [*parts, *inactive])
+    problems = _problems(config, [*parts, *inactive])
     if problems:
         raise ConfigError(problems)
     groups: list[dict[str, Any]] = []
     for part, named in parts.items():
         trainable = [parameter for _, parameter in named if parameter.requires_grad]
         if trainable:
-            groups.append({"params": trainable, "name": part, **_group_settings(part, config, settings)})
+            groups.append({"params": trainable, "name": part, **_group_settings(part, config)})
     if not groups:
         raise ConfigError("Nothing to train: every parameter is frozen. Unfreeze the backbone, add adapters or select a head.")
     check_groups(groups, parts)
-    defaults = {"lr": config["lr"], "weight_decay": config["weight_decay"]}
+    defaults: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
     try:
-        return OPTIMIZERS[config["name"]](groups, **defaults, **(config.get("options") or {}))
+        return OPTIMIZERS[config.name](groups, **defaults, **config.options)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"`optimizer.options` do not suit `{config['name']}`: {error}.") from error
+        raise ConfigError(f"`optimizer.options` do not suit `{config.name}`: {error}.") from error
 
 
 def check_groups(groups: list[dict[str, Any]], parts: Parts) -> None:
@@ -95,12 +94,12 @@ def check_groups(groups: list[dict[str, Any]], parts: Parts) -> None:
                 raise AssertionError(f"`{name}` of `{part}` is in {count} optimizer groups, expected {expected}")
 
 
-def _group_settings(part: str, config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, float]:
-    values = {key: float(config[key]) for key in PART_KEYS}
+def _group_settings(part: str, config: OptimizerConfig) -> dict[str, float]:
+    values = {"lr": config.lr, "floor": config.floor, "weight_decay": config.weight_decay}
     own_floor = False
-    for name in sorted(settings, key=len):
+    for name in sorted(config.parts, key=len):
         if covers(name, part):
-            given = {key: float(value) for key, value in (settings[name] or {}).items() if value is not None}
+            given = config.parts[name].model_dump(exclude_none=True)
             own_floor = own_floor or "floor" in given
             values |= given
     if values["floor"] > values["lr"]:
@@ -113,15 +112,14 @@ def _group_settings(part: str, config: Mapping[str, Any], settings: Mapping[str,
     return values
 
 
-def _problems(config: Mapping[str, Any], settings: Mapping[str, Any], known: list[str]) -> list[str]:
-    if config["name"] not in OPTIMIZERS:
-        return [unknown("optimizer", config["name"], OPTIMIZERS, "optimizer.name")]
+def _problems(config: OptimizerConfig, known: list[str]) -> list[str]:
+    if config.name not in OPTIMIZERS:
+        return [unknown("optimizer", config.name, OPTIMIZERS, "optimizer.name")]
     taken = ("self", "params", "lr", "weight_decay")
-    valid = [key for key in inspect.signature(OPTIMIZERS[config["name"]].__init__).parameters if key not in taken]
-    problems = [unknown("option", key, valid, "optimizer.options") for key in config.get("options") or {} if key not in valid]
-    for name, values in settings.items():
+    valid = [key for key in inspect.signature(OPTIMIZERS[config.name].__init__).parameters if key not in taken]
+    problems = [unknown("option", key, valid, "optimizer.options") for key in config.options if key not in valid]
+    for name in config.parts:
         if name not in PART_FAMILIES and not any(covers(name, part) for part in known):
             names = sorted({*PART_FAMILIES, *known})
             problems.append(f"`optimizer.parts.{name}` matches no part. Parts: {', '.join(names)}.{nearest(name, names)}")
-        problems += [unknown("key", key, PART_KEYS, f"optimizer.parts.{name}") for key in values or {} if key not in PART_KEYS]
     return problems

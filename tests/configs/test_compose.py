@@ -14,8 +14,9 @@ from pydantic import BaseModel
 
 from mtl.config import schema, verbs
 from mtl.config.compose import choices, configs_folder
-from mtl.config.load import DATA_KEYS, NECK_KEYS, load_run_config
+from mtl.config.load import DATA_KEYS, NECK_KEYS
 from mtl.config.parts import HEAD_KEYS, NESTED
+from mtl.config.plan import Plan
 from mtl.core.registry import (
     ADAPTERS,
     BALANCERS,
@@ -75,7 +76,7 @@ def files(group: str) -> list[str]:
 
 @cache
 def _composed(words: tuple[str, ...]) -> dict[str, Any]:
-    return load_run_config(list(words))
+    return Plan.from_words(list(words)).to_dict()
 
 
 def composed(*words: str) -> dict[str, Any]:

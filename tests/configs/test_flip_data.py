@@ -15,7 +15,8 @@ from pydantic import BaseModel
 
 from mtl.config import schema, verbs
 from mtl.config.compose import choices, compose
-from mtl.config.load import DATA_KEYS, build_family, check_data, load_run_config
+from mtl.config.load import DATA_KEYS, build_family, check_data
+from mtl.config.plan import Plan
 from mtl.core.errors import ConfigError
 from mtl.core.registry import SOURCES
 from mtl.data.pipeline.datamodule import MultiTaskDataModule
@@ -42,7 +43,7 @@ GENERIC = annotations_of(schema.DataGenericConfig)
 
 @pytest.fixture(scope="module")
 def data(smears: Path) -> dict[str, Any]:
-    config = load_run_config(["task=malaria_mttl", f"data.root={smears}"])["data"]
+    config = Plan.from_words(["task=malaria_mttl", f"data.root={smears}"]).to_dict()["data"]
     return put(config, {"geometry.size": [64, 64]})
 
 
@@ -50,10 +51,11 @@ def module_of(data: dict[str, Any], tasks: tuple[str, ...] = ("detection", "segm
     """The data module of a `data` section, checked as a run would check it."""
     checked, problems = check_data(data)
     assert not problems, problems
-    family = build_family(checked)
+    section = schema.DataConfig.model_validate(checked)
+    family = build_family(section)
     normalization = {"mean": [0.5] * 3, "std": [0.25] * 3}
     preprocessing = Preprocessing.from_config(checked["geometry"], checked["preprocessing"], normalization)
-    return MultiTaskDataModule(family, family.specs(), preprocessing, checked, list(tasks))
+    return MultiTaskDataModule(family, family.specs(), preprocessing, section, list(tasks))
 
 
 def keys_below(data: dict[str, Any], section: str) -> list[str]:
@@ -103,13 +105,13 @@ def test_malaria(data: dict[str, Any], smears: Path, tmp_path: Path) -> None:
 
 
 def test_malaria_cells(cells: Path, tmp_path: Path) -> None:
-    config = load_run_config(["task=malaria_cells", f"data.root={cells}"])["data"]
+    config = Plan.from_words(["task=malaria_cells", f"data.root={cells}"]).to_dict()["data"]
     other = copy_of(cells, tmp_path / "other", lambda path: not path.name.startswith("C1P"))
     assert dead_keys(observe_family, config, part_flips(SOURCES, config, {"root": Flip(str(other))})) == []
 
 
 def test_idrid(retinas: Path, tmp_path: Path) -> None:
-    config = load_run_config(["task=idrid_mtl", f"data.root={retinas}"])["data"]
+    config = Plan.from_words(["task=idrid_mtl", f"data.root={retinas}"]).to_dict()["data"]
     other = copy_of(retinas, tmp_path / "other", lambda path: path.name != "IDRiD_55_EX.tif")
     table = {
         "root": Flip(str(other)),
@@ -121,7 +123,7 @@ def test_idrid(retinas: Path, tmp_path: Path) -> None:
 
 
 def test_skin(lesions: Path, tmp_path: Path) -> None:
-    config = load_run_config(["task=skin_mtl", f"data.root={lesions}"])["data"]
+    config = Plan.from_words(["task=skin_mtl", f"data.root={lesions}"]).to_dict()["data"]
     other = copy_of(lesions, tmp_path / "other")
     (other / "masks" / "SKIN_001_00.png").unlink()
     table = {
@@ -332,7 +334,7 @@ MIXING = ("loader.mixing", "loader.source_weights", "loader.temperature")
 
 def test_mixing(retinas: Path) -> None:
     """Keys that matter where there are several sources."""
-    data = put(load_run_config(["task=idrid_mtl", f"data.root={retinas}"])["data"], {"geometry.size": [64, 64]})
+    data = put(Plan.from_words(["task=idrid_mtl", f"data.root={retinas}"]).to_dict()["data"], {"geometry.size": [64, 64]})
     table = {
         "loader.source_weights": Flip({"idrid_grading": 1.0, "idrid_segmentation": 4.0}),
         "loader.temperature": Flip(3.0),

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mtl.balancing.base import Step
 from mtl.config.compose import choices, configs_folder
 from mtl.config.load import NECK_KEYS, kind_of
+from mtl.config.schema import OptimizerConfig
 from mtl.core.registry import ADAPTERS, BALANCERS, ENCODERS, HEADS, LOSSES, NECKS, SCHEDULERS
 from mtl.core.task import TaskSpec
 from mtl.kinds.base import rules_named
@@ -428,7 +429,7 @@ SCHEDULER_TABLES = {
 @pytest.mark.parametrize("name", choices("scheduler"))
 def test_schedulers(name: str) -> None:
     def observe(config: dict[str, Any]) -> Any:
-        return schedule(config, build_optimizer(split_parts(Stub()), OPTIMIZER))
+        return schedule(config, build_optimizer(split_parts(Stub()), OptimizerConfig(**OPTIMIZER)))
 
     config = read("scheduler", name)
     assert dead_keys(observe, config, part_flips(SCHEDULERS, config, SCHEDULER_TABLES.get(name, {}))) == []
@@ -439,11 +440,11 @@ OPTIONS = {"adam": {"betas": [0.5, 0.9]}, "adamw": {"betas": [0.5, 0.9]}, "sgd":
 
 @pytest.mark.parametrize("name", choices("optimizer"))
 def test_optimizers(name: str) -> None:
-    from mtl.config.schema import OptimizerConfig, OptimizerPartConfig
+    from mtl.config.schema import OptimizerPartConfig
 
     def observe(config: dict[str, Any]) -> Any:
         model = Stub()
-        optimizer = build_optimizer(split_parts(model), config)
+        optimizer = build_optimizer(split_parts(model), OptimizerConfig(**config))
         x = torch.randn(8, 4, generator=torch.Generator().manual_seed(9))
         for _ in range(3):
             optimizer.zero_grad()

@@ -19,8 +19,7 @@ from flip_tools import Flip, dead_keys, flips_for, put, tree
 from PIL import Image
 
 from mtl.config import schema, verbs
-from mtl.config.load import active_specs, check_run_config, load_run_config
-from mtl.config.stages import stages_of
+from mtl.config.plan import Plan
 from mtl.core.errors import ConfigError
 from mtl.core.task import TaskSpec
 from mtl.core.types import ImageResult, Window
@@ -37,7 +36,7 @@ WORDS = [
 
 @pytest.fixture(scope="module")
 def base(smears: Path) -> dict[str, Any]:
-    return load_run_config([*WORDS, f"data.root={smears}"])
+    return Plan.from_words([*WORDS, f"data.root={smears}"]).to_dict()
 
 
 def plain_state(value: Any, depth: int = 5, seen: set[int] | None = None) -> Any:
@@ -77,7 +76,7 @@ def restored() -> Iterator[None]:
 def test_trainer(base: dict[str, Any], tmp_path: Path, restored: None) -> None:
     def observe(config: dict[str, Any]) -> Any:
         torch.backends.cudnn.benchmark = False
-        run = {**base, "trainer": schema.TrainerConfig(**config).model_dump()}
+        run = Plan.from_stored({**base, "trainer": config}).config
         trainer = training.build_trainer(run, tmp_path, training._callbacks(run))
         switches = [torch.get_deterministic_debug_mode(), torch.backends.cudnn.benchmark]
         return [plain_state(vars(trainer)), [plain_state(getattr(trainer, key, None), 2) for key in config], switches]
@@ -108,13 +107,13 @@ def test_trainer(base: dict[str, Any], tmp_path: Path, restored: None) -> None:
     assert dead_keys(observe, config, flips_for(keys, config, table, annotations)) == []
     for key, value in (("fast_dev_run", True), ("val_check_interval", 0.5)):
         with pytest.raises(Exception, match=key):
-            check_run_config(put(base, {f"trainer.{key}": value}))
+            Plan.from_config(put(base, {f"trainer.{key}": value}))
 
 
 def test_callbacks(base: dict[str, Any]) -> None:
     def observe(config: dict[str, Any]) -> Any:
         seen: list[Any] = []
-        for callback in training._callbacks({**base, "callbacks": config}):
+        for callback in training._callbacks(Plan.from_stored({**base, "callbacks": config}).config):
             state = plain_state(vars(callback))
             average = getattr(callback, "_kwargs", {}).get("avg_fn")
             after = average(torch.tensor(1.0), torch.tensor(0.0), torch.tensor(10**6)) if average else None
@@ -134,7 +133,7 @@ def test_loggers(base: dict[str, Any], tmp_path: Path) -> None:
 
     def observe(config: dict[str, Any]) -> Any:
         seen = []
-        for logger in build_loggers({**base, "logger": config}, tmp_path):
+        for logger in build_loggers(Plan.from_stored({**base, "logger": config}).config, tmp_path):
             asked = {key: value for key, value in getattr(logger, "_wandb_init", {}).items() if key != "config"}
             seen.append([type(logger).__name__, plain_state(asked), getattr(logger, "_offline", None)])
         return seen
@@ -189,7 +188,7 @@ def test_evaluation_and_study_metrics(base: dict[str, Any]) -> None:
     }
 
     def observe(config: dict[str, Any]) -> Any:
-        evaluator = build_evaluator({**base, **config}, specs)
+        evaluator = build_evaluator(Plan.from_stored({**base, **config}), specs)
         for prediction, truth in results(specs):
             evaluator.update(prediction, truth)
         values = evaluator.compute(evaluator.default_thresholds())
@@ -227,7 +226,7 @@ def test_til_score(base: dict[str, Any]) -> None:
         pairs.append([ImageResult(f"s{number}", f"p{number}", "tcga", window, tasks) for tasks in (guess, truth)])
 
     def observe(config: dict[str, Any]) -> Any:
-        evaluator = build_evaluator({**base, "study_metrics": {"til_score": config}}, specs)
+        evaluator = build_evaluator(Plan.from_stored({**base, "study_metrics": {"til_score": config}}), specs)
         for prediction, truth in pairs:
             evaluator.update(prediction, truth)
         return evaluator.compute(evaluator.default_thresholds())["til_score"]
@@ -247,7 +246,7 @@ def test_where_a_run_is_written(base: dict[str, Any], tmp_path: Path, monkeypatc
     monkeypatch.setenv("MTL_RUN_DIR", "")
 
     def observe(config: dict[str, Any]) -> Any:
-        return new_run_dir(config)
+        return new_run_dir(Plan.from_stored(config).config)
 
     config = {**base, "name": "one"}
     flips = {
@@ -269,7 +268,7 @@ def test_resume(base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "old" / "checkpoints" / "last.ckpt").touch()
     (tmp_path / "old" / "config.json").write_text(json.dumps(base))
 
-    def fit(config: dict[str, Any], run_dir: Path, resume_from: Path | None) -> None:
+    def fit(plan: Plan, run_dir: Path, resume_from: Path | None) -> None:
         raise Done(run_dir.name, resume_from is not None)
 
     monkeypatch.setattr("mtl.experiments.train.fit", fit)
@@ -277,7 +276,7 @@ def test_resume(base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.Monkey
     def observe(config: dict[str, Any]) -> Any:
         shutil.rmtree(tmp_path / "new", ignore_errors=True)
         with pytest.raises(Done) as caught:
-            train(config)
+            train(Plan.from_stored(config))
         return caught.value.args
 
     assert (
@@ -290,7 +289,7 @@ def test_fit(base: dict[str, Any], tmp_path: Path) -> None:
 
     def observe(config: dict[str, Any]) -> Any:
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
-        objects = training.fit(config, tmp_path / "run", None)
+        objects = training.fit(Plan.from_config(config), tmp_path / "run", None)
         module, recorder = objects["module"], objects["recorder"]
         formats = [p.is_contiguous(memory_format=torch.channels_last) for p in module.model.parameters() if p.ndim == 4]
         return [
@@ -318,8 +317,9 @@ def test_compile(base: dict[str, Any]) -> None:
     from mtl.training.module import MultiTaskModule
 
     def observe(config: dict[str, Any]) -> Any:
-        model = build_model(config)
-        module = MultiTaskModule(model, build_balancer(config), build_evaluator(config, model.specs), config)
+        plan = Plan.from_config(config)
+        model, balancer = build_model(plan), build_balancer(plan.config.balancer, plan.config.tasks)
+        module = MultiTaskModule(model, balancer, build_evaluator(plan, model.specs), plan)
         return type(module._forward[0]).__name__
 
     assert dead_keys(observe, base, {"runtime.compile": Flip(True)}) == []
@@ -332,7 +332,7 @@ def test_compile(base: dict[str, Any]) -> None:
 @pytest.fixture(scope="module")
 def trained(base: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "one"
-    train(put(base, {"paths.run_dir": str(folder)}))
+    train(Plan.from_config(put(base, {"paths.run_dir": str(folder)})))
     return folder
 
 
@@ -358,8 +358,8 @@ def test_evaluation_of_a_run(trained: Path) -> None:
 
     def observe(config: dict[str, Any]) -> Any:
         loaded = load_model(trained)
-        loaded.config["evaluation"] = config
-        evaluation = score(loaded, "val")
+        plan = Plan.from_stored({**loaded.config.model_dump(), "evaluation": config})
+        evaluation = score(loaded, "val", plan=plan)
         return [evaluation.summary, sorted(evaluation.results)]
 
     config = json.loads((trained / "config.json").read_text())["evaluation"]
@@ -476,15 +476,14 @@ def test_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     made: list[Any] = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(comparison, "_bring_up_to_date", lambda run, config: made.append(run) or "trained")
+    monkeypatch.setattr(comparison, "_bring_up_to_date", lambda run, plan: made.append(run) or "trained")
     monkeypatch.setattr(comparison, "load_run", lambda arm, seed, folder: [arm, seed, folder])
     monkeypatch.setattr("mtl.experiments.comparison.write_comparison", lambda *arguments: made.append(arguments[:-1]))
 
     # Composing is what takes time here; where a run is written changes nothing else.
-    composed = cache(lambda words: load_run_config(list(words)))
-    monkeypatch.setattr(
-        comparison, "load_run_config", lambda words: composed(tuple(w for w in words if not w.startswith("paths.")))
-    )
+    composed = cache(Plan.from_words)
+    plans = types.SimpleNamespace(from_words=lambda words: composed(tuple(w for w in words if not w.startswith("paths."))))
+    monkeypatch.setattr(comparison, "Plan", plans)
 
     def observe(config: dict[str, Any]) -> Any:
         made.clear()
@@ -511,23 +510,26 @@ def test_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_metric_that_judges_a_task(base: dict[str, Any]) -> None:
-    changed = check_run_config(put(base, {"evaluation.primary": {"heatmap": "pearson"}}))
-    assert [active_specs(config)["heatmap"].primary_metric for config in (base, changed)] == ["peak_f1", "pearson"]
+    plans = [Plan.from_config(base), Plan.from_config(put(base, {"evaluation.primary": {"heatmap": "pearson"}}))]
+    assert [plan.specs["heatmap"].primary_metric for plan in plans] == ["peak_f1", "pearson"]
     with pytest.raises(ConfigError, match=r"`mse` in `evaluation.primary.heatmap`"):
-        check_run_config(put(base, {"evaluation.primary": {"heatmap": "mse"}}))  # lower is better: it cannot enter a mean
+        Plan.from_config(put(base, {"evaluation.primary": {"heatmap": "mse"}}))  # lower is better: it cannot enter a mean
 
 
 def test_plugins(base: dict[str, Any]) -> None:
     """What they bring is tried in tests/integration/test_plugins.py."""
     with pytest.raises(ConfigError, match=r"needs the plug-in `nowhere\.heads`, which is neither installed nor named"):
-        check_run_config(put(base, {"plugins": ["nowhere.heads"]}))
+        Plan.from_config(put(base, {"plugins": ["nowhere.heads"]}))
 
 
 def test_stages(base: dict[str, Any]) -> None:
     def observe(config: dict[str, Any]) -> Any:
         stages = {"first": schema.StageConfig(epochs=5).model_dump(), "second": config}
-        run = check_run_config(put(base, {"stages": stages, "trainer.max_epochs": 30}))
-        return [[stage.tasks, stage.sources, stage.freeze, stage.start, stage.config] for stage in stages_of(run)]
+        plan = Plan.from_config(put(base, {"stages": stages, "trainer.max_epochs": 30}))
+        return [
+            [stage.tasks, stage.sources, stage.freeze, stage.start, stage.config.model_dump(exclude={"stages"})]
+            for stage in plan.stages
+        ]
 
     flips = {
         "tasks": Flip(["heatmap"]), "sources": Flip(["malaria"]), "start": Flip("initial"), "freeze": Flip(["backbone"]),

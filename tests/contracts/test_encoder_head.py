@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mtl.config.compose import choices
-from mtl.config.load import load_run_config
+from mtl.config.plan import Plan
 from mtl.core.errors import ConfigError
 from mtl.core.registry import HEADS
 from mtl.kinds.base import rules_named
@@ -58,7 +58,7 @@ def _config(head: str) -> dict[str, Any]:
     else:
         words += ["+neck@necks.aspp=aspp", "+neck@necks.decoder=decoder"]
     words += ["necks.aspp.width=32", "necks.decoder.width=32", f"data.geometry.size={list(SIZE)}"]
-    return model_config(load_run_config(words))
+    return model_config(Plan.from_words(words))
 
 
 def backbone(encoder: str) -> dict[str, Any]:

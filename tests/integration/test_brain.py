@@ -12,7 +12,7 @@ import pytest
 from tiny_runs import before_step, checkpoint, differing, go, history
 
 from mtl.cli import describe
-from mtl.config.load import load_run_config
+from mtl.config.plan import Plan
 from mtl.core.types import TaskBatch
 from mtl.experiments.score import evaluate, score
 from mtl.inference.predict import predict
@@ -27,7 +27,7 @@ SMALL = (
 
 
 def run(brains: Path, run_dir: Path, *words: str, score: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
-    return go(load_run_config([*SMALL, f"data.root={brains}", f"paths.run_dir={run_dir}", *words]), score)
+    return go(Plan.from_words([*SMALL, f"data.root={brains}", f"paths.run_dir={run_dir}", *words]), score)
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +83,9 @@ def test_volumes_are_scored_whole(curriculum: Path, brains: Path) -> None:
 
 def test_the_distance_is_measured_only_where_asked(curriculum: Path) -> None:
     loaded = load_model(curriculum)
-    loaded.config["evaluation"]["hd95"] = False
-    assert "hd95_per_case" not in score(loaded, "val", cases=0).summary["tasks"]["whole_tumor"]
+    config = loaded.config.model_dump()
+    plan = Plan.from_stored({**config, "evaluation": {**config["evaluation"], "hd95": False}})
+    assert "hd95_per_case" not in score(loaded, "val", cases=0, plan=plan).summary["tasks"]["whole_tumor"]
 
 
 def test_scoring_again_gives_the_same(curriculum: Path, tmp_path: Path) -> None:
@@ -111,9 +112,9 @@ def test_one_and_four_channels_on_any_encoder(modalities: list[str], brains: Pat
         "data.augmentation.channel_dropout=0.5",
     )  # fmt: skip
     bare = [word for word in SMALL if not word.startswith("backbone.")]
-    config = load_run_config([*bare, f"data.root={brains}", f"paths.run_dir={tmp_path / 'run'}", *words])
-    assert config["backbone"]["in_chans"] == len(modalities)
-    _, objects = go(config)
+    plan = Plan.from_words([*bare, f"data.root={brains}", f"paths.run_dir={tmp_path / 'run'}", *words])
+    assert plan.config.backbone["in_chans"] == len(modalities)
+    _, objects = go(plan)
     assert next(objects["module"].model.encoder.parameters()).shape[1] == len(modalities)
 
 

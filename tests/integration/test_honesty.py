@@ -14,7 +14,7 @@ import torch
 from tiny_runs import DENSE, before_step, checkpoint, history, tiny_run
 
 from mtl.balancing.base import Step
-from mtl.config.load import build_family, load_run_config
+from mtl.config.plan import Plan
 from mtl.core.types import TaskBatch
 from mtl.data.pipeline.collate import Collate
 from mtl.data.pipeline.datamodule import MultiTaskDataModule
@@ -36,13 +36,13 @@ SUITES = {
 @pytest.mark.parametrize("suite", SUITES)
 def test_every_trainable_parameter_moves_and_nothing_else_does(suite: str, smears: Path) -> None:
     """Two steps: the second factor of an adapter starts at zero, so its first factor has no gradient in the first one."""
-    config = load_run_config([*SUITES[suite], f"data.root={smears}", "data.geometry.size=[128,128]", "seed=1"])
+    plan = Plan.from_words([*SUITES[suite], f"data.root={smears}", "data.geometry.size=[128,128]", "seed=1"])
     torch.manual_seed(0)
-    model, balancer = build_model(config), build_balancer(config)
-    module = MultiTaskModule(model, balancer, build_evaluator(config, model.specs), config)
-    data = MultiTaskDataModule(build_family(config["data"]), model.specs, model.preprocessing, config["data"], config["tasks"])
+    model, balancer = build_model(plan), build_balancer(plan.config.balancer, plan.config.tasks)
+    module = MultiTaskModule(model, balancer, build_evaluator(plan, model.specs), plan)
+    data = MultiTaskDataModule.from_plan(plan, model.specs, model.preprocessing)
     data.setup("fit")
-    optimizer = build_optimizer(split_parts(model, balancer), config["optimizer"] | {"weight_decay": 0.0})
+    optimizer = build_optimizer(split_parts(model, balancer), plan.config.optimizer.model_copy(update={"weight_decay": 0.0}))
     grouped = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
     trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
     assert sorted(grouped) == sorted(id(parameter) for parameter in trainable.values())
@@ -51,7 +51,7 @@ def test_every_trainable_parameter_moves_and_nothing_else_does(suite: str, smear
     dataset = data.dataset("train")
     with patch.object(MultiTaskModule, "trainer", SimpleNamespace(world_size=1)):
         for step in range(2):
-            batch = Collate(model.specs, config["tasks"])([dataset[2 * step], dataset[2 * step + 1]])
+            batch = Collate(model.specs, plan.config.tasks)([dataset[2 * step], dataset[2 * step + 1]])
             losses, counts = module.task_losses(module(batch.images), batch)
             loss = balancer(Step(losses, {task: count > 0 for task, count in counts.items()}))
             optimizer.zero_grad()

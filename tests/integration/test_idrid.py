@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny_runs import before_step, checkpoint, differing, go, history
 
-from mtl.config.load import load_run_config
+from mtl.config.plan import Plan
 from mtl.core.errors import ConfigError, DataError
 from mtl.core.types import TaskBatch
 from mtl.data.families.idrid.family import Idrid
@@ -34,7 +34,7 @@ COMPARABLE = (
 
 
 def run(retinas: Path, run_dir: Path, *words: str, score: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
-    return go(load_run_config([*SMALL, f"data.root={retinas}", f"paths.run_dir={run_dir}", *words]), score)
+    return go(Plan.from_words([*SMALL, f"data.root={retinas}", f"paths.run_dir={run_dir}", *words]), score)
 
 
 def interleaved(self: EpochSampler) -> np.ndarray:

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves
 
-from mtl.config.load import load_run_config
+from mtl.config.plan import Plan
 from mtl.core.types import TaskBatch
 from mtl.heads import heatmap
 from mtl.heads.points import base, blobs, centres
@@ -86,9 +86,10 @@ class Untouchable:
 
 def build(head: str) -> MultiTaskModule:
     words = ["task=tiger_mtl", "backbone=test_resnet", f"head@heads.cells={head}", f"data.geometry.size=[{SIDE},{SIDE}]"]
-    config = load_run_config([*words, "data.geometry.overlap=0", "necks.aspp.width=16", "necks.decoder.width=16"])
+    plan = Plan.from_words([*words, "data.geometry.overlap=0", "necks.aspp.width=16", "necks.decoder.width=16"])
     torch.manual_seed(0)
-    module = MultiTaskModule(build_model(config, load_weights=False), build_balancer(config), Untouchable(), config)  # type: ignore[arg-type]
+    model, balancer = build_model(plan, load_weights=False), build_balancer(plan.config.balancer, plan.config.tasks)
+    module = MultiTaskModule(model, balancer, Untouchable(), plan)  # type: ignore[arg-type]
     module.trainer = SimpleNamespace(world_size=1)  # type: ignore[assignment]
     return module.train()
 

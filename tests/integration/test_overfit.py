@@ -57,7 +57,7 @@ def _inside(points: np.ndarray) -> np.ndarray:
 
 def learn(crops: Path, run_dir: Path, tasks: str, *more: str) -> dict[str, Any]:
     """Train on the crops and return the metrics of the training images, at thresholds chosen on them."""
-    from mtl.config.load import load_run_config
+    from mtl.config.plan import Plan
     from mtl.experiments.score import score
     from mtl.experiments.train import train
     from mtl.runs.loading import load_model
@@ -71,7 +71,7 @@ def learn(crops: Path, run_dir: Path, tasks: str, *more: str) -> dict[str, Any]:
         f"trainer.check_val_every_n_epoch={epochs}", "trainer.gradient_clip_val=5", "evaluation.bootstrap=0",
         "evaluation.cases=0", f"paths.run_dir={run_dir}",
     ]  # fmt: skip
-    train(load_run_config([*words, *more]))
+    train(Plan.from_words([*words, *more]))
     evaluation = score(load_model(run_dir / "checkpoints" / "last.ckpt", "cpu"), "train", bootstrap=0)
     assert evaluation.summary["n_samples"] >= 4
     return evaluation.evaluator.compute(evaluation.evaluator.thresholds())
@@ -104,7 +104,7 @@ def test_heatmap(crops: Path, tmp_path: Path) -> None:
 
 def test_single_cells_start_the_smears(crops: Path, cells: Path, tmp_path: Path) -> None:
     """Crops of single cells are learned, and their encoder starts the smear suite with every key accounted for."""
-    from mtl.config.load import load_run_config
+    from mtl.config.plan import Plan
     from mtl.experiments.score import score
     from mtl.experiments.train import train
     from mtl.runs.loading import load_model
@@ -115,7 +115,7 @@ def test_single_cells_start_the_smears(crops: Path, cells: Path, tmp_path: Path)
         "trainer.max_epochs=5", "trainer=cpu", "evaluation.bootstrap=0", "evaluation.cases=0",
         f"paths.run_dir={tmp_path}/cells",
     ]  # fmt: skip
-    train(load_run_config(words))
+    train(Plan.from_words(words))
     last = tmp_path / "cells" / "checkpoints" / "last.ckpt"
     learned = score(load_model(last, "cpu"), "train", bootstrap=0).summary["tasks"]["cell"]
     assert learned["accuracy"] == 1.0

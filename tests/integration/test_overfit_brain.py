@@ -10,7 +10,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_three_stages_together(tmp_path: Path) -> None:
-    from mtl.config.load import load_run_config
+    from mtl.config.plan import Plan
     from mtl.data.families.brain.generator import draw_brain
     from mtl.experiments.score import score
     from mtl.experiments.train import train
@@ -26,7 +26,7 @@ def test_three_stages_together(tmp_path: Path) -> None:
         "stages.joint.optimizer={lr: 4e-3, parts: {backbone: {lr: 2e-3}}}", "trainer=cpu", "trainer.check_val_every_n_epoch=2",
         "evaluation.bootstrap=0", "evaluation.cases=0", f"paths.run_dir={tmp_path}/run",
     ]  # fmt: skip
-    train(load_run_config(words))
+    train(Plan.from_words(words))
     evaluation = score(load_model(tmp_path / "run" / "checkpoints" / "last.ckpt", "cpu"), "train", bootstrap=0)
     found = evaluation.evaluator.compute(evaluation.evaluator.thresholds())
     assert found["presence"]["balanced_accuracy"] >= 0.95

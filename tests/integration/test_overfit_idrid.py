@@ -11,7 +11,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize("suite", ["idrid_mtl", "idrid_moe"])
 def test_grades_and_masks_together(suite: str, tmp_path: Path) -> None:
-    from mtl.config.load import load_run_config
+    from mtl.config.plan import Plan
     from mtl.data.families.idrid.generator import draw_idrid
     from mtl.experiments.score import score
     from mtl.experiments.train import train
@@ -27,7 +27,7 @@ def test_grades_and_masks_together(suite: str, tmp_path: Path) -> None:
         f"trainer.check_val_every_n_epoch={epochs}", "trainer=cpu", "evaluation.bootstrap=0", "evaluation.cases=0",
         "evaluation.resolution=working", f"paths.run_dir={tmp_path}/run",
     ]  # fmt: skip
-    train(load_run_config(words))
+    train(Plan.from_words(words))
     evaluation = score(load_model(tmp_path / "run" / "checkpoints" / "last.ckpt", "cpu"), "train", bootstrap=0)
     found = evaluation.evaluator.compute(evaluation.evaluator.thresholds())
     assert found["grade"]["accuracy"] == 1.0

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from mtl.config.load import load_config, load_run_config
+from mtl.config.load import load_config
+from mtl.config.plan import Plan
 from mtl.config.verbs import CompareConfig
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +30,7 @@ def test_every_training_command_composes(command):
     if words[0].startswith("resume="):
         pytest.skip("resume= takes its configuration from the run")
     words = [re.sub(r",.*", "", word) if " -m " in command else word for word in words]
-    assert load_run_config(words)["tasks"]
+    assert Plan.from_words(words).config.tasks
 
 
 def test_every_comparison_composes():
@@ -42,7 +43,7 @@ def test_every_comparison_composes():
         end = words.index("--") if "--" in words else len(words)
         config = load_config("compare", words[:end], CompareConfig)
         for arm in config["arms"].values() if isinstance(config["arms"], dict) else [[]]:
-            assert load_run_config([f"task={config['suite']}", *words[end + 1 :], *arm])["tasks"]
+            assert Plan.from_words([f"task={config['suite']}", *words[end + 1 :], *arm]).config.tasks
 
 
 def test_linked_pages_and_pictures_exist():

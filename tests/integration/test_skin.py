@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny_runs import before_step, go, history
 
-from mtl.config.load import load_run_config
+from mtl.config.plan import Plan
 from mtl.core.types import TaskBatch
 from mtl.training.module import MultiTaskModule
 
@@ -23,7 +23,7 @@ SMALL = (
 
 
 def run(lesions: Path, run_dir: Path, *words: str, score: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
-    return go(load_run_config([*SMALL, f"data.root={lesions}", f"paths.run_dir={run_dir}", *words]), score)
+    return go(Plan.from_words([*SMALL, f"data.root={lesions}", f"paths.run_dir={run_dir}", *words]), score)
 
 
 def test_images_without_a_mask_teach_the_mask_head_nothing(lesions: Path, tmp_path: Path) -> None:
@@ -109,5 +109,5 @@ def test_the_published_recipe_on_classes_of_ones_own(tmp_path: Path) -> None:
         "heads.lesion.decoder_channels=[16,8]", "heads.lesion.last_channels=4", "backbone.architecture=test_efficientnet",
         "trainer.max_epochs=1", "data.loader.batch_size=4",
     ]  # fmt: skip
-    go(load_run_config(words))
+    go(Plan.from_words(words))
     assert float(history(tmp_path / "run")[0]["val/skin_hair/loss"]) > 0

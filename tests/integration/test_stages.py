@@ -11,8 +11,7 @@ import torch
 from pytorch_lightning.loggers.logger import DummyLogger
 from tiny_runs import DENSE, before_step, checkpoint, differing, history, resume_run, stop_at, tiny_run
 
-from mtl.config.load import load_run_config
-from mtl.config.stages import stages_of, total_epochs
+from mtl.config.plan import Plan
 from mtl.core.errors import CheckpointError, ConfigError, DataError, TrainingError
 from mtl.training.module import MultiTaskModule
 
@@ -177,24 +176,24 @@ def test_two_ranks_hand_over_too(smears: Path, tmp_path: Path) -> None:
 
 def test_a_single_task_twin_keeps_its_stages(smears: Path, tmp_path: Path) -> None:
     words = [word for word in CURRICULUM if not word.startswith("tasks=")]
-    config = load_run_config(["task=malaria_mttl", *words, "tasks=[heatmap]"])
-    assert [(one.name, one.tasks, one.start) for one in stages_of(config)] == [
+    plan = Plan.from_words(["task=malaria_mttl", *words, "tasks=[heatmap]"])
+    assert [(one.name, one.tasks, one.start) for one in plan.stages] == [
         ("points", ("heatmap",), "initial"), ("joint", ("heatmap",), "points"),
     ]  # fmt: skip
-    assert total_epochs(config) == 4
-    assert stages_of(config)[0].freeze == ()  # the encoder that was to rest has not been trained
+    assert plan.total_epochs == 4
+    assert plan.stages[0].freeze == ()  # the encoder that was to rest has not been trained
 
 
 @pytest.mark.parametrize("task", ["whole_tumor", "presence"])
 def test_the_shipped_curriculum_has_its_twins(task: str) -> None:
-    assert [stage.name for stage in stages_of(load_run_config(["task=brain_joint", f"tasks=[{task}]"]))] == {
+    assert [stage.name for stage in Plan.from_words(["task=brain_joint", f"tasks=[{task}]"]).stages] == {
         "whole_tumor": ["segmentation", "joint"], "presence": ["classification", "joint"],
     }[task]  # fmt: skip
 
 
 def test_mistakes_are_named_before_anything_is_read() -> None:
     with pytest.raises(ConfigError) as found:
-        load_run_config(
+        Plan.from_words(
             [
                 "task=malaria_mttl",
                 *DENSE,
@@ -206,7 +205,7 @@ def test_mistakes_are_named_before_anything_is_read() -> None:
     text = str(found.value)
     assert "stages.initial.epochs" in text
     with pytest.raises(ConfigError) as found:
-        load_run_config(
+        Plan.from_words(
             [
                 "task=malaria_mttl",
                 *DENSE,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tiny_runs import go, history
 
-from mtl.config.load import load_run_config
+from mtl.config.plan import Plan
 
 SMALL = (
     "task=tiger_mtl", "backbone=test_resnet", "trainer=cpu", "data.geometry.size=[128,128]", "data.geometry.overlap=32",
@@ -21,7 +21,7 @@ SMALL = (
 
 
 def run(regions: Path, run_dir: Path, *words: str, score: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
-    return go(load_run_config([*SMALL, f"data.root={regions}", f"paths.run_dir={run_dir}", *words]), score)
+    return go(Plan.from_words([*SMALL, f"data.root={regions}", f"paths.run_dir={run_dir}", *words]), score)
 
 
 def test_the_whole_job(regions: Path, tmp_path: Path) -> None:

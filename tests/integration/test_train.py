@@ -83,9 +83,9 @@ def test_runs_without_a_name_get_one_each(smears: Path, tmp_path: Path) -> None:
     config = [word for word in words(smears, tmp_path, *DENSE, "debug=fast") if not word.startswith("paths.run_dir")]
     from tiny_runs import go
 
-    from mtl.config.load import load_run_config
+    from mtl.config.plan import Plan
 
-    found = [go(load_run_config([*config, f"paths.output_root={tmp_path}"]))[1]["run_dir"] for _ in range(2)]
+    found = [go(Plan.from_words([*config, f"paths.output_root={tmp_path}"]))[1]["run_dir"] for _ in range(2)]
     assert found[0] != found[1] and {path.parent for path in found} == {tmp_path / "malaria_mttl"}
 
 

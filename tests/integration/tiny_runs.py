@@ -11,10 +11,10 @@ from unittest.mock import patch
 
 import torch
 
-from mtl.config.load import load_run_config
+from mtl.config.plan import Plan
 from mtl.core.types import TaskBatch
 from mtl.experiments.train import train
-from mtl.runs.resume import resumed_config
+from mtl.runs.resume import resumed_plan
 from mtl.training.module import MultiTaskModule
 
 DENSE = ("tasks=[segmentation,heatmap]",)
@@ -31,20 +31,20 @@ def words(smears: Path, run_dir: Path, *overrides: str) -> list[str]:
 
 def tiny_run(smears: Path, run_dir: Path, *overrides: str, score: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
     """Train; the evaluation on the test split is left out unless `score`."""
-    return go(load_run_config(words(smears, run_dir, *overrides)), score)
+    return go(Plan.from_words(words(smears, run_dir, *overrides)), score)
 
 
 def resume_run(run_dir: Path, *overrides: str, score: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
     """Go on with a run."""
-    return go(resumed_config(str(run_dir), list(overrides)), score)
+    return go(resumed_plan(str(run_dir), list(overrides)), score)
 
 
-def go(config: dict[str, Any], score: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Train a configuration."""
+def go(plan: Plan, score: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Carry out a plan."""
     if score:
-        return train(config)
+        return train(plan)
     with patch("mtl.experiments.score.evaluate_run", return_value={}):
-        return train(config)
+        return train(plan)
 
 
 @contextmanager

@@ -59,12 +59,13 @@ def test_the_bare_loop_trains_the_same_parameters(benchmark: ModuleType, words: 
     import benchmark_steps as steps
     import torch
 
-    from mtl.config.load import load_run_config
+    from mtl.config.plan import Plan
 
-    module = steps.build_module(load_run_config([*words, "data.loader.batch_size=2"]))
+    plan = Plan.from_words([*words, "data.loader.batch_size=2"])
+    module = steps.build_module(plan)
     before = {name: value.clone() for name, value in module.model.named_parameters()}
-    batch = steps.first_batch(module.config, module.model)
-    step = steps.bare_step(module.config, module)
+    batch = steps.first_batch(plan, module.model)
+    step = steps.bare_step(plan.config, module)
     for _ in range(2):  # the last norm of a residual block starts at 0 and hides what is before it from the first step
         step(batch)
     still = [name for name, value in module.model.named_parameters() if torch.equal(value, before[name])]

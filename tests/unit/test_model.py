@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import mtl
-from mtl.config.load import load_run_config
+from mtl.config.plan import Plan
 from mtl.core.errors import ConfigError
 from mtl.core.parts import part_of
 from mtl.model import MultiTaskModel
@@ -27,7 +27,7 @@ WORDS = ("task=malaria_mttl", "backbone=test_resnet", "head@heads.detection=fcos
 
 @cache
 def _sections(words: tuple[str, ...]) -> str:
-    return json.dumps(model_config(load_run_config([*WORDS, *words])))
+    return json.dumps(model_config(Plan.from_words([*WORDS, *words])))
 
 
 def build(*words: str, seed: int = 0) -> MultiTaskModel:
@@ -170,9 +170,9 @@ def test_each_task_sees_its_own_adapters() -> None:
     ],
 )
 def test_mistakes_in_a_neck_are_told_with_its_name(word: str, says: str) -> None:
-    config = load_run_config(["task=tiger_mtl", "backbone=test_resnet", word])
+    plan = Plan.from_words(["task=tiger_mtl", "backbone=test_resnet", word])
     with pytest.raises(ConfigError, match=says):
-        MultiTaskModel.from_config(model_config(config))
+        MultiTaskModel.from_config(model_config(plan))
 
 
 def test_a_neck_that_nobody_reads_is_not_built() -> None:

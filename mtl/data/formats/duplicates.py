@@ -13,12 +13,15 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mtl.core.errors import DataError
 from mtl.core.files import file_hash
+from mtl.core.memo import Memo
 
+FORMAT = 1  # a higher one makes remembered clusters void: raise it with every change of what counts as a copy
 SIDE = 64  # of a fingerprint
 SHADING = 4.0  # sigma in pixels of a fingerprint: what is smoother than this does not count
 DISC = 0.42  # radius of the part that counts, in sides
@@ -34,6 +37,7 @@ def near_duplicates(
     box: FindBox | None = None,
     mirrored: bool = False,
     workers: int = 4,
+    memo: Memo | None = None,
 ) -> list[int]:
     """Cluster image files that show the same photograph.
 
@@ -45,6 +49,7 @@ def near_duplicates(
             plain function of a module: what it finds is remembered.
         mirrored: Compare each picture with the mirror images of the others, too.
         workers: Threads that decode.
+        memo: Remembers the clusters as long as all files and settings stay as they are; None searches anew.
 
     Returns:
         Per path the number of its cluster, counted from 0 in the order of `paths`.
@@ -53,6 +58,26 @@ def near_duplicates(
         DataError: A file is missing or no image.
     """
     files = [Path(path) for path in paths]
+    search = partial(_search, files, threshold, disc, box, mirrored, workers)
+    if memo is None or not files:
+        return search()
+    where = None if box is None else f"{box.__module__}.{box.__qualname__}"
+    question = f"copies, search {FORMAT}, threshold {threshold}, disc {disc}, box {where}, mirrored {mirrored}"
+    try:
+        clusters = memo.answer(question, files, search, partial(_is_clustering, count=len(files)))
+    except OSError as error:
+        raise DataError(f"{error.filename}: there is no such image.") from error
+    memo.save()
+    return clusters
+
+
+def _is_clustering(value: Any, count: int) -> bool:
+    """Return whether a remembered value is what a search of `count` files returns."""
+    return isinstance(value, list) and len(value) == count and all(type(number) is int for number in value)
+
+
+def _search(files: list[Path], threshold: float, disc: bool, box: FindBox | None, mirrored: bool, workers: int) -> list[int]:
+    """Decode and compare the files; arguments as in `near_duplicates`."""
     first = _first_of_equal(files)
     unique = sorted(set(first))
     with ThreadPoolExecutor(max(1, workers)) as pool:

@@ -24,17 +24,12 @@ import numpy as np
 
 from mtl.core.errors import DataError
 from mtl.core.family import DataFamily
-from mtl.core.files import write_text
+from mtl.core.files import cache_folder, write_text
 from mtl.core.types import Record
 from mtl.imaging.preprocessing import Preprocessing
 
 FORMAT = 1
 Entry = dict[str, Any]
-
-
-def default_folder() -> Path:
-    """Return the folder used when `data.cache.folder` is null."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mtl"
 
 
 class RasterCache:
@@ -100,14 +95,14 @@ def prepare(
         family: Reads the images; called from several threads.
         records: All samples to hold.
         preprocessing: Makes the working raster.
-        folder: Where caches live; None takes `default_folder()`.
+        folder: Where caches live; None takes `cache_folder()`.
         progress: Show a progress bar while building.
 
     Raises:
         DataError: A file cannot be read, or the disk is full.
     """
     key = cache_key(family, records, preprocessing)
-    root = default_folder() if folder is None else Path(folder)
+    root = cache_folder() if folder is None else Path(folder)
     target = root / key
     try:
         root.mkdir(parents=True, exist_ok=True)

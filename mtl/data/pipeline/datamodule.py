@@ -11,11 +11,13 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
+from mtl.config.plan import Plan
+from mtl.config.schema import DataConfig, LoaderConfig
 from mtl.core.errors import ConfigError, DataError, unknown
 from mtl.core.family import DataFamily
 from mtl.core.task import TaskSpec
 from mtl.core.types import Record
-from mtl.data.pipeline.cache import RasterCache, default_folder, prepare
+from mtl.data.pipeline.cache import RasterCache, prepare
 from mtl.data.pipeline.collate import Collate
 from mtl.data.pipeline.dataset import SampleDataset
 from mtl.data.pipeline.sampling import EpochSampler, Mixing, WindowShardSampler, item_weights
@@ -33,8 +35,6 @@ from mtl.data.pipeline.splits import (
 from mtl.imaging.content import Box
 from mtl.imaging.preprocessing import Preprocessing
 
-SAMPLERS = ("shuffle", "class_aware")
-
 
 class MultiTaskDataModule(pl.LightningDataModule):
     """Feeds one data family to the Trainer.
@@ -46,9 +46,10 @@ class MultiTaskDataModule(pl.LightningDataModule):
         family: Reads the data.
         specs: All tasks of the family, by name.
         preprocessing: The object that is also stored with the model.
-        config: Plain dict with the groups of `configs/data/default.yaml` (`augmentation`, `split`, `loader`, `cache`).
+        config: The section `data`.
         tasks: Names of the tasks in a batch.
         seed: Seed of the run (order and augmentation; the split has its own).
+        records: The samples of the family; None asks it when they are needed.
     """
 
     def __init__(
@@ -56,9 +57,10 @@ class MultiTaskDataModule(pl.LightningDataModule):
         family: DataFamily,
         specs: dict[str, TaskSpec],
         preprocessing: Preprocessing,
-        config: dict[str, Any],
+        config: DataConfig,
         tasks: list[str] | None = None,
         seed: int = 0,
+        records: list[Record] | None = None,
     ) -> None:
         super().__init__()
         self.family, self.specs, self.preprocessing, self.config, self.seed = family, specs, preprocessing, config, seed
@@ -68,7 +70,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
         if problems := [unknown("task", task, specs, "tasks") for task in self.tasks if task not in specs]:
             raise ConfigError(problems)
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer images than ranks is fine in evaluation
-        self._records: list[Record] | None = None
+        self._records = records
         self._split: Split | None = None
         self._cache: RasterCache | None = None
         self._datasets: dict[str, SampleDataset] = {}
@@ -76,20 +78,25 @@ class MultiTaskDataModule(pl.LightningDataModule):
         self._train_loader: DataLoader | None = None
         self._finished_epochs = 0
 
+    @classmethod
+    def from_plan(cls, plan: Plan, specs: dict[str, TaskSpec], preprocessing: Preprocessing) -> MultiTaskDataModule:
+        """Return the data module of a run for its network; all of one plan share its index."""
+        config = plan.config
+        return cls(plan.family, specs, preprocessing, config.data, config.tasks, config.seed, plan.records)
+
     def for_stage(
-        self, tasks: Sequence[str], sources: tuple[str, ...] | None, loader: dict[str, Any], seed: int
+        self, tasks: Sequence[str], sources: tuple[str, ...] | None, loader: LoaderConfig, seed: int
     ) -> MultiTaskDataModule:
         """Return a data module that trains on a part of this one and validates on all of it.
 
         Args:
             tasks: A training image has to be labelled for one of these.
             sources: Where training images come from; None is everywhere.
-            loader: The keys of `data.loader`.
+            loader: Its section `data.loader`.
             seed: Of order and augmentation.
         """
-        stage = MultiTaskDataModule(
-            self.family, self.specs, self.preprocessing, {**self.config, "loader": loader}, self.tasks, seed
-        )
+        config = self.config.model_copy(update={"loader": loader})
+        stage = MultiTaskDataModule(self.family, self.specs, self.preprocessing, config, self.tasks, seed)
         stage.train_tasks, stage.train_sources = list(tasks), sources
         stage._records, stage._split = self._records, self._split
         stage._cache, stage._contents = self._cache, self._contents
@@ -110,12 +117,12 @@ class MultiTaskDataModule(pl.LightningDataModule):
     def split(self) -> Split:
         """Split name by sample id; made (and asserted) on first use."""
         if self._split is None:
-            self._split = make_split(self.hash_records(), self.config["split"])
+            self._split = make_split(self.hash_records(), self.config.split)
         return self._split
 
     @property
     def has_split(self) -> bool:
-        """Say whether a split was made or given yet."""
+        """Whether a split was made or given yet."""
         return self._split is not None
 
     def use_split(self, split: Split) -> None:
@@ -126,14 +133,13 @@ class MultiTaskDataModule(pl.LightningDataModule):
         """
         if missing := [record.sample_id for record in self.records if record.sample_id not in split]:
             raise DataError(f"The given split lacks {len(missing)} samples (first: {missing[0]}).")
-        check_split(self.records, split, unit_of(self.records, self.config["split"].get("val_group_by")))
+        check_split(self.records, split, unit_of(self.records, self.config.split.val_group_by))
         self._split, self._datasets = dict(split), {}
 
     def hash_records(self) -> list[Record]:
-        """Return all samples with `content_hash` filled; reads every image file once."""
+        """Return all samples with `content_hash` filled; a file is read only if nobody has hashed it as it is now."""
         if not all(record.content_hash for record in self.records):
-            memo = self._cache_folder() / "hashes.json" if self.config["cache"]["enabled"] else None
-            self._records = hash_records(self.records, memo)
+            self._records = hash_records(self.records, self.family.memo)
         return self.records
 
     @property
@@ -153,7 +159,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
     @property
     def samples_per_epoch(self) -> int:
         """Windows that training draws per epoch."""
-        return int(self.config["loader"].get("samples_per_epoch") or len(self._make(self.drawn_records)))
+        return self.config.loader.samples_per_epoch or len(self._make(self.drawn_records))
 
     @property
     def labelled(self) -> list[Record]:
@@ -198,7 +204,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
 
     def describe_split(self) -> str:
         """Return one line that says what is in each split and which unit was kept apart."""
-        config = self.config["split"]
+        config = self.config.split
         parts = [
             f"{row['split']} {row['images']} images of {row['groups']} groups"
             + (f" ({', '.join(f'{name} {count}' for name, count in row['classes'].items())})" if row["classes"] else "")
@@ -206,8 +212,8 @@ class MultiTaskDataModule(pl.LightningDataModule):
         ]
         if left_out := sum(name == LEFT_OUT for name in self.split.values()):
             parts.append(f"left out {left_out} official training images that share a group with a test image")
-        finer = f" (train and val by {config['val_group_by']})" if config.get("val_group_by") else ""
-        return f"split {config.get('scheme', 'holdout')}, kept apart by {self.family.group_by}{finer}: {'; '.join(parts)}"
+        finer = f" (train and val by {config.val_group_by})" if config.val_group_by else ""
+        return f"split {config.scheme}, kept apart by {self.family.group_by}{finer}: {'; '.join(parts)}"
 
     def save_split(self, path: str | Path) -> None:
         """Write `split.csv`."""
@@ -224,7 +230,8 @@ class MultiTaskDataModule(pl.LightningDataModule):
             split_file: Take this `split.csv` instead of what the configuration asks for (a resumed run).
         """
         if split_file is not None:
-            self.config = {**self.config, "split": {**self.config["split"], "scheme": "file", "file": str(split_file)}}
+            split = self.config.split.model_copy(update={"scheme": "file", "file": str(split_file)})
+            self.config = self.config.model_copy(update={"split": split})
             self._split, self._datasets = None, {}
         if stage in (None, "fit", "validate", "test"):
             _ = self.split
@@ -253,13 +260,13 @@ class MultiTaskDataModule(pl.LightningDataModule):
 
     def _make(self, records: list[Record], augment: bool = False) -> SampleDataset:
         self._prepare_cache()
-        augmentation = self.config.get("augmentation") if augment else None
+        augmentation = self.config.augmentation if augment else None
         transform = None
-        if augmentation:
+        if augmentation is not None:
             from mtl.data.pipeline.transforms import Transform  # albumentations takes seconds to import
 
             geometry, rgb = self.preprocessing.geometry, self.family.channels == 3 and self.preprocessing.foreground is None
-            transform = Transform(augmentation, geometry.size, geometry.fill, rgb)
+            transform = Transform(augmentation.model_dump(), geometry.size, geometry.fill, rgb)
         return SampleDataset(
             self.family,
             records,
@@ -269,7 +276,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
             self.tasks,
             self._cache,
             self.seed,
-            random_offset=bool(augmentation and augmentation.get("random_offset", True)),
+            random_offset=augmentation is not None and augmentation.random_offset,
             contents=self._contents,
         )
 
@@ -281,39 +288,31 @@ class MultiTaskDataModule(pl.LightningDataModule):
             raise ConfigError(unknown("split", split, [*SPLITS, "all"]))
         return self.drawn_records if split == "train" else self.records_by_split[split]
 
-    def _cache_folder(self) -> Path:
-        folder = self.config["cache"].get("folder")
-        return default_folder() if folder is None else Path(folder)
-
     def _prepare_cache(self) -> None:
-        if self.config["cache"]["enabled"] and self._cache is None:
+        folder = self.config.cache.place
+        if folder is not None and self._cache is None:
             rank, _ = self._ranks()
             progress = rank == 0 and sys.stderr.isatty()
-            self._cache = prepare(self.family, self.records, self.preprocessing, self._cache_folder(), progress)
+            self._cache = prepare(self.family, self.records, self.preprocessing, folder, progress)
 
     # -- loaders -----------------------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> DataLoader:
         """Return the training loader; it draws in the order of the current epoch."""
-        config, dataset = self.config["loader"], self.dataset("train")
-        sampler_name = config.get("sampler", "shuffle")
-        if sampler_name not in SAMPLERS:
-            raise ConfigError(unknown("sampler", sampler_name, SAMPLERS, "data.loader.sampler"))
+        config, dataset = self.config.loader, self.dataset("train")
         weights = None
-        if sampler_name == "class_aware":
-            weights = item_weights(dataset.class_presence(), config.get("priority_class"))
+        if config.sampler == "class_aware":
+            weights = item_weights(dataset.class_presence(), config.priority_class)
         rank, world_size = self._ranks()
-        batch_size = int(config["batch_size"])
         # A source without a label for the active tasks (those of a single-task twin) needs no weight, and may have one.
         idle = {record.source for record in self.records} - set(dataset.sources)
-        given = config.get("source_weights") or {}
-        source_weights = {name: weight for name, weight in given.items() if name not in idle}
-        mixing = Mixing(dataset.sources, config.get("mixing", "mixed"), source_weights, config.get("temperature", 1.0))
+        source_weights = {name: weight for name, weight in config.source_weights.items() if name not in idle}
+        mixing = Mixing(dataset.sources, config.mixing, source_weights, config.temperature)
         sampler = EpochSampler(
-            len(dataset), self.seed, rank, world_size, weights, config.get("samples_per_epoch"), mixing, batch_size
+            len(dataset), self.seed, rank, world_size, weights, config.samples_per_epoch, mixing, config.batch_size
         )
         # A short last batch would count more per sample; it stays only where it is the whole epoch.
-        self._train_loader = self._loader(dataset, sampler, batch_size, drop_last=len(sampler) >= batch_size)
+        self._train_loader = self._loader(dataset, sampler, config.batch_size, drop_last=len(sampler) >= config.batch_size)
         # The Trainer sets the epoch too, but after workers of a resumed run have begun to draw.
         self.set_epoch(self._epoch())
         return self._train_loader
@@ -328,9 +327,9 @@ class MultiTaskDataModule(pl.LightningDataModule):
 
     def evaluation_dataloader(self, split: str) -> DataLoader:
         """Return a loader over every window of a split (or of `all`) once, in order and without augmentation."""
-        config, dataset = self.config["loader"], self.plain(split)
+        config, dataset = self.config.loader, self.plain(split)
         sampler = WindowShardSampler(dataset.images, *self._ranks())
-        return self._loader(dataset, sampler, int(config.get("eval_batch_size") or config["batch_size"]))
+        return self._loader(dataset, sampler, config.eval_batch_size or config.batch_size)
 
     def set_epoch(self, epoch: int) -> None:
         """Tell sampler and data set the epoch; call it before the training loader is iterated."""
@@ -366,19 +365,19 @@ class MultiTaskDataModule(pl.LightningDataModule):
         return self.trainer.global_rank, self.trainer.world_size
 
     def _loader(self, dataset: SampleDataset, sampler: Any, batch_size: int, drop_last: bool = False) -> DataLoader:
-        config = self.config["loader"]
-        workers = int(config.get("num_workers", 0))
+        config = self.config.loader
+        workers = config.num_workers
         return DataLoader(
             dataset,
             batch_size=batch_size,
             sampler=sampler,
             collate_fn=Collate(self.specs, self.tasks),
             num_workers=workers,
-            pin_memory=bool(config.get("pin_memory", True)) and torch.cuda.is_available(),
+            pin_memory=config.pin_memory and torch.cuda.is_available(),
             drop_last=drop_last,
             worker_init_fn=_init_worker if workers else None,
             multiprocessing_context="fork" if workers else None,
-            prefetch_factor=int(config.get("prefetch", 2)) if workers else None,
+            prefetch_factor=config.prefetch if workers else None,
             persistent_workers=workers > 0,
         )
 

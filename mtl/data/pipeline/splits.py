@@ -5,53 +5,52 @@ A split depends on the sample ids, groups, strata and the seed only, never on th
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mtl.config.schema import SplitConfig
 from mtl.core.errors import ConfigError, DataError, unknown
-from mtl.core.files import file_hash, write_table, write_text
+from mtl.core.files import file_hash, write_table
+from mtl.core.memo import Memo
 from mtl.core.types import Record
 from mtl.data.formats.duplicates import connected
 
 SPLITS = ("train", "val", "test")
 LEFT_OUT = "left_out"  # in no split: a copy of a test image in the official training set
 COLUMNS = ("sample_id", "group", "source", "split", "content_hash")
+HASH = "sha256"
 Split = dict[str, str]
 Unit = Callable[[Record], str]
 Line = list[tuple[str, int]]  # units and how many samples are in each
 
 
-def make_split(records: list[Record], config: dict[str, Any]) -> Split:
+def make_split(records: list[Record], config: SplitConfig) -> Split:
     """Assign every sample to `train`, `val` or `test`.
 
     Args:
         records: With `content_hash` filled (see `hash_records`), or the check for duplicates sees nothing.
-        config: The keys of `data.split`.
+        config: The section `data.split`.
 
     Returns:
         Split name by sample id; `left_out` for official training samples that are copies of official test samples.
 
     Raises:
-        ConfigError: Unknown scheme or unit, or ratios that make no sense.
+        ConfigError: Unknown unit, or ratios that make no sense.
         DataError: Too few groups, a split without samples, or one group or file in two splits.
     """
-    scheme = config.get("scheme", "holdout")
     makers = {"holdout": _holdout, "kfold": _kfold, "leave_one_out": _leave_one_out, "official": _official, "file": _from_file}
-    if scheme not in makers:
-        raise ConfigError(unknown("split scheme", scheme, makers, "data.split.scheme"))
     if not records:
         raise DataError("There are no samples to split; check data.root and the task's data settings.")
     records = sorted(records, key=lambda record: record.sample_id)
-    split = makers[scheme](records, config)
-    check_split(records, split, unit_of(records, config.get("val_group_by")))
+    split = makers[config.scheme](records, config)
+    check_split(records, split, unit_of(records, config.val_group_by))
     return split
 
 
@@ -108,7 +107,7 @@ def unit_of(records: list[Record], name: str | None) -> Unit:
     return lambda record: f"{record.group} / {record.groups.get(name, record.sample_id)}"
 
 
-def _order(records: Iterable[Record], unit: Unit, config: dict[str, Any]) -> list[Line]:
+def _order(records: Iterable[Record], unit: Unit, config: SplitConfig) -> list[Line]:
     """List units in a random order that puts those of one stratum next to each other.
 
     Sources that share no unit (volumes of 155 slices, single pictures) get a line each: one large unit would outweigh a whole
@@ -123,10 +122,10 @@ def _order(records: Iterable[Record], unit: Unit, config: dict[str, Any]) -> lis
         sizes[name] += 1
         strata[name] = max(strata[name], int(record.stratum))
         same.append((source.setdefault(name, record.source), record.source))
-    rng = np.random.default_rng(int(config.get("seed", 0)))
+    rng = np.random.default_rng(config.seed)
     names = sorted(sizes)
     position = dict(zip(names, rng.permutation(len(names)).tolist(), strict=True))
-    if config.get("stratify", True):
+    if config.stratify:
         # Strata are grades, so neighbours on the line are alike; the seed decides at which end it starts.
         direction = 1 if rng.random() < 0.5 else -1
         names.sort(key=lambda name: (direction * strata[name], position[name]))
@@ -168,9 +167,9 @@ def _apportion(lines: list[Line], ratios: list[float]) -> list[list[str]]:
     return [[name for name, _ in part] for part in parts]
 
 
-def _ratios(config: dict[str, Any]) -> list[float]:
-    ratios = [float(value) for value in config.get("ratios", (0.7, 0.15, 0.15))]
-    if len(ratios) != 3 or any(value <= 0 for value in ratios):
+def _ratios(config: SplitConfig) -> list[float]:
+    ratios = list(config.ratios)
+    if any(value <= 0 for value in ratios):
         raise ConfigError(f"`data.split.ratios` is {ratios}; expected three numbers above 0 for train, val and test.")
     return ratios
 
@@ -188,7 +187,7 @@ def _need(names: list[str], needed: int, what: str) -> None:
         )
 
 
-def _cut_validation(rest: list[Record], config: dict[str, Any], unit: Unit) -> Split:
+def _cut_validation(rest: list[Record], config: SplitConfig, unit: Unit) -> Split:
     """Split what is not test into train and val."""
     train, val, _ = _ratios(config)
     ordered = _order(rest, unit, config)
@@ -197,10 +196,10 @@ def _cut_validation(rest: list[Record], config: dict[str, Any], unit: Unit) -> S
     return {record.sample_id: "val" if unit(record) in chosen else "train" for record in rest}
 
 
-def _holdout(records: list[Record], config: dict[str, Any]) -> Split:
+def _holdout(records: list[Record], config: SplitConfig) -> Split:
     ratios = _ratios(config)
     ordered = _order(records, lambda record: record.group, config)
-    separate = config.get("val_group_by") is not None
+    separate = config.val_group_by is not None
     _need(_names(ordered), 2 if separate else 3, "A split into train, val and test")
     if not separate:
         parts = _apportion(ordered, ratios)
@@ -210,23 +209,22 @@ def _holdout(records: list[Record], config: dict[str, Any]) -> Split:
     return _with_test(records, test, config)
 
 
-def _with_test(records: list[Record], test: set[str], config: dict[str, Any]) -> Split:
+def _with_test(records: list[Record], test: set[str], config: SplitConfig) -> Split:
     rest = [record for record in records if record.group not in test]
-    split = _cut_validation(rest, config, unit_of(records, config.get("val_group_by")))
+    split = _cut_validation(rest, config, unit_of(records, config.val_group_by))
     return {**split, **{record.sample_id: "test" for record in records if record.group in test}}
 
 
-def _fold(config: dict[str, Any], count: int) -> int:
-    fold = int(config.get("fold", 0))
-    if not 0 <= fold < count:
-        raise ConfigError(f"`data.split.fold` is {fold}; expected 0 to {count - 1}.")
-    return fold
+def _fold(config: SplitConfig, count: int) -> int:
+    if config.fold >= count:
+        raise ConfigError(f"`data.split.fold` is {config.fold}; expected 0 to {count - 1}.")
+    return config.fold
 
 
-def _kfold(records: list[Record], config: dict[str, Any]) -> Split:
+def _kfold(records: list[Record], config: SplitConfig) -> Split:
     """Fold k is test, fold k + 1 validates (or `val_group_by` cuts validation from the rest)."""
-    folds = int(config.get("folds", 5))
-    separate = config.get("val_group_by") is not None
+    folds = config.folds
+    separate = config.val_group_by is not None
     if folds < (2 if separate else 3):
         raise ConfigError(f"`data.split.folds` is {folds}; expected at least 3 (test, val, train), or 2 with val_group_by.")
     fold = _fold(config, folds)
@@ -241,14 +239,14 @@ def _kfold(records: list[Record], config: dict[str, Any]) -> Split:
     return {record.sample_id: where[record.group] for record in records}
 
 
-def _leave_one_out(records: list[Record], config: dict[str, Any]) -> Split:
+def _leave_one_out(records: list[Record], config: SplitConfig) -> Split:
     """Group number `fold` (in sorted order) is test; validation is cut from the others."""
     groups = sorted({record.group for record in records})
     _need(groups, 2, "Leaving one group out")
     return _with_test(records, {groups[_fold(config, len(groups))]}, config)
 
 
-def _official(records: list[Record], config: dict[str, Any]) -> Split:
+def _official(records: list[Record], config: SplitConfig) -> Split:
     without = [record.sample_id for record in records if record.official_split not in SPLITS]
     if without:
         raise DataError(
@@ -264,11 +262,11 @@ def _official(records: list[Record], config: dict[str, Any]) -> Split:
     if "val" in split.values():
         return split
     rest = [record for record in records if split[record.sample_id] == "train"]
-    return {**split, **_cut_validation(rest, config, unit_of(records, config.get("val_group_by")))}
+    return {**split, **_cut_validation(rest, config, unit_of(records, config.val_group_by))}
 
 
-def _from_file(records: list[Record], config: dict[str, Any]) -> Split:
-    path = config.get("file")
+def _from_file(records: list[Record], config: SplitConfig) -> Split:
+    path = config.file
     if not path:
         raise ConfigError("data.split.scheme=file needs data.split.file=<a CSV file of samples and splits>.")
     rows = load_split_rows(path)
@@ -292,34 +290,23 @@ def _from_file(records: list[Record], config: dict[str, Any]) -> Split:
     return {record.sample_id: rows[record.sample_id]["split"] for record in records}
 
 
-def hash_records(records: list[Record], memo: str | Path | None = None) -> list[Record]:
+def hash_records(records: list[Record], memo: Memo | None = None) -> list[Record]:
     """Fill `content_hash` (sha256 of the image file).
 
     Args:
         records: Samples; several may share one file.
-        memo: JSON file that remembers hashes by path, size and modification time, so that the next run need not read again.
+        memo: Remembers the hashes, so that the next run need not read every file again.
     """
-    known: dict[str, str] = {}
-    if memo is not None:
-        try:
-            known = dict(json.loads(Path(memo).read_text()))
-        except (OSError, ValueError, TypeError):
-            known = {}
     found: dict[str, str] = {}
-    filled = []
-    for record in records:
+    for path in dict.fromkeys(record.path for record in records):
+        find = partial(file_hash, path)
         try:
-            status = Path(record.path).stat()
-            key = f"{Path(record.path).resolve()}|{status.st_size}|{status.st_mtime_ns}"
-            if key not in found:
-                found[key] = known.get(key) or file_hash(record.path)
+            found[path] = memo.answer(HASH, [path], find, lambda value: isinstance(value, str)) if memo else find()
         except OSError as error:
-            raise DataError(f"Image `{record.path}` cannot be read: {error.strerror}. Run `mtl data check`.") from error
-        filled.append(replace(record, content_hash=found[key]))
-    if memo is not None and not found.keys() <= known.keys():
-        with contextlib.suppress(OSError):  # only a convenience: without it the next run hashes again
-            write_text(Path(memo), json.dumps({**known, **found}))
-    return filled
+            raise DataError(f"Image `{path}` cannot be read: {error.strerror}. Run `mtl data check`.") from error
+    if memo:
+        memo.save()
+    return [replace(record, content_hash=found[record.path]) for record in records]
 
 
 def split_rows(records: list[Record], split: Split) -> list[dict[str, str]]:

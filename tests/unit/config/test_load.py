@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mtl.config.load import check_run_config, load_run_config
+from mtl.config.plan import Plan
 from mtl.core.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]
@@ -15,21 +15,21 @@ ROOT = Path(__file__).parents[3]
 
 def problems(*overrides: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
-        load_run_config(list(overrides))
+        Plan.from_words(list(overrides))
     return caught.value.problems
 
 
 def test_the_documented_command_composes():
-    config = load_run_config(
+    config = Plan.from_words(
         ["task=malaria_mttl", "backbone=convnext_tiny", "heads.detection.score_threshold=0.1", "tasks=[detection,heatmap]"]
-    )
+    ).to_dict()
     assert config["backbone"]["architecture"] == "convnext_tiny"
     assert config["heads"]["detection"]["score_threshold"] == 0.1
     assert config["tasks"] == ["detection", "heatmap"]
 
 
 def test_heads_losses_and_data_can_be_swapped_from_the_command_line():
-    config = load_run_config(
+    config = Plan.from_words(
         [
             "task=malaria_mttl",
             "head@heads.detection=fcos",
@@ -37,17 +37,17 @@ def test_heads_losses_and_data_can_be_swapped_from_the_command_line():
             "balancer=uncertainty",
             "trainer=ddp_cpu",
         ]
-    )
+    ).to_dict()
     assert config["heads"]["detection"]["name"] == "fcos"
     assert config["heads"]["heatmap"]["loss"] == {"name": "mse"}
     assert config["trainer"]["strategy"] == "ddp_fork"
 
 
 def test_the_loss_of_a_head_does_not_hang_on_the_head_that_was_there():
-    mixed = load_run_config(["task=tiger_mtl", "head@heads.tissue=mixture", "head@heads.tissue.expert=pixelwise"])
+    mixed = Plan.from_words(["task=tiger_mtl", "head@heads.tissue=mixture", "head@heads.tissue.expert=pixelwise"]).to_dict()
     assert mixed["heads"]["tissue"]["expert"]["loss"]["name"] == "dice_cross_entropy"
-    assert load_run_config(["task=tiger_mtl"])["heads"]["tissue"]["loss"]["name"] == "dice_cross_entropy"
-    published = load_run_config(["experiment=published/tiger_mtl"])
+    assert Plan.from_words(["task=tiger_mtl"]).to_dict()["heads"]["tissue"]["loss"]["name"] == "dice_cross_entropy"
+    published = Plan.from_words(["experiment=published/tiger_mtl"]).to_dict()
     assert published["heads"]["tissue"]["loss"]["name"] == "dice_bce_published"
 
 
@@ -69,11 +69,11 @@ def test_all_errors_come_at_once_with_the_nearest_name():
 
 
 def test_a_broken_section_does_not_hide_the_others():
-    config = load_run_config(["task=malaria_mttl"])
+    config = Plan.from_words(["task=malaria_mttl"]).to_dict()
     broken = {**config, "necks": 3, "backbone": None, "data": {**config["data"], "clases": 2}}
     del broken["balancer"]
     with pytest.raises(ConfigError) as caught:
-        check_run_config(broken)
+        Plan.from_config(broken)
     assert len(caught.value.problems) == 4
     for word in ("necks", "backbone", "clases", "balancer"):
         assert any(f"`{word}" in line for line in caught.value.problems), word
@@ -170,21 +170,24 @@ def test_a_typo_answers_within_a_second():
 
 
 def test_optional_tasks_of_a_suite():
-    assert load_run_config(["task=malaria_mttl"])["tasks"] == ["detection", "roi", "segmentation", "heatmap"]
-    config = load_run_config(
+    assert Plan.from_words(["task=malaria_mttl"]).config.tasks == ["detection", "roi", "segmentation", "heatmap"]
+    config = Plan.from_words(
         ["task=malaria_mttl", "tasks=[detection,severity,parasitemia_percent]", "monitor=val/severity/auroc"]
-    )
-    assert config["heads"]["parasitemia_percent"]["loss"] == {"name": "huber", "delta": 1.0}
-    swapped = load_run_config(
+    ).config
+    assert config.heads["parasitemia_percent"]["loss"] == {"name": "huber", "delta": 1.0}
+    swapped = Plan.from_words(
         [
             "task=malaria_mttl",
             "tasks=[parasitemia_percent]",
             "loss@heads.parasitemia_percent.loss=gaussian",
             "evaluation.primary.parasitemia_percent=r2",
         ]
+    ).config
+    assert swapped.heads["parasitemia_percent"]["loss"] == {"name": "gaussian"}
+    assert (
+        Plan.from_words(["task=idrid_mtl", "tasks=[grade,findings]"]).config.heads["findings"]["name"]
+        == "multilabel_classifier"
     )
-    assert swapped["heads"]["parasitemia_percent"]["loss"] == {"name": "gaussian"}
-    assert load_run_config(["task=idrid_mtl", "tasks=[grade,findings]"])["heads"]["findings"]["name"] == "multilabel_classifier"
     (problem,) = problems("task=malaria_mttl", "tasks=[severity]", "data.classes=1")
     assert "no labels for `severity` with these settings" in problem
     (problem,) = problems("task=malaria_mttl", "tasks=[parasitemia_percent]", "evaluation.primary.parasitemia_percent=mae")
@@ -194,7 +197,7 @@ def test_optional_tasks_of_a_suite():
 def test_labels_of_whole_images_refuse_windows():
     found = problems("task=malaria_mttl", "tasks=[detection,severity,parasitemia_percent]", "data.geometry.mode=tiles")
     assert len(found) == 2 and all("data.geometry.mode=stretch or letterbox" in problem for problem in found)
-    load_run_config(["task=malaria_mttl", "tasks=[detection]", "data.geometry.mode=tiles"])
+    Plan.from_words(["task=malaria_mttl", "tasks=[detection]", "data.geometry.mode=tiles"])
 
 
 def test_a_study_metric_has_no_name_of_a_task():

@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 
-from mtl.config.load import load_run_config
+from mtl.config.plan import Plan
 from mtl.core.errors import ConfigError, DataError
 from mtl.core.task import TaskSpec
 from mtl.core.types import Record
-from mtl.experiments import arms as comparison
 from mtl.experiments.arms import Run, _check_budget, _check_shared, _plan
 
 SPECS = {"grade": TaskSpec("grade", "classification", ("a", "b"), label="class:grade"),
@@ -21,53 +20,66 @@ GRADED = [Record(f"g{n}", "p", "graded", "x", labels=("class:grade",)) for n in 
 SEGMENTED = [Record(f"m{n}", "p", "masks", "x", labels=("mask:specks",)) for n in range(3)]
 
 
-def configs(samples: int | None, resolution: str = "native", primary: str = "") -> dict[Run, dict[str, Any]]:
+class SmallPlan:
+    """What a comparison asks of a plan."""
+
+    total_epochs = 2
+
+    def __init__(self, tasks: list[str], samples: int | None, evaluation: dict[str, Any], records: list[Record] | None) -> None:
+        self.values = {
+            "seed": 0, "tasks": tasks, "data": {"loader": {"samples_per_epoch": samples}},
+            "stages": {}, "trainer": {"max_epochs": 2}, "evaluation": evaluation,
+        }  # fmt: skip
+        loader = SimpleNamespace(samples_per_epoch=samples)
+        self.config = SimpleNamespace(tasks=tasks, stages={}, data=SimpleNamespace(loader=loader))
+        self.stages = [SimpleNamespace(name="", tasks=tasks, sources=None)]
+        self.family = SimpleNamespace(specs=lambda: SPECS)
+        self._records = records
+
+    @property
+    def records(self) -> list[Record]:
+        if self._records is None:
+            raise DataError("No data folder.")
+        return self._records
+
+    def to_dict(self) -> dict[str, Any]:
+        return self.values
+
+
+def plans(
+    samples: int | None, resolution: str = "native", primary: str = "", records: list[Record] | None = None
+) -> dict[Run, Any]:
     found = {}
     for arm, tasks in (("mtl", ["grade", "mask"]), ("stl", ["grade"]), ("stl", ["mask"])):
         run = Run(arm, tasks[0] if arm == "stl" else None, 0, Path(arm), tuple(tasks))
-        found[run] = {
-            "seed": 0, "tasks": tasks, "data": {"loader": {"samples_per_epoch": samples}},
-            "stages": {}, "trainer": {"max_epochs": 2},
-            "evaluation": {
-                "hit_radius": 1.0, "resolution": resolution if arm == "mtl" else "native",
-                "primary": {"grade": primary} if primary and arm == "mtl" else {},
-            },
+        evaluation = {
+            "hit_radius": 1.0, "resolution": resolution if arm == "mtl" else "native",
+            "primary": {"grade": primary} if primary and arm == "mtl" else {},
         }  # fmt: skip
+        found[run] = SmallPlan(tasks, samples, evaluation, records)
     return found
 
 
-def family(monkeypatch: pytest.MonkeyPatch, records: list[Record]) -> None:
-    monkeypatch.setattr(
-        comparison, "build_family", lambda data: SimpleNamespace(specs=lambda: SPECS, records=lambda: list(records))
-    )
-
-
-def test_epochs_of_different_length_are_refused_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    family(monkeypatch, GRADED + SEGMENTED)
+def test_epochs_of_different_length_are_refused_before_training() -> None:
     with pytest.raises(ConfigError, match=r"8 for grade\+mask, 5 for grade, 3 for mask.*samples_per_epoch"):
-        _check_budget(configs(None))
-    _check_budget(configs(40))
+        _check_budget(plans(None, records=GRADED + SEGMENTED))
+    _check_budget(plans(40, records=GRADED + SEGMENTED))
 
 
-def test_every_image_labelled_for_every_task_is_one_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    family(monkeypatch, [Record(f"r{n}", "p", "s", "x") for n in range(4)])
-    _check_budget(configs(None))
+def test_every_image_labelled_for_every_task_is_one_budget() -> None:
+    _check_budget(plans(None, records=[Record(f"r{n}", "p", "s", "x") for n in range(4)]))
 
 
-def test_finished_runs_need_no_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    def gone() -> list[Record]:
-        raise DataError("No data folder.")
-
-    monkeypatch.setattr(comparison, "build_family", lambda data: SimpleNamespace(specs=lambda: SPECS, records=gone))
-    _check_budget(configs(None))
+def test_finished_runs_need_no_data() -> None:
+    _check_budget(plans(None))
 
 
 def test_masks_must_be_compared_at_one_size() -> None:
     with pytest.raises(ConfigError, match=r"evaluation\.resolution"):
-        _check_shared(configs(40, "working"))
+        _check_shared(plans(40, "working"))
     with pytest.raises(ConfigError, match=r"evaluation\.primary"):
-        _check_shared(configs(40, primary="auroc"))
-    _check_shared(configs(40))
+        _check_shared(plans(40, primary="auroc"))
+    _check_shared(plans(40))
 
 
 def test_an_arm_can_be_another_suite_of_the_same_data(tmp_path: Path) -> None:
@@ -77,4 +89,4 @@ def test_an_arm_can_be_another_suite_of_the_same_data(tmp_path: Path) -> None:
         ("hard", None, "task=idrid_mtl"), ("moe", None, "task=idrid_moe"),
         ("stl", "grade", "task=idrid_mtl"), ("stl", "edema", "task=idrid_mtl"),
     ]  # fmt: skip
-    _check_shared({run: load_run_config(list(run.overrides)) for run in runs})
+    _check_shared({run: Plan.from_words(list(run.overrides)) for run in runs})

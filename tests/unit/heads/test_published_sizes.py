@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from mtl.config.load import load_run_config
+from mtl.config.plan import Plan
 from mtl.core.registry import HEADS, NECKS
 from mtl.core.task import Kind, TaskSpec
 from mtl.experiments.describe import count_parameters
@@ -85,8 +85,8 @@ def test_exact_size_of_the_published_decoder(classes: list[int], parameters: int
     ],
 )
 def test_the_published_networks(experiment, total, trainable):
-    config = load_run_config([f"experiment=published/{experiment}"])
-    counts = count_parameters(build_model(config, load_weights=False), build_balancer(config))
+    plan = Plan.from_words([f"experiment=published/{experiment}"])
+    counts = count_parameters(build_model(plan, load_weights=False), build_balancer(plan.config.balancer, plan.config.tasks))
     assert (counts["total"], counts["trainable"]) == (total, trainable)
 
 
@@ -110,7 +110,7 @@ def test_the_published_brain_networks(filters: int, depth: int, parts: tuple[int
 
 
 def test_the_published_network_for_tissue_and_lymphocytes_trains_what_was_trained():
-    model = build_model(load_run_config(["experiment=published/tiger_mtl"]), load_weights=False).train()
+    model = build_model(Plan.from_words(["experiment=published/tiger_mtl"]), load_weights=False).train()
     body = model.encoder.body
     trained = {name.partition(".")[0] for name, parameter in body.named_parameters() if parameter.requires_grad}
     assert trained == {"layer4"}
@@ -132,7 +132,7 @@ def test_the_published_network_for_tissue_and_lymphocytes_trains_what_was_traine
 
 
 def test_the_parts_of_the_published_skin_network():
-    config = load_run_config(["experiment=published/skin_b0"])
-    model = build_model(config, load_weights=False)
+    plan = Plan.from_words(["experiment=published/skin_b0"])
+    model = build_model(plan, load_weights=False)
     sizes = [sum(parameter.numel() for parameter in part.parameters()) for part in (model.encoder, *model.heads.values())]
     assert list(model.heads) == ["skin_hair", "lesion"] and sizes == [4_007_548, 789_770, 10_604_289]

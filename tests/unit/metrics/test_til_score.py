@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mtl.config.load import active_specs, load_run_config
+from mtl.config.plan import Plan
 from mtl.core.errors import ConfigError
 from mtl.core.registry import STUDY_METRICS
 from mtl.core.task import TaskSpec
@@ -159,16 +159,15 @@ def test_wrong_settings_say_so(keys: dict[str, Any], words: str) -> None:
 def test_a_class_that_the_data_settings_leave_out_drops_the_metric() -> None:
     """A misspelt one is an error instead."""
     words = ["task=tiger_mtl", "backbone=test_resnet"]
-    config = load_run_config([*words, "data.tissue.stroma=null"])
-    specs = active_specs(config)
-    assert build_evaluator(config, specs).study == {}
-    assert dropped_study_metrics(config, specs) == [
+    plan = Plan.from_words([*words, "data.tissue.stroma=null"])
+    assert build_evaluator(plan, plan.specs).study == {}
+    assert dropped_study_metrics(plan, plan.specs) == [
         "til_score is not computed: tasks cells and tissue have no class stroma here"
     ]
-    config = load_run_config([*words, "study_metrics.til_score.stroma=strroma"])
-    assert dropped_study_metrics(config, active_specs(config)) == []
+    plan = Plan.from_words([*words, "study_metrics.til_score.stroma=strroma"])
+    assert dropped_study_metrics(plan, plan.specs) == []
     with pytest.raises(ConfigError, match="needs the class `strroma`"):
-        build_evaluator(config, active_specs(config))
+        build_evaluator(plan, plan.specs)
 
 
 def test_the_rule_needs_no_torch() -> None:

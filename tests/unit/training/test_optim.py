@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from mtl.config.parts import validate
+from mtl.config.schema import OptimizerConfig
 from mtl.core.errors import ConfigError
 from mtl.encoders.base import Adapter
 from mtl.training.optim import build_optimizer, check_groups, split_parts
@@ -46,7 +48,7 @@ class Balancer(nn.Module):
 
 
 def groups(config: dict, model: nn.Module | None = None, **more: object) -> dict[str, dict]:
-    optimizer = build_optimizer(split_parts(model or Model(), Balancer()), {**CONFIG, **config}, **more)
+    optimizer = build_optimizer(split_parts(model or Model(), Balancer()), OptimizerConfig(**{**CONFIG, **config}), **more)
     return {group["name"]: group for group in optimizer.param_groups}
 
 
@@ -75,7 +77,7 @@ def test_a_parameter_in_two_parts_is_refused() -> None:
     with pytest.raises(AssertionError, match="2 optimizer groups"):
         check_groups([{"params": [weight]}, {"params": [weight]}], parts)
     with pytest.raises(AssertionError, match="2 optimizer groups"):
-        build_optimizer(parts, CONFIG)
+        build_optimizer(parts, OptimizerConfig(**CONFIG))
 
 
 def test_part_settings_inherit_and_the_longer_name_wins() -> None:
@@ -95,9 +97,12 @@ def test_inherited_floor_never_exceeds_the_learning_rate_of_a_group() -> None:
 
 def test_problems_are_reported_together_with_the_nearest_name() -> None:
     with pytest.raises(ConfigError) as caught:
-        groups({"options": {"beta": 1}, "parts": {"head.detecton": {"lr": 1.0}, "backbone": {"learning_rate": 1.0}}})
-    assert len(caught.value.problems) == 3
-    text = str(caught.value)
+        groups({"options": {"beta": 1}, "parts": {"head.detecton": {"lr": 1.0}}})
+    # A key that no part has is refused with the rest of the configuration, before there are parts.
+    _, refused = validate(OptimizerConfig, {**CONFIG, "parts": {"backbone": {"learning_rate": 1.0}}}, "optimizer")
+    problems = [*caught.value.problems, *refused]
+    assert len(problems) == 3
+    text = "\n".join(problems)
     assert "Did you mean `head.detection`?" in text and "Did you mean `betas`?" in text and "learning_rate" in text
     with pytest.raises(ConfigError, match="Did you mean `adamw`"):
         groups({"name": "adamww"})
@@ -111,7 +116,7 @@ def test_settings_of_parts_that_a_run_leaves_out_are_accepted() -> None:
 
 def test_nothing_to_train_is_an_error() -> None:
     with pytest.raises(ConfigError, match="frozen"):
-        build_optimizer(split_parts(Model().requires_grad_(False)), CONFIG)
+        build_optimizer(split_parts(Model().requires_grad_(False)), OptimizerConfig(**CONFIG))
 
 
 @pytest.mark.parametrize(
@@ -120,7 +125,7 @@ def test_nothing_to_train_is_an_error() -> None:
 def test_every_group_moves(name: str, options: dict) -> None:
     model, balancer = Model(), Balancer()
     parts = split_parts(model, balancer)
-    optimizer = build_optimizer(parts, {**CONFIG, "name": name, "options": options})
+    optimizer = build_optimizer(parts, OptimizerConfig(**{**CONFIG, "name": name, "options": options}))
     before = {name: parameter.detach().clone() for named in parts.values() for name, parameter in named}
     sum((p * (i + 1)).sum() for i, named in enumerate(parts.values()) for _, p in named).backward()
     optimizer.step()
@@ -130,7 +135,7 @@ def test_every_group_moves(name: str, options: dict) -> None:
 def rates(config: dict, steps: int, **horizon: object) -> dict[str, list[float]]:
     optimizer = build_optimizer(
         split_parts(Model()),
-        {**CONFIG, "floor": 1e-5, "parts": {"backbone": {"lr": 1e-6}, "head": {"lr": 1e-2, "floor": 1e-3}}},
+        OptimizerConfig(**{**CONFIG, "floor": 1e-5, "parts": {"backbone": {"lr": 1e-6}, "head": {"lr": 1e-2, "floor": 1e-3}}}),
     )
     built = build_scheduler(optimizer, config, **{"total_steps": steps, "steps_per_epoch": 10, **horizon})
     seen: dict[str, list[float]] = {group["name"]: [] for group in optimizer.param_groups}
@@ -165,7 +170,7 @@ def test_step_and_constant() -> None:
 
 def test_plateau_watches_in_the_direction_of_its_metric() -> None:
     def last(monitor: str | None, values: list[float], run: str = "val/score") -> dict[str, float]:
-        optimizer = build_optimizer(split_parts(Model()), {**CONFIG, "parts": {"head": {"floor": 5e-4}}})
+        optimizer = build_optimizer(split_parts(Model()), OptimizerConfig(**{**CONFIG, "parts": {"head": {"floor": 5e-4}}}))
         config = {"name": "plateau", "monitor": monitor, "factor": 0.5, "patience": 1}
         built = build_scheduler(optimizer, config, 10, 1, run, epochs_per_validation=2)
         assert built["monitor"] == (monitor or run) and built["frequency"] == 2
@@ -183,7 +188,7 @@ def test_plateau_watches_in_the_direction_of_its_metric() -> None:
 def test_schedule_state_resumes(name: str, tmp_path) -> None:
     def fresh() -> tuple:
         torch.manual_seed(0)
-        optimizer = build_optimizer(split_parts(Model()), CONFIG)
+        optimizer = build_optimizer(split_parts(Model()), OptimizerConfig(**CONFIG))
         settings = {"plateau": {"patience": 1}, "step": {"step_size": 2}, "warmup_cosine": {"warmup_epochs": 0.3}}
         return optimizer, build_scheduler(optimizer, {"name": name, **settings.get(name, {})}, 20, 10)["scheduler"]
 

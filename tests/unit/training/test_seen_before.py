@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -39,6 +40,10 @@ def test_other_weights_say_nothing(tmp_path):
     torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "plain.pth")
     assert seen_before([str(tmp_path / "plain.pth")], smears_with_test("143C39P4thinF")) == []  # type: ignore[arg-type]
     assert seen_before([None], smears_with_test("143C39P4thinF")) == []  # type: ignore[arg-type]
+
+
+def section(finer: str | None) -> Any:
+    return SimpleNamespace(unit="patient", split=SimpleNamespace(val_group_by=finer))
 
 
 def test_a_finer_validation_unit_is_not_called_kept_apart():

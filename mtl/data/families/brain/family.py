@@ -18,6 +18,7 @@ import numpy as np
 
 from mtl.core.errors import ConfigError, DataError, unknown
 from mtl.core.family import CheckReport, DataFamily
+from mtl.core.files import cache_folder
 from mtl.core.registry import SOURCES
 from mtl.core.task import Colour, TaskSpec
 from mtl.core.types import Record, Sample
@@ -40,7 +41,6 @@ from mtl.data.families.brain.tasks import MEMBERS, PRESENCE, REGIONS, TOGETHER, 
 from mtl.data.families.folders import SHOWN_PROBLEMS, check_usable
 from mtl.data.formats.duplicates import near_duplicates
 from mtl.data.formats.images import grey_channels, image_size, read_grey
-from mtl.data.pipeline.cache import default_folder
 
 logger = logging.getLogger(__name__)
 
@@ -260,7 +260,7 @@ class Brain(DataFamily):
             index.notes.append(f"{' and '.join(idle)} not looked at, since data.root is given.")
         if "brats" in found:
             self._list_cases(found["brats"], index)
-            scans, problems = scan_cases(self._reader, index.cases, default_folder() / MEMO)
+            scans, problems = scan_cases(self._reader, index.cases, cache_folder() / MEMO)
             index.problems += problems
             for case in index.cases:
                 if case.name in scans:
@@ -351,7 +351,7 @@ class Brain(DataFamily):
                 logger.info("looking for copies among %d pictures", len(index.pictures))
                 names: dict[int, str] = {}
                 paths = [picture.path for picture in index.pictures]
-                clusters = near_duplicates(paths, ALIKE, box=head_box, mirrored=True)
+                clusters = near_duplicates(paths, ALIKE, box=head_box, mirrored=True, memo=self.memo)
                 for picture, cluster in zip(index.pictures, clusters, strict=True):
                     groups[picture.sample_id] = names.setdefault(cluster, picture.sample_id)
             self._groups = groups

@@ -290,7 +290,8 @@ class Idrid(DataFamily):
             if self.group_by == "photograph":
                 logger.info("looking for copies among %d images", len(records))
                 first: dict[int, int] = {}
-                for number, cluster in enumerate(near_duplicates([record.path for record in records])):
+                clusters = near_duplicates([record.path for record in records], memo=self.memo)
+                for number, cluster in enumerate(clusters):
                     pairs.append((first.setdefault(cluster, number), number))
             names: dict[int, str] = {}
             parts = connected(len(records), pairs)

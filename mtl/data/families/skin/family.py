@@ -294,7 +294,7 @@ class Skin(DataFamily):
             ]
             if self.group_by != "image":
                 logger.info("looking for copies among %d images", len(records))
-                clusters = near_duplicates([record.path for record in records], ALIKE)
+                clusters = near_duplicates([record.path for record in records], ALIKE, memo=self.memo)
                 pairs += [(first.setdefault(("copy", str(one)), number), number) for number, one in enumerate(clusters)]
             names: dict[int, str] = {}
             for part, record in zip(connected(len(records), pairs), records, strict=True):

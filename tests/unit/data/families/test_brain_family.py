@@ -10,6 +10,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from data_fakes import split_config
 from PIL import Image
 
 from mtl.core.errors import ConfigError, DataError
@@ -275,7 +276,7 @@ def test_copies_never_straddle_a_split(brains: Path) -> None:
     assert len(found) == 4 and all(a.group == b.group for a, b in found)
     for scheme in ("holdout", "kfold"):
         for seed in range(20):
-            split = make_split(records, {"scheme": scheme, "seed": seed})
+            split = make_split(records, split_config(scheme=scheme, seed=seed))
             assert all(split[a.sample_id] == split[b.sample_id] for a, b in found)
             where: dict[str, set[str]] = {}
             for record in records:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from data_fakes import split_config
 from PIL import Image
 
 from mtl.core.errors import ConfigError, DataError
@@ -420,7 +421,7 @@ def test_copies_with_other_grades_are_reported(folder: Path) -> None:
 
 def test_official_split(retinas: Path) -> None:
     _, records = read(retinas)
-    split = make_split(hash_records(list(records.values())), {"scheme": "official", "ratios": [0.7, 0.15, 0.15]})
+    split = make_split(hash_records(list(records.values())), split_config(scheme="official", ratios=[0.7, 0.15, 0.15]))
     assert all(split[name] == "test" for name, record in records.items() if record.official_split == "test")
     tested = {record.group for name, record in records.items() if split[name] == "test"}
     assert not any(record.group in tested for name, record in records.items() if split[name] in ("train", "val"))

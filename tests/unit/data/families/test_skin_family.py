@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from data_fakes import split_config
 from PIL import Image
 from torch import nn
 
@@ -317,7 +318,7 @@ def test_without_a_test_part_validation_is_the_test_set(folder: Path, caplog: py
     with caplog.at_level(logging.INFO, logger="mtl"):
         _, records = read(folder)
     assert "the official validation part is the test set" in caplog.text
-    split = make_split(list(records.values()), {"scheme": "official", "ratios": [0.6, 0.3, 0.1]})
+    split = make_split(list(records.values()), split_config(scheme="official", ratios=[0.6, 0.3, 0.1]))
     assert [name for name, part in split.items() if part == "test"] == ["image_6", "image_7"]
     assert Counter(split.values()) == {"train": 4, "val": 2, "test": 2}
     (folder / "images" / "test").mkdir()
@@ -351,7 +352,7 @@ def test_groups_join_patients_lesions_and_copies(folder: Path) -> None:
 def test_no_person_straddles_a_split(lesions: Path, scheme: str) -> None:
     _, records = read(lesions)
     everyone = hash_records(list(records.values()))
-    split = make_split(everyone, {"scheme": scheme, "seed": 5})
+    split = make_split(everyone, split_config(scheme=scheme, seed=5))
     check_split(everyone, split)
     for name in {record.groups["patient"] for record in everyone}:
         assert len({split[record.sample_id] for record in everyone if record.groups["patient"] == name}) == 1
@@ -359,7 +360,7 @@ def test_no_person_straddles_a_split(lesions: Path, scheme: str) -> None:
 
 def test_few_masks_are_spread_over_a_split(lesions: Path) -> None:
     _, records = read(lesions)
-    split = make_split(list(records.values()), {"scheme": "holdout", "ratios": [0.5, 0.25, 0.25], "seed": 1})
+    split = make_split(list(records.values()), split_config(scheme="holdout", ratios=[0.5, 0.25, 0.25], seed=1))
     masked = Counter(split[name] for name, record in records.items() if record.knows("mask:lesion"))
     assert sum(masked.values()) == 8 and set(masked) == {"train", "val", "test"}
 
@@ -450,7 +451,7 @@ def test_real_images(real_data: Path) -> None:
     assert len(records) == 614 and sum(record.knows("mask:lesion") for record in records.values()) == 14
     counts = Counter(name for record in records.values() for name, count in record.class_counts.items() if count)
     assert counts == {"nevus": 288, "melanoma": 182, "seborrheic_keratosis": 144, "lesion": 14}
-    split = make_split(list(records.values()), {"scheme": "official"})
+    split = make_split(list(records.values()), split_config(scheme="official"))
     masked = Counter(split[name] for name, record in records.items() if record.knows("mask:lesion"))
     assert Counter(split.values()) == {"train": 404, "val": 86, "test": 124} and masked == {"train": 8, "val": 2, "test": 4}
     assert len({record.group for record in records.values()}) == 613

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from data_fakes import split_config
 from PIL import Image
 
 from mtl.core.errors import ConfigError, DataError
@@ -59,7 +60,7 @@ def test_small_sets_have_all_parts_and_grades(tmp_path: Path, seed: int) -> None
     graded = [record for record in records if record.source == "idrid_grading"]
     assert {record.stratum for record in graded} == {0, 1, 2, 3, 4}
     assert sum(record.source == "idrid_segmentation" for record in records) == 6 and len(graded) >= 10
-    split = make_split(hash_records(records), {"scheme": "official"})
+    split = make_split(hash_records(records), split_config(scheme="official"))
     for letter in "ABC":
         used = {split[record.sample_id] for record in records if record.sample_id[0] == letter}
         assert used >= {"train", "test"}, letter

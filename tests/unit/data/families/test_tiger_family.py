@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from data_fakes import split_config
 from PIL import Image
 from tiger_tools import (
     BOTH,
@@ -28,6 +29,7 @@ from tiger_tools import (
 from mtl.cli.data import run
 from mtl.config.compose import compose
 from mtl.config.load import build_family, check_data
+from mtl.config.schema import DataConfig
 from mtl.core.errors import ConfigError, DataError
 from mtl.core.types import REGION
 from mtl.data.families.tiger.family import Tiger
@@ -92,9 +94,10 @@ def test_truth_knows_where_cells_were_looked_for(folder: Path) -> None:
 def test_images_without_labels_are_split_but_neither_trained_on_nor_scored(regions: Path) -> None:
     data, problems = check_data(compose("data_tool", ["data=tiger", f"data.root={regions}", "data.sets=[cells]"])[0]["data"])
     assert not problems
-    family = build_family(data)
+    section = DataConfig.model_validate(data)
+    family = build_family(section)
     preprocessing = Preprocessing.from_config(data["geometry"], data["preprocessing"])
-    module = MultiTaskDataModule(family, family.specs(), preprocessing, data, ["cells"])
+    module = MultiTaskDataModule(family, family.specs(), preprocessing, section, ["cells"])
     used = {record.sample_id for some in module.records_by_split.values() for record in some}
     assert len(module.split) == 13 and len(used) == 11
     assert used == {record.sample_id for record in module.records if record.knows("objects")}
@@ -262,7 +265,7 @@ def test_slides_stay_together_in_folds(regions: Path) -> None:
         records = hash_records(Tiger(root=str(regions), group_by=group_by).records())
         tested = []
         for fold in range(3):
-            split = make_split(records, {"scheme": "kfold", "folds": 3, "fold": fold})
+            split = make_split(records, split_config(scheme="kfold", folds=3, fold=fold))
             for record in records:
                 assert split[record.sample_id] == split[next(r.sample_id for r in records if r.group == record.group)]
             tested += [name for name, part in split.items() if part == "test"]

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
+import yaml
 
-from mtl.core.errors import DataError
+from mtl.config.compose import configs_folder
+from mtl.config.parts import validate
+from mtl.config.schema import DataConfig, SplitConfig, Strict
+from mtl.core.errors import ConfigError, DataError
 from mtl.core.family import CheckReport, DataFamily
 from mtl.core.task import TaskSpec
 from mtl.core.types import Objects, Record, Sample
 
 CLASSES = ("infected", "healthy")
+Checked = TypeVar("Checked", bound=Strict)
 
 
 def disc(x: float, y: float, radius: float, vertices: int = 16) -> np.ndarray:
@@ -151,11 +156,35 @@ class Bordered(DataFamily):
         return CheckReport()
 
 
-def data_config(**groups: dict[str, Any]) -> dict[str, Any]:
+DEFAULT: dict[str, Any] = yaml.safe_load((configs_folder() / "data" / "default.yaml").read_text(encoding="utf-8"))
+STILL: dict[str, Any] = {
+    **dict.fromkeys(("vertical_flip", "rotate90", "channel_dropout"), 0.0),
+    **{
+        step: {**DEFAULT["augmentation"][step], "probability": 0.0}
+        for step in ("color_jitter", "stain_jitter", "intensity_jitter", "blur", "noise")
+    },
+}
+
+
+def checked(model: type[Checked], values: dict[str, Any], where: str) -> Checked:
+    """Return a section of the configuration; refuses what the command line would refuse, in the same words."""
+    _, problems = validate(model, values, where)
+    if problems:
+        raise ConfigError(problems)
+    return model.model_validate(values)
+
+
+def split_config(**values: Any) -> SplitConfig:
+    return checked(SplitConfig, {**DEFAULT["split"], "seed": 0, **values}, "data.split")
+
+
+def data_config(**groups: dict[str, Any]) -> DataConfig:
+    affine = {**DEFAULT["augmentation"]["affine"], "scale": [1, 1], "translate": 0, "shear": 0, "probability": 1, "rotate": 20}
     defaults: dict[str, Any] = {
-        "augmentation": {"horizontal_flip": 0.5, "affine": {"probability": 1.0, "rotate": 20.0}},
-        "split": {"scheme": "holdout", "seed": 1},
-        "loader": {"batch_size": 4},
+        "augmentation": {**DEFAULT["augmentation"], **STILL, "horizontal_flip": 0.5, "affine": affine},
+        "split": {**DEFAULT["split"], "scheme": "holdout", "seed": 1},
+        "loader": {**DEFAULT["loader"], "batch_size": 4},
         "cache": {"enabled": False, "folder": None},
     }
-    return {name: {**entry, **groups.get(name, {})} for name, entry in defaults.items()}
+    sections = {name: {**entry, **groups.get(name, {})} for name, entry in defaults.items()}
+    return checked(DataConfig, {**DEFAULT, **sections, "name": "fake"}, "data")
