@@ -78,7 +78,7 @@ class Head(nn.Module, ABC):
         that a checkpoint holds it.
 
         Args:
-            targets: One per sample, as `encode` makes them.
+            targets: One per image, as `TaskKind.target` makes them.
         """
 
     @property

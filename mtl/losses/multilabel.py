@@ -14,7 +14,10 @@ from mtl.losses.base import Loss, class_weight_tensor
 
 @LOSSES.register("bce_multilabel")
 class MultilabelCrossEntropy(Loss):
-    """Binary cross-entropy per class, averaged over the entries (row and class) that are known.
+    """Binary cross-entropy per class: mean over the classes that are known of an image, then over images.
+
+    An image counts the same however many of its classes are known, so that the mean over all images of a batch is that of
+    its parts, as ranks compute them.
 
     Args:
         spec: The task.
@@ -57,4 +60,5 @@ class MultilabelCrossEntropy(Loss):
             losses = losses * (-torch.expm1(-entropy)).clamp(min=1e-12) ** self.gamma
         if self.positive_weight is not None:
             losses = losses * torch.where(truth > 0, self.positive_weight, 1.0)
-        return (losses * known).sum() / known.sum().clamp(min=1)
+        rows = (losses * known).sum(dim=1) / known.sum(dim=1).clamp(min=1)
+        return rows.sum() / known.any(dim=1).sum().clamp(min=1)

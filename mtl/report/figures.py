@@ -100,7 +100,7 @@ def of_class(name: str, index: int, colours: Mapping[str, Colour] | None) -> str
 
 
 # What a precision-recall curve is of, by the name of the area below it.
-AREAS = {"AP50": "IoU 0.5", "AP": "points", "AUPR": "pixels of all images"}
+AREAS = {"AP50": "IoU 0.5", "AP": "", "AUPR": "pixels of all images"}
 
 
 @styled
@@ -130,8 +130,39 @@ def precision_recall(
         label = name if value is None else f"{name} ({measure} {value:.3f})"
         steps = "steps-pre" if pixels else "default"
         draw_line(axis, index, recall, precision, label, drawstyle=steps, color=of_class(name, index, colours))
-    axis.set(xlabel="recall", ylabel="precision", title=f"Precision and recall, {title}", xlim=(0, 1), ylim=(0, 1.05))
+    axis.set(xlabel="recall", ylabel="precision", title=", ".join(filter(None, ("Precision and recall", title))))
+    axis.set(xlim=(0, 1), ylim=(0, 1.05))
     axis.legend(loc="best")
+    return figure
+
+
+@styled
+def operating_curve(curves: Mapping[str, Mapping[str, Any]], colours: Mapping[str, Colour] | None = None) -> Figure | None:
+    """Draw the ROC curve of each class, with the area below it in the legend, and mark where it is operated.
+
+    Args:
+        curves: By class, `false_positive_rate` and `true_positive_rate` (rising), `auroc`, and `operating_point` with both
+            rates and, where a threshold decides, that `threshold`.
+        colours: By class.
+    """
+    drawn = {name: curve for name, curve in curves.items() if curve["auroc"] is not None}
+    if not drawn:
+        return None
+    figure, (axis,) = canvas(3.6, 3.0)
+    axis.plot([0, 1], [0, 1], color="#888888", linewidth=0.8, linestyle=(0, (2, 2)), zorder=0)
+    for index, (name, curve) in enumerate(drawn.items()):
+        colour = of_class(name, index, colours)
+        rates = curve["false_positive_rate"], curve["true_positive_rate"]
+        draw_line(axis, index, *rates, f"{name} (AUROC {curve['auroc']:.3f})", color=colour)
+        point = curve["operating_point"]
+        place = (point["false_positive_rate"], point["true_positive_rate"])
+        if None not in place:
+            axis.plot(*place, "o", color=colour, markersize=5, zorder=4)
+            if "threshold" in point:
+                text = f"{point['threshold']:.2g}"
+                axis.annotate(text, place, textcoords="offset points", xytext=(5, -8), fontsize=8)
+    axis.set(xlabel="1 - specificity", ylabel="sensitivity", title="ROC, operated at the dot", xlim=(0, 1), ylim=(0, 1.02))
+    axis.legend(loc="lower right")
     return figure
 
 

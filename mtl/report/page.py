@@ -230,6 +230,9 @@ def _draw_curves(
         average = {key: row.get("froc") for key, row in per_class.items()}
         figure = figures.free_response(curves["froc"], points, intervals, average, drawings.colours)
         found.append(drawings.add(f"{name}_froc", f"{name}: sensitivity over false positives per mm²", figure))
+    if "roc" in curves:
+        figure = figures.operating_curve(curves["roc"], drawings.colours)
+        found.append(drawings.add(f"{name}_roc", f"{name}: sensitivity over 1 - specificity", figure))
     if "precision_recall" in curves:
         # Boxes have an `ap` too, but over several overlaps.
         area = next((key for key in ("aupr", "ap50", "ap") if any(key in row for row in per_class.values())), "ap50")

@@ -26,6 +26,8 @@ LABELS = {
     "peak_recall": "peak recall", "mse": "map MSE", "mae": "MAE", "rmse": "RMSE", "pearson": "Pearson r",
     "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "auroc": "AUROC", "ap": "AP",
     "quadratic_kappa": "quadratic weighted kappa", "aupr": "AUPR, pixels pooled",
+    "ap_macro": "mAP, mean over classes", "auroc_macro": "AUROC, mean over classes", "f1_micro": "F1, all entries pooled",
+    "exact_match": "all known classes right", "r2": "R²", "positives": "positive", "threshold": "threshold",
     "ap50": "AP50", "ap75": "AP75", "n": "n", "f1": "F1", "precision": "precision", "recall": "recall",
     "volume_predicted_mm3": "predicted (mm³)", "volume_annotated_mm3": "annotated (mm³)",
     "til_score": "TIL score", "froc": "FROC, mean of six sensitivities", "per_mm2": "annotated per mm²",

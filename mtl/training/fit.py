@@ -92,6 +92,8 @@ def _fit_stage(plan: Plan, stage: Stage, run_dir: Path, data: MultiTaskDataModul
         log.info(stage.describe())
     if begins_from is None:
         report_weights(model)
+        if resume_from is None:
+            show_targets(model, data)
     else:
         about = hand_over(model, begins_from)
         count = len(model.state_dict())
@@ -134,6 +136,14 @@ def _fit_stage(plan: Plan, stage: Stage, run_dir: Path, data: MultiTaskDataModul
     if plan.config.trainer.profiler and trainer.is_global_zero:
         log.info("profile: %s", RunFolder(run_dir).profile)
     return {"module": module, "datamodule": datamodule, "trainer": trainer, "recorder": recorder}
+
+
+def show_targets(model: MultiTaskModel, data: MultiTaskDataModule) -> None:
+    """Let heads look at the training targets that ask for it (to standardise them), whichever stage trains them."""
+    for task in model.specs:
+        head: Any = model.heads[task]
+        if head.looks_at_targets:
+            head.observe_targets(data.dataset("train").targets(task))
 
 
 def seen_before(files: Iterable[str | None], datamodule: MultiTaskDataModule) -> list[str]:

@@ -138,11 +138,7 @@ class SampleDataset(Dataset):
         """
         image_number = self._number[sample_id]
         record, window, sample = self.records[image_number], self.windows[image_number][0], self._sample(image_number)
-        size = window.working_size
-        objects = None if sample.objects is None else sample.objects.map(window.original_to_working)
-        region = sample.masks.get(REGION, np.ones(size, np.uint8)) > 0
-        working = Annotations(size, objects, sample.masks, sample.labels, self.family.object_classes, region=region)
-        original = working
+        original = working = self._working(image_number)
         if native and sample.masks:
             stored = self.family.read_labels(record)
             original = replace(working, size=window.original_size, objects=stored.objects, masks=stored.masks)
@@ -156,6 +152,22 @@ class SampleDataset(Dataset):
                 known[task] = rules.truth(target)
         about = record.attributes, record.spacing, record.case
         return ImageResult(record.sample_id, record.group, record.source, window, known, *about)
+
+    def _working(self, image_number: int) -> Annotations:
+        """What is known of a whole image, moved to its working raster."""
+        window, sample = self.windows[image_number][0], self._sample(image_number)
+        size = window.working_size
+        objects = None if sample.objects is None else sample.objects.map(window.original_to_working)
+        region = sample.masks.get(REGION, np.ones(size, np.uint8)) > 0
+        return Annotations(size, objects, sample.masks, sample.labels, self.family.object_classes, region=region)
+
+    def targets(self, task: str) -> list[Any]:
+        """Return the target of one task for each whole image that is labelled for it, in its working raster."""
+        rules, found = rules_of(self.specs[task]), []
+        for image_number in range(len(self.records)):
+            target = rules.target(self.specs[task], self._working(image_number))
+            found += [] if target is None else [target]
+        return found
 
     def class_presence(self) -> list[dict[str, int]]:
         """Count classes per item: of the image where it is one window, else of the points inside each window."""
