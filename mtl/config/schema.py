@@ -20,7 +20,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 class Strict(BaseModel):
     """Refuses keys it does not know and values of the wrong type; nobody changes it once it is checked."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True, defer_build=True)
 
 
 class GeometryConfig(Strict):
