@@ -167,7 +167,7 @@ def test_wrong_arms_are_refused_before_training(
 def test_arms_with_overrides(monkeypatch: pytest.MonkeyPatch, smears: Path, tmp_path: Path) -> None:
     """The form of the documentation, as it arrives from the shell."""
     planned: list[Any] = []
-    monkeypatch.setattr(comparison, "_bring_up_to_date", lambda run, config: planned.append((run, config)) or "planned")
+    monkeypatch.setattr(comparison, "_bring_up_to_date", lambda run, plan: planned.append((run, plan.to_dict())) or "planned")
     monkeypatch.setattr(comparison, "load_run", lambda *_: None)
     monkeypatch.setattr("mtl.experiments.comparison.write_comparison", lambda *_: None)
     arms = 'arms={mtl:[],fcos:["head@heads.detection=fcos"],stl_fcos:["head@heads.detection=fcos","optimizer.lr=0.01"]}'

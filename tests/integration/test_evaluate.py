@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from mtl.config.plan import Plan
 from mtl.core.errors import TrainingError
 from mtl.data.families.malaria.generator import draw_malaria
 from mtl.experiments.score import evaluate, evaluate_run, score
@@ -112,7 +113,7 @@ def test_prediction_equals_evaluation(kind: str, request: pytest.FixtureRequest)
     loaded = load_model(run, "cpu")
     evaluation = score(loaded, "test", bootstrap=0)
     predictor = mtl.load(run, device="cpu")
-    predictor.batch_size = loaded.config["data"]["loader"]["batch_size"]
+    predictor.batch_size = loaded.config.data.loader.batch_size
     records = evaluation.datamodule.records_by_split["test"]
     found = list(predictor.predict_batch(read_rgb(Path(record.path)) for record in records))
     assert len(found) == len(evaluation.results) == 2
@@ -143,5 +144,6 @@ def test_tiles_score_whole_images(tiles_run: Path) -> None:
 def test_run_without_a_best_checkpoint_says_why(finished_run: Path, tmp_path: Path) -> None:
     run = shutil.copytree(finished_run, tmp_path / "run")
     (run / "checkpoints" / "best.ckpt").unlink()
+    plan = Plan.from_stored(content(run / "config.json"))
     with pytest.raises(TrainingError, match="selects best"):
-        evaluate_run(run, "cpu")
+        evaluate_run(plan, run, "cpu")
