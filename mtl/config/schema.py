@@ -205,11 +205,6 @@ class DataConfig(DataGenericConfig):
         """The settings of the family."""
         return {"name": self.name, **(self.model_extra or {})}
 
-    @property
-    def unit(self) -> str:
-        """What a group of the split is, in the words of the family."""
-        return str(self.part.get("group_by", "group"))
-
 
 class OptimizerPartConfig(Strict):
     """What one part does differently."""

@@ -14,7 +14,7 @@ def test_of_another_folder_only_labelled_images_are_counted() -> None:
     datamodule: Any = SimpleNamespace(
         family=SimpleNamespace(group_by="group"), hash_records=lambda: records, labelled=records[:3]
     )
-    loaded: Any = SimpleNamespace(config=SimpleNamespace(data=SimpleNamespace(unit="group")), split=[])
+    loaded: Any = SimpleNamespace(split=[])
     split, notes = _choose_split(datamodule, loaded, "test")
     assert split == "all" and len(notes) == 1
     assert "all 3 labelled images of the data folder are scored" in notes[0]

@@ -18,7 +18,6 @@ import numpy as np
 
 from mtl.core.errors import ConfigError, DataError, unknown
 from mtl.core.family import CheckReport, DataFamily
-from mtl.core.files import cache_folder
 from mtl.core.registry import SOURCES
 from mtl.core.task import Colour, TaskSpec
 from mtl.core.types import Record, Sample
@@ -49,7 +48,6 @@ STRATA = {"no_tumor": 0, "tumor": 1, "brats": 2}
 # (cropped, scaled, compressed or edited anew) reach 0.85 or more and all other pairs stay below 0.52; brains are nearly
 # symmetrical, so that a copy's mirror image reaches 0.74.
 ALIKE = 0.75
-MEMO = "brain_scans.json"
 
 
 @dataclass
@@ -260,7 +258,7 @@ class Brain(DataFamily):
             index.notes.append(f"{' and '.join(idle)} not looked at, since data.root is given.")
         if "brats" in found:
             self._list_cases(found["brats"], index)
-            scans, problems = scan_cases(self._reader, index.cases, cache_folder() / MEMO)
+            scans, problems = scan_cases(self._reader, index.cases, self.memo)
             index.problems += problems
             for case in index.cases:
                 if case.name in scans:

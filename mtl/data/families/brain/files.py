@@ -15,7 +15,6 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from mtl.core.errors import DataError
-from mtl.core.files import write_text
+from mtl.core.memo import Memo
 from mtl.data.families.folders import find_root
 from mtl.data.formats.images import IMAGE_SUFFIXES
 from mtl.data.formats.volumes import Volume, is_volume, read_volume
@@ -35,7 +34,7 @@ ENHANCING, ENHANCING_2023 = 4, 3
 CASE_DEPTH, PICTURE_DEPTH = 3, 2  # folders between the root and a case, and between it and `yes/`
 VISIT = re.compile(r"(BraTS-\w+-\d+)-\d{3}", re.IGNORECASE)  # since 2023 the same patient may come again
 WORKERS = 4
-SCAN_FORMAT = 1
+SCAN = "brain scan 1"  # the number rises when a scan says something else
 
 
 @dataclass(frozen=True)
@@ -295,39 +294,39 @@ class CaseReader:
             return volume
 
 
-def scan_cases(reader: CaseReader, cases: list[Case], memo: Path) -> tuple[dict[str, Scan], list[str]]:
+def scan_cases(reader: CaseReader, cases: list[Case], memo: Memo) -> tuple[dict[str, Scan], list[str]]:
     """Look at all slices of all cases, in threads.
 
     Args:
         reader: Decodes them.
         cases: With labels.
-        memo: File that remembers results by path, size and modification time; one that cannot be written is done without.
+        memo: Remembers what was found.
 
     Returns:
         Scan by name of the case, and what is wrong, one sentence per case.
     """
-    known = _recall(memo)
-    found: dict[str, Scan] = {}
-    problems: list[str] = []
-    keys = {case.name: _key(case, reader.modalities) for case in cases}
-    missing = [case for case in cases if keys[case.name] not in known]
-    found = {case.name: known[keys[case.name]] for case in cases if keys[case.name] in known}
 
-    def scan(case: Case) -> Scan | DataError:
+    def look(case: Case) -> Scan | DataError:
+        used = [case.modalities[name] for name in reader.modalities if name in case.modalities]
+        files = [*used, *([case.seg] if case.seg else [])]
         try:
-            return reader.scan(case)
+            state_of(files)  # a missing volume is told by name
+            known = memo.answer(SCAN, files, lambda: vars(reader.scan(case)), lambda value: _recalled(value) is not None)
         except DataError as error:
             return error
+        scan = _recalled(known)
+        assert scan is not None
+        return scan
 
+    found: dict[str, Scan] = {}
+    problems: list[str] = []
     with ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1)) as pool:
-        for case, result in zip(missing, pool.map(scan, missing), strict=True):
+        for case, result in zip(cases, pool.map(look, cases), strict=True):
             if isinstance(result, Scan):
                 found[case.name] = result
             else:
                 problems.append(str(result))
-    if any(case.name in found for case in missing):
-        with suppress(OSError):  # only a convenience: without it the next start scans again
-            _remember(memo, {**known, **{keys[name]: scan for name, scan in found.items()}})
+    memo.save()
     return found, problems
 
 
@@ -343,29 +342,13 @@ def state_of(paths: Iterable[Path]) -> str:
     return hashlib.sha256(json.dumps(states).encode()).hexdigest()[:24]
 
 
-def _key(case: Case, modalities: Sequence[str]) -> str:
-    used = [case.modalities[name] for name in modalities if name in case.modalities]
-    return f"{SCAN_FORMAT}-{state_of([*used, *([case.seg] if case.seg else [])])}"
-
-
-def _recall(memo: Path) -> dict[str, Scan]:
+def _recalled(entry: Any) -> Scan | None:
+    """Return a scan as a memo holds it; None of anything else."""
     try:
-        return {
-            key: Scan(
-                size=tuple(entry["size"]),
-                spacing=tuple(entry["spacing"]),
-                brain=entry["brain"],
-                labels={int(label): counts for label, counts in entry["labels"].items()},
-                notes=entry["notes"],
-            )
-            for key, entry in json.loads(memo.read_text()).items()
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
-
-
-def _remember(memo: Path, scans: dict[str, Scan]) -> None:
-    write_text(memo, json.dumps({key: vars(scan) for key, scan in scans.items()}))
+        labels = {int(label): counts for label, counts in entry["labels"].items()}
+        return Scan(tuple(entry["size"]), tuple(entry["spacing"]), entry["brain"], labels, entry["notes"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
 
 
 def _in_words(volume: Volume) -> str:
