@@ -55,7 +55,7 @@ class Plan:
         return cls._of(*check_run_config(composed, problems))
 
     @classmethod
-    def from_stored(cls, values: dict[str, Any], where: str = "config.json") -> Plan:
+    def from_stored(cls, values: dict[str, Any], where: str) -> Plan:
         """Return the plan of a run that was checked when it was trained (`config.json`); `where` names the file.
 
         Raises:

@@ -59,7 +59,7 @@ class Memo:
         self._entries[key] = self._new[key] = {"state": state, "answer": found}
         return found
 
-    def save(self) -> None:
+    def write(self) -> None:
         """Write new answers, together with what other processes have written meanwhile."""
         if self.path is None or not self._new:
             return

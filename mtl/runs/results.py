@@ -13,9 +13,7 @@ from mtl.core.errors import DataError
 from mtl.core.files import plain, write_table, write_text
 from mtl.core.task import TaskSpec
 from mtl.metrics.evaluator import Evaluator
-
-# What was added since (attributes, cases, voxel sizes, distances) is optional, so older files of this number are still read.
-RECORDS_FORMAT = 3
+from mtl.runs.stored import RECORDS_FORMAT, converted_records
 
 # Shown beside the first metrics of a task: what challenges rank by and readers look for.
 ALSO_SHOWN = (
@@ -93,11 +91,8 @@ def load_records(path: Path) -> dict[str, Any]:
         DataError: The file is missing, broken or of another format.
     """
     content = _read(path)
-    if content.get("format") != RECORDS_FORMAT:
-        raise DataError(
-            f"`{path}` has record format {content.get('format')}. Expected {RECORDS_FORMAT}; evaluate the run again."
-        )
     try:
+        content = converted_records(content, path)
         specs = {task: TaskSpec.from_dict(values) for task, values in content["specs"].items()}
         return {"unit": content["unit"], "specs": specs, "samples": content["samples"], "tasks": _decode(content["tasks"])}
     except (KeyError, TypeError, ValueError, AttributeError) as error:

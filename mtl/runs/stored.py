@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from mtl.config.defaults import completed
-from mtl.core.errors import ConfigError
+from mtl.core.errors import ConfigError, DataError
 from mtl.runs.folder import RunFolder
 
 # Version of the entry `mtl` of a checkpoint; a file with a higher one was written by a newer release.
 FORMAT = 2
+# Version of `records.json`. Formats of checkpoints, of records and of the cache change independently of each other.
+RECORDS_FORMAT = 3
 # Entries that the first releases of format 1 did not write yet, at the values that say so.
 ADDED: dict[str, Any] = {"stage": "", "validation": {}, "plateau": None}
 
@@ -33,6 +36,31 @@ def converted_config(config: dict[str, Any]) -> dict[str, Any]:
     default of the schema, which therefore has to mean what a run without the key did.
     """
     return completed(config)
+
+
+def converted_records(content: dict[str, Any], where: Path) -> dict[str, Any]:
+    """Return the content of `records.json` of any earlier format as the present release writes it.
+
+    Records of format 2 hold the confusion of each sample at the class of the highest probability. It is derived from the
+    probabilities now, which they hold too, except those of regions.
+
+    Args:
+        content: As read.
+        where: The file, for messages.
+
+    Raises:
+        DataError: Another format, or records that lack what is needed now.
+    """
+    found = content.get("format")
+    kinds = {task: spec["kind"] for task, spec in content.get("specs", {}).items()} if found == 2 else {}
+    if found != RECORDS_FORMAT and (found != 2 or "roi_classification" in kinds.values()):
+        lacking = "has no probabilities of regions" if found == 2 else f"has record format {found}"
+        raise DataError(f"`{where}` {lacking}. Expected records of format {RECORDS_FORMAT}; evaluate the run again.")
+    for task, kind in kinds.items():
+        if kind == "classification":
+            for record in content["tasks"][task]:
+                record.pop("confusion", None)
+    return content | {"format": RECORDS_FORMAT}
 
 
 def read_config(run: RunFolder) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def restored() -> Iterator[None]:
 def test_trainer(base: dict[str, Any], tmp_path: Path, restored: None) -> None:
     def observe(config: dict[str, Any]) -> Any:
         torch.backends.cudnn.benchmark = False
-        run = Plan.from_stored({**base, "trainer": config}).config
+        run = Plan.from_stored({**base, "trainer": config}, "config.json").config
         trainer = training.build_trainer(run, tmp_path, training._callbacks(run))
         switches = [torch.get_deterministic_debug_mode(), torch.backends.cudnn.benchmark]
         return [plain_state(vars(trainer)), [plain_state(getattr(trainer, key, None), 2) for key in config], switches]
@@ -113,7 +113,7 @@ def test_trainer(base: dict[str, Any], tmp_path: Path, restored: None) -> None:
 def test_callbacks(base: dict[str, Any]) -> None:
     def observe(config: dict[str, Any]) -> Any:
         seen: list[Any] = []
-        for callback in training._callbacks(Plan.from_stored({**base, "callbacks": config}).config):
+        for callback in training._callbacks(Plan.from_stored({**base, "callbacks": config}, "config.json").config):
             state = plain_state(vars(callback))
             average = getattr(callback, "_kwargs", {}).get("avg_fn")
             after = average(torch.tensor(1.0), torch.tensor(0.0), torch.tensor(10**6)) if average else None
@@ -133,7 +133,7 @@ def test_loggers(base: dict[str, Any], tmp_path: Path) -> None:
 
     def observe(config: dict[str, Any]) -> Any:
         seen = []
-        for logger in build_loggers(Plan.from_stored({**base, "logger": config}).config, tmp_path):
+        for logger in build_loggers(Plan.from_stored({**base, "logger": config}, "config.json").config, tmp_path):
             asked = {key: value for key, value in getattr(logger, "_wandb_init", {}).items() if key != "config"}
             seen.append([type(logger).__name__, plain_state(asked), getattr(logger, "_offline", None)])
         return seen
@@ -188,7 +188,7 @@ def test_evaluation_and_study_metrics(base: dict[str, Any]) -> None:
     }
 
     def observe(config: dict[str, Any]) -> Any:
-        evaluator = build_evaluator(Plan.from_stored({**base, **config}), specs)
+        evaluator = build_evaluator(Plan.from_stored({**base, **config}, "config.json"), specs)
         for prediction, truth in results(specs):
             evaluator.update(prediction, truth)
         values = evaluator.compute(evaluator.default_thresholds())
@@ -226,7 +226,7 @@ def test_til_score(base: dict[str, Any]) -> None:
         pairs.append([ImageResult(f"s{number}", f"p{number}", "tcga", window, tasks) for tasks in (guess, truth)])
 
     def observe(config: dict[str, Any]) -> Any:
-        evaluator = build_evaluator(Plan.from_stored({**base, "study_metrics": {"til_score": config}}), specs)
+        evaluator = build_evaluator(Plan.from_stored({**base, "study_metrics": {"til_score": config}}, "config.json"), specs)
         for prediction, truth in pairs:
             evaluator.update(prediction, truth)
         return evaluator.compute(evaluator.default_thresholds())["til_score"]
@@ -246,7 +246,7 @@ def test_where_a_run_is_written(base: dict[str, Any], tmp_path: Path, monkeypatc
     monkeypatch.setenv("MTL_RUN_DIR", "")
 
     def observe(config: dict[str, Any]) -> Any:
-        return new_run_dir(Plan.from_stored(config).config)
+        return new_run_dir(Plan.from_stored(config, "config.json").config)
 
     config = {**base, "name": "one"}
     flips = {
@@ -276,7 +276,7 @@ def test_resume(base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.Monkey
     def observe(config: dict[str, Any]) -> Any:
         shutil.rmtree(tmp_path / "new", ignore_errors=True)
         with pytest.raises(Done) as caught:
-            train(Plan.from_stored(config))
+            train(Plan.from_stored(config, "config.json"))
         return caught.value.args
 
     assert (
@@ -358,7 +358,7 @@ def test_evaluation_of_a_run(trained: Path) -> None:
 
     def observe(config: dict[str, Any]) -> Any:
         loaded = load_model(trained)
-        plan = Plan.from_stored({**loaded.config.model_dump(), "evaluation": config})
+        plan = Plan.from_stored({**loaded.config.model_dump(), "evaluation": config}, "config.json")
         evaluation = score(loaded, "val", plan=plan)
         return [evaluation.summary, sorted(evaluation.results)]
 

@@ -84,7 +84,7 @@ def test_volumes_are_scored_whole(curriculum: Path, brains: Path) -> None:
 def test_the_distance_is_measured_only_where_asked(curriculum: Path) -> None:
     loaded = load_model(curriculum)
     config = loaded.config.model_dump()
-    plan = Plan.from_stored({**config, "evaluation": {**config["evaluation"], "hd95": False}})
+    plan = Plan.from_stored({**config, "evaluation": {**config["evaluation"], "hd95": False}}, "config.json")
     assert "hd95_per_case" not in score(loaded, "val", cases=0, plan=plan).summary["tasks"]["whole_tumor"]
 
 

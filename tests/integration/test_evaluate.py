@@ -144,6 +144,6 @@ def test_tiles_score_whole_images(tiles_run: Path) -> None:
 def test_run_without_a_best_checkpoint_says_why(finished_run: Path, tmp_path: Path) -> None:
     run = shutil.copytree(finished_run, tmp_path / "run")
     (run / "checkpoints" / "best.ckpt").unlink()
-    plan = Plan.from_stored(content(run / "config.json"))
+    plan = Plan.from_stored(content(run / "config.json"), "config.json")
     with pytest.raises(TrainingError, match="selects best"):
         evaluate_run(plan, run, "cpu")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tiny_runs import words
 
-from mtl.config.load import load_run_config
+from mtl.config.plan import Plan
 from mtl.core import plugins
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -142,7 +142,7 @@ def test_a_file_named_on_the_command_line_is_named_again_later(
     refused = mtl("evaluate", "checkpoint=run", cwd=tmp_path)
     assert refused.returncode == 4 and f"plugins=[{file}]" in refused.stderr
     assert mtl("evaluate", "checkpoint=run", "bootstrap=10", "report=false", named, cwd=tmp_path).returncode == 0
-    assert load_run_config(["task=malaria_mttl", f"plugins=[{file}]"])["plugins"] == []  # named, but not used
+    assert Plan.from_words(["task=malaria_mttl", f"plugins=[{file}]"]).config.plugins == []  # named, but not used
     resumed = mtl("train", "resume=run", named, "trainer.max_epochs=2", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
 

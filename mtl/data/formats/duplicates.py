@@ -67,7 +67,7 @@ def near_duplicates(
         clusters = memo.answer(question, files, search, partial(_is_clustering, count=len(files)))
     except OSError as error:
         raise DataError(f"{error.filename}: there is no such image.") from error
-    memo.save()
+    memo.write()
     return clusters
 
 

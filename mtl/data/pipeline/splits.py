@@ -305,7 +305,7 @@ def hash_records(records: list[Record], memo: Memo | None = None) -> list[Record
         except OSError as error:
             raise DataError(f"Image `{path}` cannot be read: {error.strerror}. Run `mtl data check`.") from error
     if memo:
-        memo.save()
+        memo.write()
     return [replace(record, content_hash=found[record.path]) for record in records]
 
 

@@ -26,7 +26,7 @@ def test_planning_imports_no_torch() -> None:
 def test_a_stored_plan_is_the_plan(tmp_path: Path) -> None:
     plan = Plan.from_words(["task=brain_joint", "stages.joint.optimizer.parts.backbone.lr=3e-5", "seed=4"])
     stored = json.loads(json.dumps(plan.to_dict()))
-    for again in (Plan.from_stored(stored), Plan.from_config(stored), Plan.of_trained(plan.config)):
+    for again in (Plan.from_stored(stored, "config.json"), Plan.from_config(stored), Plan.of_trained(plan.config)):
         assert json.loads(json.dumps(again.to_dict())) == stored
         assert again.specs == plan.specs and [stage.describe() for stage in again.stages] == [
             stage.describe() for stage in plan.stages
@@ -69,7 +69,7 @@ def test_the_configuration_of_another_release_is_refused_in_one_sentence() -> No
     assert len(caught.value.problems) == 1
     del stored["evaluation"]["hit_radius"], stored["data"]
     with pytest.raises(ConfigError, match="`data` is required"):
-        Plan.from_stored(stored)
+        Plan.from_stored(stored, "config.json")
 
 
 def test_remembering_follows_the_cache() -> None:

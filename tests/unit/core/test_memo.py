@@ -30,7 +30,7 @@ def ask(memo: Memo, question: str, paths: list[Path], answer: Any = None) -> Any
         memo = copy.deepcopy(memo)
     found = memo.answer(question, paths, lambda: answer, lambda value: value is not None)
     if answer is not None:
-        memo.save()
+        memo.write()
     return found
 
 
@@ -39,7 +39,7 @@ def test_the_next_run_knows_what_was_saved(root: Path, tmp_path: Path) -> None:
     assert memo.answer("alike", files(root), lambda: [0, 1], bool) == [0, 1]
     assert memo.answer("alike", files(root), lambda: [0, 0], bool) == [0, 1]
     assert ask(Memo(tmp_path / "cache", root), "alike", files(root)) is None, "nothing is written before `save`"
-    memo.save()
+    memo.write()
     ask(memo, "hash", files(root)[:1], "xyz")
     again = Memo(tmp_path / "cache", root)
     assert ask(again, "alike", files(root)) == [0, 1] and ask(again, "hash", files(root)[:1]) == "xyz"
@@ -105,8 +105,8 @@ def test_runs_that_start_together_keep_each_others_answers(root: Path, tmp_path:
     first, second = Memo(tmp_path, root), Memo(tmp_path, root)
     for memo, name in ((first, "one"), (second, "two")):
         memo.answer(name, files(root), lambda name=name: name, bool)  # type: ignore[misc]
-    first.save()
-    second.save()
+    first.write()
+    second.write()
     known = Memo(tmp_path, root)
     assert [ask(known, name, files(root)) for name in ("one", "two")] == ["one", "two"]
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mtl.config.load import load_run_config
+from mtl.config.plan import Plan
 from mtl.core.family import DataFamily
 from mtl.core.registry import SOURCES
 from mtl.core.task import Colour, TaskSpec
@@ -100,10 +100,10 @@ def test_a_class_has_one_colour_in_all_pictures(name: str, monkeypatch: pytest.M
 @pytest.mark.parametrize("suite", SUITES)
 def test_a_single_task_twin_has_the_colours_of_its_suite(suite: str) -> None:
     """Specs in a checkpoint have a colour for each class, whichever tasks are active."""
-    whole = load_run_config([f"task={suite}"])
-    wanted = class_colours(FAMILIES[whole["data"]["name"]])
-    for task in whole["tasks"]:
-        (stored,) = model_config(load_run_config([f"task={suite}", f"tasks=[{task}]"]))["specs"]
+    whole = Plan.from_words([f"task={suite}"])
+    wanted = class_colours(FAMILIES[whole.config.data.name])
+    for task in whole.config.tasks:
+        (stored,) = model_config(Plan.from_words([f"task={suite}", f"tasks=[{task}]"]))["specs"]
         spec = TaskSpec.from_dict(stored)
         assert dict(zip(spec.classes, spec.colours, strict=True)) == {name: wanted[name] for name in spec.classes}
 

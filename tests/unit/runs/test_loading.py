@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from mtl.config.load import load_run_config
+from mtl.config.plan import Plan
 from mtl.core.task import TaskSpec
 from mtl.inference.loading import load_predictor
 from mtl.runs.build import build_model, model_config
@@ -20,13 +19,13 @@ SMALL = ["task=brain_joint", "backbone.base_filters=4", "backbone.depth=2", "dat
 
 def checkpoint(path: Path, words: list[str], old: bool) -> dict[str, TaskSpec]:
     """Write an untrained network; returns its tasks as they should be read."""
-    config: dict[str, Any] = load_run_config(words)
-    described = model_config(config)
+    plan = Plan.from_words(words)
+    described = model_config(plan)
     specs = {values["name"]: TaskSpec.from_dict(values) for values in described["specs"]}
     if old:
         described["specs"] = [{k: v for k, v in values.items() if k not in DRAWN} for values in described["specs"]]
-    state = {f"model.{key}": value for key, value in build_model(config).state_dict().items()}
-    about = {"format": FORMAT, "config": config, "model": described, "thresholds": {}, "split": [], "epoch": 0,
+    state = {f"model.{key}": value for key, value in build_model(plan).state_dict().items()}
+    about = {"format": FORMAT, "config": plan.to_dict(), "model": described, "thresholds": {}, "split": [], "epoch": 0,
              "thresholds_source": "", "pretraining": []}  # fmt: skip
     torch.save({"state_dict": state, "mtl": about}, path)
     return specs

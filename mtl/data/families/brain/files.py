@@ -326,7 +326,7 @@ def scan_cases(reader: CaseReader, cases: list[Case], memo: Memo) -> tuple[dict[
                 found[case.name] = result
             else:
                 problems.append(str(result))
-    memo.save()
+    memo.write()
     return found, problems
 
 

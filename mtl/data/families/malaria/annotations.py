@@ -8,24 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-SEVERITY = ("negative", "low", "moderate", "high")
 LABELS = {"parasitized": 0, "uninfected": 1, "white_blood_cell": 2}
-
-
-def parasitemia_grade(infected: int, healthy: int) -> int:
-    """Return 0 for no parasites, 1 for up to 2 % of the red cells infected, 2 for up to 10 %, 3 above."""
-    if infected == 0:
-        return 0
-    percent = 100 * infected / (infected + healthy)
-    return 1 if percent <= 2 else 2 if percent <= 10 else 3
-
-
-def image_labels(infected: int, healthy: int) -> dict[str, float]:
-    """Return the grade `severity` and the number `parasitemia_percent` of an image; empty where it shows no red cell."""
-    if infected + healthy == 0:
-        return {}
-    grade = parasitemia_grade(infected, healthy)
-    return {"severity": float(grade), "parasitemia_percent": 100 * infected / (infected + healthy)}
 
 
 @dataclass

@@ -24,14 +24,8 @@ from mtl.core.registry import SOURCES
 from mtl.core.task import Colour, TaskSpec
 from mtl.core.types import Objects, Record, Sample
 from mtl.data.families.folders import find_root, listed_errors, suggest_root
-from mtl.data.families.malaria.annotations import (
-    SEVERITY,
-    Cell,
-    centroid,
-    image_labels,
-    parasitemia_grade,
-    read_annotation,
-)
+from mtl.data.families.malaria.annotations import Cell, centroid, read_annotation
+from mtl.data.families.malaria.parasitemia import GRADES, SEVERITY, image_labels, parasitemia, parasitemia_grade
 from mtl.data.formats.images import IMAGE_SUFFIXES, check_images, image_size, read_rgb
 
 logger = logging.getLogger(__name__)
@@ -39,16 +33,8 @@ logger = logging.getLogger(__name__)
 FIELD_SIZE = (2988, 5312)  # (height, width) of a whole field as photographed: the reference raster
 SETS = ("Point Set", "Polygon Set")
 CLASSES = ("Infected", "Healthy", "WBC")
-GRADES = (2.0, 10.0)  # percent of the red cells infected at which the next grade begins
 ELLIPSE_VERTICES = 24  # a multiple of 4, so that the extent is exact
 TILE = re.compile(r"_r\d+c\d+$")
-
-
-def parasitemia(records: list[Record]) -> float:
-    """Return the infected red cells in percent of all red cells on these images; NaN where there are none."""
-    infected = sum(record.class_counts["Infected"] for record in records)
-    total = infected + sum(record.class_counts["Healthy"] for record in records)
-    return 100 * infected / total if total else float("nan")
 
 
 def field_scale(size: tuple[int, int]) -> float:

@@ -225,21 +225,26 @@ def test_tumour_free_slices_are_drawn_by_seed_case_and_number(brains: Path, tmp_
 
 
 def test_the_scan_is_remembered_until_a_file_changes(case: Path, cache_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = brats(case.parent).records()
-    assert (cache_home / "mtl" / "brain_scans.json").is_file()
+    def cached() -> Brain:
+        family = brats(case.parent)
+        family.memo_folder = cache_home / "mtl"
+        return family
+
+    first = cached().records()
+    (memo,) = (cache_home / "mtl").glob("files_*.json")
     with monkeypatch.context() as patched:
         patched.setattr("mtl.data.families.brain.files.CaseReader.scan", lambda *_: pytest.fail("scanned again"))
-        family = brats(case.parent)
+        family = cached()
         assert family.records() == first
         assert any(family.read_labels(record).masks["whole_tumor"].any() for record in first)
     change(case / f"{CASE}_seg.nii.gz", np.zeros_like)
-    assert not any(record.class_counts["whole_tumor"] for record in brats(case.parent).records())
+    assert not any(record.class_counts["whole_tumor"] for record in cached().records())
     # A folder that cannot be written, or a damaged file in it, is done without.
-    (cache_home / "mtl" / "brain_scans.json").write_text("{")
-    assert len(brats(case.parent).records()) == 8
+    memo.write_text("{")
+    assert len(cached().records()) == 8
     shutil.rmtree(cache_home)
     cache_home.write_text("no folder")
-    assert len(brats(case.parent).records()) == 8
+    assert len(cached().records()) == 8
 
 
 # -- pictures ----------------------------------------------------------------------------------------------------------

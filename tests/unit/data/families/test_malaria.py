@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from mtl.core.errors import ConfigError, DataError
-from mtl.data.families.malaria.annotations import centroid, image_labels, parasitemia_grade, read_annotation
+from mtl.data.families.malaria.annotations import centroid, read_annotation
+from mtl.data.families.malaria.parasitemia import image_labels, parasitemia_grade
 from mtl.data.families.malaria.smears import Malaria, field_scale
 
 SQUARE = "1-2,Uninfected,No_comment,Polygon,4,20,10,40,10,40,30,20,30"
