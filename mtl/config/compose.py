@@ -199,7 +199,7 @@ def _without_missing(value: Any) -> Any:
 
 
 def hydra_sentence(error: Exception, config_name: str) -> str:
-    """Word a composition error of Hydra as one line."""
+    """Return a composition error of Hydra as one line."""
     text = " ".join(str(error).split())
     missing = re.search(r"You must specify '(\w+)'", text)
     if missing:

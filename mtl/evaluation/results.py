@@ -106,7 +106,7 @@ def budget(plan: Plan, datamodule: MultiTaskDataModule) -> int | None:
 
 
 def result_lines(metrics: dict[str, Any]) -> str:
-    """Word the main figures: per task the primary metrics, their interval and the baseline."""
+    """Return the main figures as lines of text: per task the primary metrics, their interval and the baseline."""
     lines = [f"{metrics['split']} split, {metrics['n_samples']} images, score {_number(metrics['score'])}"]
     for task, values in metrics["tasks"].items():
         lines.append(f"  {task}: {_figures(main_metrics(values['ci95']), values, metrics['baseline'].get(task))}")

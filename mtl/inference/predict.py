@@ -95,7 +95,7 @@ def predict(
 
 
 def kind_of(path: Path, predictor: Predictor) -> str:
-    """Say as what a file is predicted: `volume`, `slide` or `image`.
+    """Return as what a file is predicted: `volume`, `slide` or `image`.
 
     Networks that do not count in microns know no slides: for them a tiled TIFF is an image like any other.
     """

@@ -56,7 +56,7 @@ class Classification(TaskKind):
         )
 
     def baselines(self, spec: TaskSpec, statistics: TrainingStatistics) -> dict[str, RecordChange]:
-        """Say the most frequent class of training."""
+        """Return the baseline that predicts the most frequent class of training."""
         index = most_frequent(spec, statistics)
         return {f"always {spec.classes[index]}": majority(index)}
 

@@ -54,7 +54,7 @@ class MultilabelClassification(TaskKind):
         return MeanJoiner()
 
     def baselines(self, spec: TaskSpec, statistics: TrainingStatistics) -> dict[str, RecordChange]:
-        """Say of every image how frequent each class is in training."""
+        """Return the baseline that predicts for every image how frequent each class is in training."""
         counts = np.array(statistics.class_counts.get(spec.name, [0.0] * len(spec.classes)))
         shares = counts / np.maximum(statistics.known.get(spec.name, [1.0] * len(spec.classes)), 1.0)
         return {"shares of training": lambda record: {"probabilities": shares}}

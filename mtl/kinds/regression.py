@@ -48,7 +48,7 @@ class Regression(TaskKind):
         return MeanJoiner()
 
     def baselines(self, spec: TaskSpec, statistics: TrainingStatistics) -> dict[str, RecordChange]:
-        """Say the mean of training."""
+        """Return the baseline that predicts the mean of training."""
         mean = statistics.means.get(spec.name, 0.0)
         return {f"training mean {mean:.3g} {spec.unit}".rstrip(): lambda record: {"value": np.float64(mean)}}
 

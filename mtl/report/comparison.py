@@ -22,7 +22,7 @@ def comparison_text(
     runs: list[RunSummary], whole: list[RunSummary], rows: list[dict[str, Any]], gains: Gains, arms: list[str], bootstrap: int,
     references: dict[str, float],
 ) -> str:  # fmt: skip
-    """Word a comparison as Markdown.
+    """Return a comparison as Markdown.
 
     Args:
         runs: As given.
@@ -60,7 +60,7 @@ def comparison_text(
 
 
 def _gain_notes(reference: str, gains: Gains, references: dict[str, float]) -> list[str]:
-    """Say where Δm has no meaning, or little."""
+    """Return notes where Δm has no meaning, or little."""
     lines: list[str] = []
     if any(not np.isfinite(per_seed).all() for per_seed, _ in gains.values()):
         lines += [f"A dash: a metric of `{reference}` is 0 or undefined, and a relative gain over it has no meaning.", ""]
@@ -80,7 +80,7 @@ def _in_brackets(arms: list[str], bootstrap: int) -> str:
 
 
 def _seen(runs: list[RunSummary]) -> str:
-    """Say how many samples were really seen, where that is not the budget."""
+    """Return how many samples were really seen, where that is not the budget."""
     seen = [run.seen for run in runs if run.seen is not None]
     return f" ({min(seen):,} to {max(seen):,} seen)" if seen and (min(seen), max(seen)) != (runs[0].budget,) * 2 else ""
 

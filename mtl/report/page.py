@@ -276,7 +276,7 @@ def _gallery(cases: list[Case]) -> dict[str, list[dict[str, Any]]]:
 
 
 def _is_wide(picture: np.ndarray | Path | bytes) -> bool:
-    """Say whether a picture holds panels side by side and needs the width of the page."""
+    """Return whether a picture holds panels side by side and needs the width of the page."""
     return isinstance(picture, np.ndarray) and picture.shape[1] > 2 * picture.shape[0]
 
 

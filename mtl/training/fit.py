@@ -170,7 +170,7 @@ def report_weights(model: MultiTaskModel) -> None:
 
 
 def interrupted(run_dir: Path) -> TrainingError:
-    """Word the end of a run that was stopped with Ctrl-C; the last finished epoch is what it keeps."""
+    """Return the error that ends a run stopped with Ctrl-C; the last finished epoch is what it keeps."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.default_int_handler)  # the Trainer leaves it ignored
     if not is_main_process():
@@ -182,7 +182,7 @@ def interrupted(run_dir: Path) -> TrainingError:
 
 
 def what_is_kept(run_dir: Path) -> str:
-    """Say what an unfinished run has and how it goes on."""
+    """Return what an unfinished run has and how it goes on."""
     rows = read_history(run_dir)
     finished = f"{LAST} holds epoch {int(float(rows[-1]['epoch'])) + 1}" if rows else "No epoch was finished yet"
     return f"{finished}. Go on with: python train.py resume={run_dir}"

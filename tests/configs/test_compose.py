@@ -88,7 +88,7 @@ def suite_of(task: str) -> str:
 
 
 def necks_for(source: str) -> list[str]:
-    """Words that add the necks which the malaria suites lack."""
+    """Return the words that add the necks which the malaria suites lack."""
     return {"aspp": ["+neck@necks.aspp=aspp"], "decoder": ["+neck@necks.aspp=aspp", "+neck@necks.decoder=decoder"]}.get(
         source, []
     )

@@ -39,13 +39,13 @@ Size = tuple[int, int]
 
 
 def is_slide(path: Path) -> bool:
-    """Say whether a file is a slide: a scanner's format, or a TIFF that is stored in tiles."""
+    """Return whether a file is a slide: a scanner's format, or a TIFF that is stored in tiles."""
     suffix = path.suffix.lower()
     return suffix in SLIDE_SUFFIXES or (suffix in TIFF_SUFFIXES and path.is_file() and _is_tiled(path))
 
 
 def is_tissue_mask(path: Path) -> bool:
-    """Say whether a file is named like a tissue mask, and is stored like a slide or lies beside its own."""
+    """Return whether a file is named like a tissue mask, and is stored like a slide or lies beside its own."""
     if not path.stem.endswith(MASK_ENDING):
         return False
     slide = path.stem.removesuffix(MASK_ENDING)

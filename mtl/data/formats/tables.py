@@ -40,7 +40,7 @@ def number_of(text: str) -> float | None:
 
 
 def some(names: list[str]) -> str:
-    """Word a list of names for a note: the only one, or how many and the first."""
+    """Return a list of names as words of a note: the only one, or how many and the first."""
     return names[0] if len(names) == 1 else f"{len(names)} entries (first: {names[0]})"
 
 

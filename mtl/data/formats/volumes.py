@@ -24,7 +24,7 @@ SAME_PLACE = 1e-3  # mm or share: affines that differ by less are equal
 
 
 def is_volume(path: str | Path) -> bool:
-    """Say whether a file name is that of a NIfTI volume."""
+    """Return whether a file name is that of a NIfTI volume."""
     return Path(path).name.lower().endswith(SUFFIXES)
 
 
@@ -85,7 +85,7 @@ class Volume:
         return np.flip(upright, self._flipped).transpose(np.argsort(self._axes))
 
     def matches(self, other: Volume) -> bool:
-        """Say whether voxel by voxel this is the same place as another volume."""
+        """Return whether voxel by voxel this is the same place as another volume."""
         return self.shape == other.shape and bool(np.allclose(self.affine, other.affine, atol=SAME_PLACE))
 
     @cached_property

@@ -332,7 +332,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
         return self._loader(dataset, sampler, config.eval_batch_size or config.batch_size)
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell sampler and data set the epoch; call it before the training loader is iterated."""
+        """Set the epoch of sampler and data set; call it before the training loader is iterated."""
         if self._train_loader is not None:
             self._train_loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
             self._train_loader.dataset.set_epoch(epoch)  # type: ignore[attr-defined]

@@ -81,7 +81,7 @@ class Mixing:
 
     @property
     def plain(self) -> bool:
-        """Say whether one shuffle of all items does the same."""
+        """Return whether one shuffle of all items does the same."""
         return len(self.names) < 2 or (self.mode == "mixed" and not self.weights and self.temperature == 1.0)
 
 

@@ -87,7 +87,7 @@ def sample(raster: Resized, tissue: Tissue | None, side: Size) -> np.ndarray:
 
 
 def weights(first: int, count: int, size: int, full: int) -> tuple[int, np.ndarray | None]:
-    """Say how pixels of a resized line are made from the stored ones.
+    """Return how pixels of a resized line are made from the stored ones.
 
     Args:
         first: First pixel that is wanted.

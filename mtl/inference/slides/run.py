@@ -233,7 +233,7 @@ class SlidePredictor:
         return summary
 
     def _note(self, area: float | None) -> str | None:
-        """Say why there is no TIL score; None where there is one."""
+        """Return why there is no TIL score; None where there is one."""
         settings = self.settings
         if self.cells is None:
             return f"no TIL score: the network has no task `{settings.cells}` that finds cells (slide.cells)"
@@ -252,12 +252,12 @@ class SlidePredictor:
 
 
 def no_stroma(bulk: bool) -> str:
-    """Word why a slide has no score."""
+    """Return why a slide has no score."""
     return "no stroma in the bulk" if bulk else "no stroma"
 
 
 def legend_lines(summary: dict[str, Any], density: np.ndarray | None) -> list[str]:
-    """Say the figures of a slide in a few words."""
+    """Return the figures of a slide as short lines."""
     score = summary["til_score"]
     lines = []
     if score is not None:

@@ -217,7 +217,7 @@ def scan_tasks(predictor: Predictor, settings: SlideConfig) -> tuple[str | None,
 
 
 def tissue_values(predictor: Predictor, task: str) -> dict[str, int]:
-    """Say which value of a slide's mask is which class."""
+    """Return the value that each class has in a slide's mask."""
     return {name: index + 1 for index, name in enumerate(predictor.specs[task].classes)}
 
 

@@ -344,7 +344,7 @@ class Idrid(DataFamily):
         )
 
     def _unannotated(self, index: _Index) -> list[str]:
-        """Say where not a single file of a lesion exists, although images without one count as free of it."""
+        """Return a note on each lesion without a single file, since images without one count as free of it."""
         by_part: dict[str, list[Picture]] = defaultdict(list)
         for picture in index.contents.pictures:
             if picture.set_name == "segmentation":

@@ -156,7 +156,7 @@ class _Writer:
         (self.folder / SETS[2] / "1. Original Images" / PARTS[part][0] / path.name).write_bytes(path.read_bytes())
 
     def write_tables(self) -> None:
-        """Word the tables as the native ones are: spaces in headers, empty columns and rows, CRLF."""
+        """Write the tables as the native ones are: spaces in headers, empty columns and rows, CRLF."""
         for part, (_, word) in PARTS.items():
             empty = "," * 9 if part == "train" else ""
             rows = [f"{name},{grade},{edema}{empty}" for name, grade, edema in self.grades[part]]

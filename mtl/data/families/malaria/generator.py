@@ -110,7 +110,7 @@ def _photo(patient: int, number: int) -> str:
 
 
 def _annotation(cells: list[DrawnCell], size: tuple[int, int], number: int, polygons: bool, rng: np.random.Generator) -> str:
-    """Word an annotation file; without a line break at its end, like the native ones."""
+    """Return the text of an annotation file; without a line break at its end, like the native ones."""
     height, width = size
     lines = [f"{len(cells)},{width},{height}"]
     for index, cell in enumerate(cells):

@@ -368,7 +368,7 @@ def _folders(parent: Path) -> list[Path]:
 
 
 def _holds(folder: Path, names: list[str]) -> bool:
-    """Say whether a folder holds one of some folders; one that may not be listed does not."""
+    """Return whether a folder holds one of some folders; one that may not be listed does not."""
     try:
         return bool({found.name.casefold() for found in _folders(folder)} & set(map(str.casefold, names)))
     except OSError:

@@ -302,7 +302,7 @@ class Skin(DataFamily):
         return [replace(record, group=group) for record, group in zip(index.records, index.groups or [], strict=True)]
 
     def _remarks(self, index: _Index) -> list[str]:
-        """Say what a person who trains on this has to know."""
+        """Return what a person who trains on this has to know."""
         remarks, parts = [], {picture.part for picture in index.pictures.values()}
         if "val" in parts and "test" not in parts:
             remarks.append(
@@ -366,7 +366,7 @@ def _check_size(picture: Picture, size: tuple[int, int], mask_size: tuple[int, i
 
 
 def _wrong_attribute(name: str, names: Any) -> list[str]:
-    """Word what is wrong with one entry of `data.attributes`."""
+    """Return what is wrong with one entry of `data.attributes`."""
     problems = []
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", str(name)):
         problems.append(f"`data.attributes` names `{name}`; expected letters, digits and underscores. Choose another name.")

@@ -81,7 +81,7 @@ def find_layout(root: Path) -> str | None:
 
 
 def looks_alike(folder: Path) -> bool:
-    """Say at a glance, without looking into folders inside, whether this may be the folder that somebody meant."""
+    """Return whether this may be the folder that somebody meant, without looking into folders inside."""
     try:
         return (folder / "images").is_dir() or any(_is_image(path) for path in folder.glob(ISIC_IMAGES))
     except OSError:

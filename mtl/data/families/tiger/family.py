@@ -277,7 +277,7 @@ class Tiger(DataFamily):
         )
 
     def _remarks(self, index: _Index) -> list[str]:
-        """Say what a person who trains on this has to know."""
+        """Return what a person who trains on this has to know."""
         records, remarks = index.records, []
         tissue = [record for record in records if record.knows(f"mask:{TISSUE}")]
         cells = [record for record in records if record.knows("objects")]
@@ -335,7 +335,7 @@ def _objects(listed: Listed, size: Size) -> Objects:
 
 
 def _wrong_size(region: Region, size: Size, mask_size: Size) -> str:
-    """Word that a mask does not fit its image; empty where it does."""
+    """Return the sentence for a mask that does not fit its image; empty where it does."""
     if mask_size == size:
         return ""
     return (
@@ -345,7 +345,7 @@ def _wrong_size(region: Region, size: Size, mask_size: Size) -> str:
 
 
 def _other_extent(region: Region, size: Size | None) -> bool:
-    """Say whether the corners in the name of a region contradict its size."""
+    """Return whether the corners in the name of a region contradict its size."""
     if region.corners is None or size is None:
         return False
     x1, y1, x2, y2 = region.corners
@@ -353,7 +353,7 @@ def _other_extent(region: Region, size: Size | None) -> bool:
 
 
 def _wrong_tissue(tissue: dict[str, Any]) -> list[str]:
-    """Word what is wrong with `data.tissue`."""
+    """Return what is wrong with `data.tissue`."""
     problems = []
     lists = {name: values for name, values in tissue.items() if isinstance(values, list | tuple)}
     for name, values in tissue.items():
