@@ -27,12 +27,12 @@ class HeatmapBase(Head):
         channels: Channels of the maps.
         strides: Strides of the maps.
         loss: The loss (a name and its keys); it sees the map, not logits.
-        stride: Network pixels per cell of the heatmap.
-        sigma: Standard deviation of a target peak, in cells.
-        peak_window: A peak is the largest cell of this (odd) window around it.
+        stride: Network pixels per map pixel of the heatmap.
+        sigma: Standard deviation of a target peak, in map pixels.
+        peak_window: A peak is the largest map pixel of this (odd) window around it.
         score_threshold: Lowest peak that `decode` returns.
         max_peaks: Most peaks per image.
-        refine: Move a peak within its cell by a parabola through the logarithm of its neighbours.
+        refine: Move a peak within its map pixel by a parabola through the logarithm of its neighbours.
     """
 
     kind = "heatmap"
@@ -52,7 +52,7 @@ class HeatmapBase(Head):
     ) -> None:
         super().__init__(spec, channels, strides)
         if peak_window % 2 == 0:
-            raise ConfigError(f"`heads.{spec.name}.peak_window`: expected an odd number of cells, found {peak_window}.")
+            raise ConfigError(f"`heads.{spec.name}.peak_window`: expected an odd number of map pixels, found {peak_window}.")
         self.criterion = build_loss(loss, spec)
         self.stride = stride
         self.sigma = sigma
@@ -85,8 +85,8 @@ class HeatmapBase(Head):
         constants = {"stride": heatmap.new_tensor(float(self.stride)), "sigma": heatmap.new_tensor(float(self.sigma))}
         found = find_peaks(heatmap, self.peak_window, self.score_threshold, self.max_peaks, self.refine)
         return [
-            {"heatmap": row, "points": cells * self.stride, "scores": scores, "labels": labels, **constants}
-            for row, (cells, scores, labels) in zip(heatmap, found, strict=True)
+            {"heatmap": row, "points": places * self.stride, "scores": scores, "labels": labels, **constants}
+            for row, (places, scores, labels) in zip(heatmap, found, strict=True)
         ]
 
 
@@ -95,16 +95,16 @@ def find_peaks(heatmap: Tensor, window: int, threshold: float, limit: int, refin
 
     Args:
         heatmap: [B, K, h, w] float32.
-        window: Odd side of the neighbourhood in cells.
+        window: Odd side of the neighbourhood in map pixels.
         threshold: Lowest value of a peak.
         limit: Most peaks per row.
-        refine: Estimate the position within the cell.
+        refine: Estimate the position within the map pixel.
 
     Returns:
-        Per row: [N, 2] (x, y) in cells, the middle of the first cell being (0.5, 0.5); [N] values, descending; [N] channels.
+        Per row: [N, 2] (x, y) in map pixels, the middle of the first one being (0.5, 0.5); [N] values, descending; [N] channels.
     """
     rows, _, height, width = heatmap.shape
-    # The index of the window's first maximum: on a plateau one cell wins, instead of all.
+    # The index of the window's first maximum: on a plateau one map pixel wins, instead of all.
     _, winner = F.max_pool2d(heatmap, window, stride=1, padding=window // 2, return_indices=True)
     own = torch.arange(height * width, device=heatmap.device).view(height, width)
     peaks = torch.where((winner == own) & (heatmap >= threshold), heatmap, -1.0).view(rows, -1)
@@ -112,11 +112,11 @@ def find_peaks(heatmap: Tensor, window: int, threshold: float, limit: int, refin
     found = []
     for row in range(rows):
         flat = index[row][values[row] >= 0].sort().values
-        # Equal values in the order of their cells, whatever topk makes of them.
+        # Equal values in the order of their map pixels, whatever topk makes of them.
         scores, order = peaks[row, flat].sort(descending=True, stable=True)
         flat = flat[order]
-        labels, cell = flat.div(height * width, rounding_mode="floor"), flat % (height * width)
-        y, x = cell.div(width, rounding_mode="floor"), cell % width
+        labels, place = flat.div(height * width, rounding_mode="floor"), flat % (height * width)
+        y, x = place.div(width, rounding_mode="floor"), place % width
         position = torch.stack([x, y], dim=1).float() + 0.5
         if refine:
             position = position + _offset(heatmap[row], labels, y, x)
@@ -185,15 +185,15 @@ class HeatmapHead(HeatmapBase):
         channels: Channels of the maps.
         strides: Strides of the maps; maps finer than the output are left out unless all are.
         loss: The loss (a name and its keys).
-        stride: Network pixels per cell of the heatmap.
-        sigma: Standard deviation of a target peak, in cells.
+        stride: Network pixels per map pixel of the heatmap.
+        sigma: Standard deviation of a target peak, in map pixels.
         width: Channels of the convolutions.
         norm: `group` does not depend on how many images share a batch.
-        prior_probability: Value of every cell before training; peaks are rare.
-        peak_window: A peak is the largest cell of this (odd) window around it.
+        prior_probability: Value of every map pixel before training; peaks are rare.
+        peak_window: A peak is the largest map pixel of this (odd) window around it.
         score_threshold: Lowest peak that `decode` returns.
         max_peaks: Most peaks per image.
-        refine: Estimate a peak's position within its cell.
+        refine: Estimate a peak's position within its map pixel.
     """
 
     def __init__(
@@ -236,11 +236,11 @@ class PublishedHeatmapHead(HeatmapBase):
         channels: Channels of the maps.
         strides: Strides of the maps.
         loss: The loss (a name and its keys).
-        sigma: Standard deviation of a target peak, in cells of 8 pixels.
-        peak_window: A peak is the largest cell of this (odd) window around it.
+        sigma: Standard deviation of a target peak, in map pixels of 8 network pixels.
+        peak_window: A peak is the largest map pixel of this (odd) window around it.
         score_threshold: Lowest peak that `decode` returns.
         max_peaks: Most peaks per image.
-        refine: Estimate a peak's position within its cell.
+        refine: Estimate a peak's position within its map pixel.
     """
 
     def __init__(

@@ -180,7 +180,7 @@ def csv_rows(path: Path, content: dict[str, Any], specs: dict[str, TaskSpec]) ->
         image["parasitemia"] = round(content["parasitemia"], 4)
     rows: list[dict[str, Any]] = []
     for task, entry in content["tasks"].items():
-        image |= rules_of(specs[task]).cells(specs[task], entry)
+        image |= rules_of(specs[task]).column_values(specs[task], entry)
         for number, found in enumerate(entry.get("objects", entry.get("points", [])), start=1):
             row = {"object": number, "task": task, "class": found["class"], "score": found["score"]}
             keys, place = (
@@ -189,7 +189,7 @@ def csv_rows(path: Path, content: dict[str, Any], specs: dict[str, TaskSpec]) ->
             )
             row |= dict(zip(keys, place, strict=True))
             for other in (name for name in found if name in specs):
-                row |= rules_of(specs[other]).cells(specs[other], found[other])
+                row |= rules_of(specs[other]).column_values(specs[other], found[other])
             rows.append(row)
     return [{**image, **row} for row in rows] or [image]
 

@@ -228,7 +228,7 @@ class TaskKind(Kind):
         """Return the columns of `predictions.csv` that hold something of a whole image."""
         return []
 
-    def cells(self, spec: TaskSpec, entry: Mapping[str, Any]) -> dict[str, Any]:
+    def column_values(self, spec: TaskSpec, entry: Mapping[str, Any]) -> dict[str, Any]:
         """Return the values of `columns`, from what `summary` gave."""
         return {}
 

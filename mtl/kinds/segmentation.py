@@ -77,7 +77,7 @@ class Segmentation(TaskKind):
         """Return a column per class."""
         return [f"{spec.name}_{name}_area_ratio" for name in spec.classes]
 
-    def cells(self, spec: TaskSpec, entry: Mapping[str, Any]) -> dict[str, Any]:
+    def column_values(self, spec: TaskSpec, entry: Mapping[str, Any]) -> dict[str, Any]:
         """Return the shares."""
         return {f"{spec.name}_{key}": share for key, share in entry.items() if key.endswith("_area_ratio")}
 

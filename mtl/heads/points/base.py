@@ -15,7 +15,7 @@ from mtl.heads.base import Head, Output, Prediction
 
 # Points that may be objects, per row: [N, 2] (x, y) in network pixels; [N] scores, descending; [N] int64 labels.
 Candidates = tuple[Tensor, Tensor, Tensor]
-PEAK_WINDOW = 3  # cells; what lies nearer is left to the suppression
+PEAK_WINDOW = 3  # map pixels; what lies nearer is left to the suppression
 
 
 class PointsHead(Head):

@@ -151,7 +151,7 @@ class Tissue:
 
     def within(self, x: int, y: int, width: int, height: int) -> np.ndarray:
         """Return [height, width] bool for a rectangle of the raster."""
-        rows, columns = self._cells(np.arange(y, y + height) + 0.5, 0), self._cells(np.arange(x, x + width) + 0.5, 1)
+        rows, columns = self._squares(np.arange(y, y + height) + 0.5, 0), self._squares(np.arange(x, x + width) + 0.5, 1)
         part = self._read(columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1)
         return part[np.ix_(rows - rows[0], columns - columns[0])] > 0
 
@@ -159,13 +159,13 @@ class Tissue:
         """Return [N] bool for points (x, y) of the raster that lie near each other."""
         if not len(points):
             return np.zeros(0, bool)
-        rows, columns = self._cells(points[:, 1], 0), self._cells(points[:, 0], 1)
+        rows, columns = self._squares(points[:, 1], 0), self._squares(points[:, 0], 1)
         top, left = rows.min(), columns.min()
         return self._read(left, top, columns.max() - left + 1, rows.max() - top + 1)[rows - top, columns - left] > 0
 
-    def _cells(self, places: np.ndarray, axis: int) -> np.ndarray:
-        cells = (places * (self.size[axis] / self.raster[axis])).astype(np.int64)
-        return np.clip(cells, 0, self.size[axis] - 1)
+    def _squares(self, places: np.ndarray, axis: int) -> np.ndarray:
+        squares = (places * (self.size[axis] / self.raster[axis])).astype(np.int64)
+        return np.clip(squares, 0, self.size[axis] - 1)
 
 
 def mask_of(slide: Path, folder: str | Path) -> Path:

@@ -102,7 +102,7 @@ def test_areas_are_counted_in_cells_of_the_grid(tmp_path: Path, monkeypatch: pyt
     for index, area in enumerate(found.areas):
         assert area.sum() == (mask == index + 1).sum()
         assert area[:11].sum() == pytest.approx((mask[:50] == index + 1).sum(), rel=0.01)
-    rows, columns = found.cell_of(np.array([[0.0, 0.0], [230.0, 150.0], [115.0, 75.0]], np.float32))
+    rows, columns = found.square_of(np.array([[0.0, 0.0], [230.0, 150.0], [115.0, 75.0]], np.float32))
     assert rows.tolist() == [0, 32, 16] and columns.tolist() == [0, 49, 25]
 
 
