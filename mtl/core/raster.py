@@ -49,7 +49,7 @@ def content_in(window: Window, size: tuple[int, int]) -> tuple[int, int, int, in
 
 
 def cut_to_working(channel: np.ndarray, window: Window, stride: float) -> np.ndarray:
-    """Enlarge a [h, w] map of `stride` working pixels per map pixel and cut what reaches over the edge of the working raster."""
+    """Enlarge a [h, w] map with `stride` working pixels per map pixel, and cut what reaches over the edge of the raster."""
     height, width = window.working_size
     full = resize_map(channel, (round(channel.shape[0] * stride), round(channel.shape[1] * stride)))
     return full[:height, :width]

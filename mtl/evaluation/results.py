@@ -11,7 +11,7 @@ from mtl.config.plan import Plan
 from mtl.core.types import ImageResult, Record
 from mtl.data.pipeline.datamodule import MultiTaskDataModule
 from mtl.evaluation.baselines import count_training
-from mtl.evaluation.cases import CaseKeeper
+from mtl.evaluation.examples import ExampleKeeper
 from mtl.kinds.base import TrainingStatistics
 from mtl.metrics.evaluator import Evaluator
 from mtl.metrics.til import TilScore
@@ -52,7 +52,7 @@ class Evaluation:
         datamodule: Gives the images for figures.
         split: The split that was scored.
         notes: What a reader of the figures must know.
-        cases: The images kept for the report.
+        examples: The images kept for the report.
     """
 
     summary: dict[str, Any]
@@ -62,12 +62,12 @@ class Evaluation:
     datamodule: MultiTaskDataModule
     split: str
     notes: list[str]
-    cases: CaseKeeper
+    examples: ExampleKeeper
 
     @property
     def results(self) -> dict[str, tuple[ImageResult, ImageResult]]:
         """By sample id, (prediction, truth) of the images kept for the report."""
-        return self.cases.results
+        return self.examples.results
 
 
 def training_statistics(datamodule: MultiTaskDataModule, plan: Plan, evaluator: Evaluator) -> TrainingStatistics:

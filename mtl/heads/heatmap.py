@@ -101,7 +101,7 @@ def find_peaks(heatmap: Tensor, window: int, threshold: float, limit: int, refin
         refine: Estimate the position within the map pixel.
 
     Returns:
-        Per row: [N, 2] (x, y) in map pixels, the middle of the first one being (0.5, 0.5); [N] values, descending; [N] channels.
+        Per row: [N, 2] (x, y) in map pixels, the middle of the first being (0.5, 0.5); [N] values, descending; [N] channels.
     """
     rows, _, height, width = heatmap.shape
     # The index of the window's first maximum: on a plateau one map pixel wins, instead of all.

@@ -11,7 +11,7 @@ from slide_tools import CELLS, TISSUE, draw, make_predictor
 from mtl.core.task import TaskSpec
 from mtl.drawing.paint import paint
 from mtl.inference.outputs import PredictionWriter, csv_columns
-from mtl.inference.pictures import draw_case, layers_of
+from mtl.inference.pictures import draw_example, layers_of
 from mtl.inference.predictor import Outcome
 from mtl.report.grid import draw_grid
 
@@ -83,9 +83,9 @@ def test_annotation_and_prediction_stand_side_by_side() -> None:
     boxes = np.concatenate([points - 8, points + 8], axis=1)
     region = np.ones((96, 128), bool)
     truth = {"cells": {"points": points, "labels": np.zeros(2, int), "boxes": boxes, "ids": np.arange(2), "region": region}}
-    picture = draw_case(image, truth, {"cells": CELLS}, (96, 128))
+    picture = draw_example(image, truth, {"cells": CELLS}, (96, 128))
     assert len(coloured(picture[:96], YELLOW)) > 20
     panels = draw_grid(image, truth, prediction.tasks, {"cells": CELLS}, (96, 128), prediction.thresholds)
     assert len(coloured(panels, YELLOW)) > 20
     nothing = {"cells": {key: value[:0] for key, value in truth["cells"].items()}}
-    assert not len(coloured(draw_case(image, nothing, {"cells": CELLS}, (96, 128))[:96], YELLOW))
+    assert not len(coloured(draw_example(image, nothing, {"cells": CELLS}, (96, 128))[:96], YELLOW))
