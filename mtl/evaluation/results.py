@@ -88,7 +88,7 @@ def _mean_scores(datamodule: MultiTaskDataModule, evaluator: Evaluator, records:
     for name, metric in evaluator.study.items():
         if isinstance(metric, TilScore):
             both = [r.sample_id for r in records if all(r.knows(evaluator.specs[task].label) for task in metric.tasks)]
-            images = datamodule.plain("train" if datamodule.has_split else "all") if both else None
+            images = datamodule.unaugmented("train" if datamodule.has_split else "all") if both else None
             mean = metric.mean_of_truth(images.truth(sample_id) for sample_id in both) if images else float("nan")
             means |= {name: mean} if np.isfinite(mean) else {}
     return means

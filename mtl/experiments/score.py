@@ -166,7 +166,9 @@ def score(
 def _run(loaded: LoadedModel, datamodule: MultiTaskDataModule, split: str, evaluator: Evaluator, count: int) -> ExampleKeeper:
     """Predict and score every image of the split; keep the `count` worst and best ones for the report."""
     examples = ExampleKeeper(evaluator, loaded.thresholds, count)
-    scorer = WholeImageScorer(loaded.model, evaluator, datamodule.plain(split).truth, examples if examples.count else None)
+    scorer = WholeImageScorer(
+        loaded.model, evaluator, datamodule.unaugmented(split).truth, examples if examples.count else None
+    )
     device = next(loaded.model.parameters()).device
     loader = datamodule.evaluation_dataloader(split)
     with torch.inference_mode():

@@ -195,7 +195,7 @@ def test_every_family_is_flipped() -> None:
 
 def observe_windows(data: dict[str, Any]) -> Any:
     """All windows of the training images, without augmentation."""
-    dataset = module_of(data).plain("train")
+    dataset = module_of(data).unaugmented("train")
     items = [dataset[index] for index in range(min(len(dataset), 8))]
     return [len(dataset), [[item["image"], item["targets"], item["meta"]] for item in items]]
 
@@ -240,7 +240,7 @@ def test_preprocessing(data: dict[str, Any]) -> None:
 
 
 def test_augmentation(data: dict[str, Any]) -> None:
-    dataset = module_of(data).plain("train")
+    dataset = module_of(data).unaugmented("train")
     sample = dataset[0]["meta"].sample_id
     raster = dataset.raster(sample)
     objects = dataset.family.read_labels(dataset.records[0]).objects.map(dataset.windows[0][0].original_to_working)

@@ -254,7 +254,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
             self._datasets[split] = self._make(self._used(split), augment=split == "train")
         return self._datasets[split]
 
-    def plain(self, split: str) -> SampleDataset:
+    def unaugmented(self, split: str) -> SampleDataset:
         """Return the data set for scoring a split, whichever it is: every labelled sample, without augmentation."""
         return self._make(self.records_by_split["train"]) if split == "train" else self.dataset(split)
 
@@ -327,7 +327,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
 
     def evaluation_dataloader(self, split: str) -> DataLoader:
         """Return a loader over every window of a split (or of `all`) once, in order and without augmentation."""
-        config, dataset = self.config.loader, self.plain(split)
+        config, dataset = self.config.loader, self.unaugmented(split)
         sampler = WindowShardSampler(dataset.images, *self._ranks())
         return self._loader(dataset, sampler, config.eval_batch_size or config.batch_size)
 

@@ -80,7 +80,7 @@ class Mixing:
         return scaled / scaled.sum()
 
     @property
-    def plain(self) -> bool:
+    def is_shuffle(self) -> bool:
         """Return whether one shuffle of all items does the same."""
         return len(self.names) < 2 or (self.mode == "mixed" and not self.weights and self.temperature == 1.0)
 
@@ -114,7 +114,7 @@ class EpochSampler:
             raise DataError("There are no training samples; check data.split and data.root.")
         self.count, self.seed, self.rank, self.world_size = count, seed, rank, world_size
         self.weights = None if weights is None else np.asarray(weights, np.float64)
-        self.mixing = None if mixing is None or mixing.plain else mixing
+        self.mixing = None if mixing is None or mixing.is_shuffle else mixing
         self.block = batch_size * world_size
         self.total = -(-(samples_per_epoch or count) // world_size) * world_size
         if self.mixing and self.mixing.mode == "alternating":

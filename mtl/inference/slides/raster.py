@@ -16,7 +16,7 @@ BLOCK = 2048  # side of what is read at once for it
 DARK = 0.1  # darker than this is no glass and no tissue: what the scanner left out
 SAMPLES = 16  # windows that stand for a whole slide
 LOOKED_AT = 48  # rows and columns of windows among which they are chosen
-LARGEST_PLAIN_MASK = 2**28  # pixels of a mask that is not stored in tiles
+LARGEST_UNTILED_MASK = 2**28  # pixels of a mask that is not stored in tiles
 Size = tuple[int, int]
 Reader = Callable[[int, int, int, int], np.ndarray]
 
@@ -198,12 +198,12 @@ def tissue_from_file(path: Path, slide: SlideFile, raster: Size) -> tuple[Tissue
     try:
         with tifffile.TiffFile(path) as tiff:
             page: Any = tiff.pages[0]
-            plain = not page.is_tiled and page.imagewidth * page.imagelength <= LARGEST_PLAIN_MASK
+            whole = not page.is_tiled and page.imagewidth * page.imagelength <= LARGEST_UNTILED_MASK
             flat = page.samplesperpixel == 1 and page.dtype is not None and page.dtype.kind in "bui"
-            pixels = np.asarray(page.asarray()) != 0 if plain and flat else None
+            pixels = np.asarray(page.asarray()) != 0 if whole and flat else None
     except Exception as error:  # decoders raise nearly anything
         raise DataError(f"{path}: cannot be read as a tissue mask ({str(error).splitlines()[0]}). Replace it.") from error
-    if plain and pixels is None:
+    if whole and pixels is None:
         raise DataError(
             f"{path}: has {page.samplesperpixel} channels of {page.dtype}; expected a mask with one whole number per pixel. "
             "Convert it."

@@ -295,9 +295,9 @@ class Tiger(DataFamily):
             remarks.append(
                 f"Neither mask nor cell labels: {some(bare)}. Such images can be predicted, not trained on or scored."
             )
-        plain = [name for name, region in index.regions.items() if region.corners is None]
-        if plain:
-            remarks.append(f"No [x1, y1, x2, y2] in the name, which then counts as that of the slide: {some(plain)}.")
+        without_corners = [name for name, region in index.regions.items() if region.corners is None]
+        if without_corners:
+            remarks.append(f"No [x1, y1, x2, y2] in the name, which then counts as that of the slide: {some(without_corners)}.")
         if odd := [record.sample_id for record in records if _other_extent(index.regions[record.sample_id], record.size)]:
             remarks.append(f"The size is not that of the corners in the name: {some(odd)}.")
         return remarks

@@ -153,8 +153,8 @@ def test_evaluation_counts_every_window_once(family, tiles, world_size):
 def test_evaluation_never_augments(family, stretch):
     module = make(family, stretch)
     assert equal(epoch_of(module, module.val_dataloader()), epoch_of(module, module.val_dataloader()))
-    plain, augmented = module.plain("train"), module.dataset("train")
-    assert plain.transform is None and augmented.transform is not None and module.dataset("val").transform is None
+    bare, augmented = module.unaugmented("train"), module.dataset("train")
+    assert bare.transform is None and augmented.transform is not None and module.dataset("val").transform is None
     assert make(family, stretch).dataset("test").random_offset is False
 
 
@@ -180,7 +180,7 @@ def test_training_draws_less_than_the_split_that_is_scored(tmp_path, stretch):
         assert one.samples_per_epoch == len(drawn) and one.class_counts("train")["infected"] == len(drawn)
         assert {meta.sample_id for batch in one.train_dataloader() for meta in batch.meta} == set(drawn)
         assert [meta.sample_id for batch in one.evaluation_dataloader("train") for meta in batch.meta] == whole
-        assert [one.plain("train").truth(name).sample_id for name in whole] == whole
+        assert [one.unaugmented("train").truth(name).sample_id for name in whole] == whole
         assert {row["split"]: row["images"] for row in one.split_table} == {"train": 4, "val": 3, "test": 3}
     assert len(module.dataset("val")) == len(module.dataset("test")) == 3
     assert module.for_stage(["grade"], ("elsewhere",), module.config.loader, seed=3).drawn_records == []
