@@ -15,7 +15,7 @@ from mtl.core.errors import ConfigError, unknown
 from mtl.core.registry import SOURCES
 
 TOOLS = {
-    "synth": "draw a small data set in the native layout: output=<folder> patients=8 fields=5",
+    "synth": "generate a small data set in the native layout: output=<folder> patients=8 fields=5",
     "check": "read everything and report what is wrong",
     "stats": "write a table and figures: output=<folder>",
     "show": "write samples with their annotations drawn in: output=<folder> count=6",
@@ -62,7 +62,7 @@ def _synth(family: str, settings: dict[str, Any]) -> int:
     output = Path(settings.pop("output"))
     del settings["plugins"]  # known by now
     source: Any = SOURCES.get(family)
-    source.draw(output, **settings)
+    source.generate(output, **settings)
     print(output)
     return 0
 

@@ -163,10 +163,10 @@ class DataFamily(ABC):
         return group.casefold()
 
     @classmethod
-    def draw(
+    def generate(
         cls, output: Path, *, patients: int, fields: int, seed: int, width: int | None, kind: str | None, overwrite: bool
     ) -> None:
-        """Draw a small data set in the native layout (`mtl data synth`); families without a generator refuse.
+        """Generate a small data set in the native layout (`mtl data synth`); families without a generator refuse.
 
         Args:
             output: New folder.

@@ -25,7 +25,9 @@ def find_root(root: str | None, family: str, is_root: str, candidates: tuple[str
     Raises:
         DataError: No such folder; the message says how to set one or how to generate data.
     """
-    hint = f"Set data.root=<folder> (it holds {is_root}), set MTL_DATA_DIR, or draw test data with `mtl data synth {family}`."
+    hint = (
+        f"Set data.root=<folder> (it holds {is_root}), set MTL_DATA_DIR, or generate test data with `mtl data synth {family}`."
+    )
     if root:
         if not Path(root).is_dir():
             raise DataError(f"Data folder `{root}` {'is a file' if Path(root).exists() else 'does not exist'}. {hint}")

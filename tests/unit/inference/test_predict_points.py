@@ -6,7 +6,7 @@ import csv
 from pathlib import Path
 
 import numpy as np
-from slide_tools import CELLS, TISSUE, draw, make_predictor
+from slide_tools import CELLS, TISSUE, generate, make_predictor
 
 from mtl.core.task import TaskSpec
 from mtl.drawing.paint import paint
@@ -24,7 +24,7 @@ def coloured(picture: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
 
 
 def test_what_is_found_is_counted_and_said() -> None:
-    prediction = make_predictor().predict(draw(150, 200), 2.0)
+    prediction = make_predictor().predict(generate(150, 200), 2.0)
     cells = prediction.tasks["cells"]
     sure = int((cells["scores"] >= 0.7).sum())
     assert 0 < sure < len(cells["scores"]) and prediction.counts == {"lymphocyte": sure}
@@ -38,7 +38,7 @@ def test_what_is_found_is_counted_and_said() -> None:
 
 
 def test_coordinates_are_those_of_the_stored_image() -> None:
-    image = draw(150, 200)
+    image = generate(150, 200)
     large = np.repeat(np.repeat(image, 2, axis=0), 2, axis=1)
     at_half, at_full = make_predictor().predict(image, 2.0), make_predictor().predict(large, 4.0)
     np.testing.assert_allclose(at_full.tasks["cells"]["points"], 2 * at_half.tasks["cells"]["points"])
@@ -50,7 +50,7 @@ def test_rows_of_the_table(tmp_path: Path) -> None:
     columns = csv_columns(specs)
     assert {"object", "x", "y", "n_lymphocyte", "tissue_stroma_area_ratio"} <= set(columns) and "parasitemia" not in columns
     assert "til_score" not in columns and {"til_score", "stroma_area_um2"} <= set(csv_columns(specs, slides=True))
-    path, image, predictor = tmp_path / "a.png", draw(100, 130), make_predictor()
+    path, image, predictor = tmp_path / "a.png", generate(100, 130), make_predictor()
     prediction = predictor.predict(image, 2.0)
     with PredictionWriter(tmp_path / "out", [path], predictor.specs) as writer:
         writer.write(Outcome(path, image, prediction))
@@ -77,7 +77,7 @@ def test_circles_are_as_large_as_the_distance_at_which_cells_are_one() -> None:
 
 
 def test_annotation_and_prediction_stand_side_by_side() -> None:
-    image = draw(96, 128)
+    image = generate(96, 128)
     prediction = make_predictor().predict(image, 2.0)
     points = np.array([[30, 40], [90, 60]], np.float32)
     boxes = np.concatenate([points - 8, points + 8], axis=1)

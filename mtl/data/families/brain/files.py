@@ -119,7 +119,7 @@ def find_folders(root: str | None, folders: dict[str, str | None], wanted: tuple
         where = " or ".join(f"`{place}`" for place in dict.fromkeys(places))
         raise DataError(
             f"{where or 'MTL_DATA_DIR'} holds no {' and no '.join(missing)}. Set data.root, or data.folders for each set; "
-            "`mtl data synth brain` draws test data."
+            "`mtl data synth brain` generates test data."
         )
     return found
 

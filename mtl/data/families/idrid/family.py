@@ -143,16 +143,16 @@ class Idrid(DataFamily):
         return self.with_colours(*(spec for name, specs in by_set.items() if name in (self.sets or SETS) for spec in specs))
 
     @classmethod
-    def draw(
+    def generate(
         cls, output: Path, *, patients: int, fields: int, seed: int, width: int | None, kind: str | None, overwrite: bool
     ) -> None:
-        """Draw retinal photographs, `fields` per person, in all three sets."""
-        from mtl.data.families.idrid.generator import draw_idrid
+        """Generate retinal photographs, `fields` per person, in all three sets."""
+        from mtl.data.families.idrid.generator import generate_idrid
 
         if kind is not None:
             raise ConfigError("`kind` chooses among variants of a layout; retinal photographs have one. Leave it out.")
         given = {} if width is None else {"width": width}
-        draw_idrid(output, patients, fields, seed, overwrite=overwrite, **given)
+        generate_idrid(output, patients, fields, seed, overwrite=overwrite, **given)
 
     def pixel_scale_of(self, size: tuple[int, int], name: str = "") -> float:
         """Return the width in widths of a photograph as taken."""

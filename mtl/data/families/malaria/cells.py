@@ -63,16 +63,16 @@ class MalariaCells(DataFamily):
         return group.partition("/")[0].casefold()
 
     @classmethod
-    def draw(
+    def generate(
         cls, output: Path, *, patients: int, fields: int, seed: int, width: int | None, kind: str | None, overwrite: bool
     ) -> None:
-        """Draw single-cell crops, `fields` per patient."""
-        from mtl.data.families.malaria.generator import draw_malaria_cells
+        """Generate single-cell crops, `fields` per patient."""
+        from mtl.data.families.malaria.generator import generate_malaria_cells
 
         idle = [name for name, value in (("width", width), ("kind", kind)) if value is not None]
         if idle:
             raise ConfigError(f"`{idle[0]}` is for whole fields; crops of single cells have neither. Leave it out.")
-        draw_malaria_cells(output, patients=patients, cells=fields, seed=seed, overwrite=overwrite)
+        generate_malaria_cells(output, patients=patients, cells=fields, seed=seed, overwrite=overwrite)
 
     def locate(self) -> Path:
         """Return the folder that holds the two class folders."""

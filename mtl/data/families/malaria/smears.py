@@ -156,14 +156,14 @@ class Malaria(DataFamily):
         return [Measure("parasitemia", "percent", parasitemia, axis, self.colours["Infected"], GRADES)]
 
     @classmethod
-    def draw(
+    def generate(
         cls, output: Path, *, patients: int, fields: int, seed: int, width: int | None, kind: str | None, overwrite: bool
     ) -> None:
-        """Draw smears; `kind` is `points`, `polygons` or `both`."""
-        from mtl.data.families.malaria.generator import draw_malaria
+        """Generate smears; `kind` is `points`, `polygons` or `both`."""
+        from mtl.data.families.malaria.generator import generate_malaria
 
         given = {key: value for key, value in {"width": width, "kind": kind}.items() if value is not None}
-        draw_malaria(output, patients, fields, seed, overwrite=overwrite, **given)  # type: ignore[arg-type]
+        generate_malaria(output, patients, fields, seed, overwrite=overwrite, **given)  # type: ignore[arg-type]
 
     def person_of(self, group: str) -> str:
         """Return the patient without the running number: `143C39P4thinF` here is `C39P4thinF` among the single cells."""

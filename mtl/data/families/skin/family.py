@@ -123,14 +123,14 @@ class Skin(DataFamily):
         return self.with_colours(*specs)
 
     @classmethod
-    def draw(
+    def generate(
         cls, output: Path, *, patients: int, fields: int, seed: int, width: int | None, kind: str | None, overwrite: bool
     ) -> None:
-        """Draw skin lesions in the native layout, `fields` pictures per patient, two of each lesion."""
-        from mtl.data.families.skin.generator import draw_skin
+        """Generate skin lesions in the native layout, `fields` pictures per patient, two of each lesion."""
+        from mtl.data.families.skin.generator import generate_skin
 
         given: dict[str, Any] = {key: value for key, value in (("width", width), ("kind", kind)) if value is not None}
-        draw_skin(output, patients, fields, seed, overwrite=overwrite, **given)
+        generate_skin(output, patients, fields, seed, overwrite=overwrite, **given)
 
     def locate(self) -> Path:
         """Return the folder of the images."""

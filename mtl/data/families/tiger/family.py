@@ -133,14 +133,14 @@ class Tiger(DataFamily):
         return self.with_colours(*specs)
 
     @classmethod
-    def draw(
+    def generate(
         cls, output: Path, *, patients: int, fields: int, seed: int, width: int | None, kind: str | None, overwrite: bool
     ) -> None:
-        """Draw regions in the native layout, `fields` per slide, or whole slides with `fields` pieces of tissue each."""
-        from mtl.data.families.tiger.generator import draw_tiger
+        """Generate regions in the native layout, `fields` per slide, or whole slides with `fields` pieces of tissue each."""
+        from mtl.data.families.tiger.generator import generate_tiger
 
         given: dict[str, Any] = {key: value for key, value in (("width", width), ("kind", kind)) if value is not None}
-        draw_tiger(output, patients, fields, seed, overwrite=overwrite, **given)
+        generate_tiger(output, patients, fields, seed, overwrite=overwrite, **given)
 
     def pixel_scale_of(self, size: Size, name: str = "") -> float:
         """Return stored pixels per micron: by the slide in the name of the image, if there is one."""

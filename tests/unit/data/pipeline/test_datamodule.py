@@ -166,7 +166,7 @@ class Sparse(FakeFamily):
 
 
 def test_training_draws_less_than_the_split_that_is_scored(tmp_path, stretch):
-    family = Sparse(tmp_path, fields=3).draw()
+    family = Sparse(tmp_path, fields=3).generate()
     module = make(family, stretch, loader={"batch_size": 2})
     module.setup("fit")
     whole = sorted(name for name, split in module.split.items() if split == "train")

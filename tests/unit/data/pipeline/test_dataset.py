@@ -272,7 +272,7 @@ class Pointed(FakeFamily):
 @pytest.fixture
 def pointed(tmp_path) -> Pointed:
     (tmp_path / "points").mkdir()
-    return Pointed(tmp_path / "points").draw()
+    return Pointed(tmp_path / "points").generate()
 
 
 def test_points_are_kept_by_their_centres(pointed, tiles):
