@@ -1,4 +1,4 @@
-"""The one place that draws targets around points, so that loss, metric and figures mean the same map.
+"""The one place that renders targets around points, so that loss, metric and figures mean the same map.
 
 Points are marked in an empty map, and the marks are spread by shifting the map. Nothing loops over points or asks the device
 for a value, so that a training step does not wait, and nothing is added up in an order that could differ.
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def render_heatmap(points: Tensor, labels: Tensor, classes: int, size: tuple[int, int], stride: float, sigma: float) -> Tensor:
-    """Draw one Gaussian per point; where several overlap the maximum counts.
+    """Render one Gaussian per point; where several overlap the maximum counts.
 
     The centre is the map pixel that contains the point, so every peak is exactly 1; the Gaussian is cut at 3 sigma (7 x 7 map
     pixels for sigma 1), so a map without points is exactly zero.

@@ -75,7 +75,7 @@ def training_statistics(datamodule: MultiTaskDataModule, plan: Plan, evaluator: 
 
     For another folder than that of the training run its own images stand in; the baseline is then a little too good.
     """
-    records = datamodule.drawn_records if datamodule.has_split else datamodule.records
+    records = datamodule.training_records if datamodule.has_split else datamodule.records
     study = plan.config.study_metrics.items()
     percentages = {name: (metric["infected"], metric["healthy"]) for name, metric in study if "infected" in metric}
     means = _mean_scores(datamodule, evaluator, records)

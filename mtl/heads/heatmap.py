@@ -66,15 +66,15 @@ class HeatmapBase(Head):
         return -(-image_size[0] // self.stride), -(-image_size[1] // self.stride)
 
     def loss(self, output: Output, target: list[dict[str, Tensor]], present: Tensor) -> dict[str, Tensor]:
-        """Draw the labelled rows' targets from their points and compare."""
+        """Render the labelled rows' targets from their points and compare."""
         heatmap = output["heatmap"]
         truth = torch.zeros_like(heatmap, dtype=torch.float32)
         for row, labelled in enumerate(present.tolist()):
             if labelled:
-                truth[row] = self.draw(target[row], heatmap.shape[-2:])
+                truth[row] = self.render(target[row], heatmap.shape[-2:])
         return {"heatmap": labelled_loss(self.criterion, heatmap, truth, present)}
 
-    def draw(self, target: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
+    def render(self, target: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
         """Return the target [K, h, w] of one row."""
         return render_heatmap(target["points"], target["labels"], len(self.spec.classes), size, self.stride, self.sigma)
 

@@ -152,14 +152,14 @@ class MultiTaskDataModule(pl.LightningDataModule):
         return {name: [record for record in self.labelled if split[record.sample_id] == name] for name in SPLITS}
 
     @property
-    def drawn_records(self) -> list[Record]:
-        """Samples of train that training draws: those that serve training, in the chosen sources, for the trained tasks."""
+    def training_records(self) -> list[Record]:
+        """Samples that training uses: those of train that serve training, in the chosen sources, for the trained tasks."""
         return [record for record in self.records_by_split["train"] if self._trains(record)]
 
     @property
     def samples_per_epoch(self) -> int:
         """Windows that training draws per epoch."""
-        return self.config.loader.samples_per_epoch or len(self._make(self.drawn_records))
+        return self.config.loader.samples_per_epoch or len(self._make(self.training_records))
 
     @property
     def labelled(self) -> list[Record]:
@@ -286,7 +286,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
             return self.labelled
         if split not in SPLITS:
             raise ConfigError(unknown("split", split, [*SPLITS, "all"]))
-        return self.drawn_records if split == "train" else self.records_by_split[split]
+        return self.training_records if split == "train" else self.records_by_split[split]
 
     def _prepare_cache(self) -> None:
         folder = self.config.cache.place

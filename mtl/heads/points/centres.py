@@ -82,7 +82,7 @@ class CentresHead(PointsHead):
         return {"heatmap": self.logits(maps).float().sigmoid(), "offset": self.offset(maps).float().sigmoid()}
 
     def loss(self, output: Output, target: list[dict[str, Tensor]], present: Tensor) -> dict[str, Tensor]:
-        """Compare the heatmap with one drawn from the labelled rows' points, and the offsets at these points."""
+        """Compare the heatmap with one rendered from the labelled rows' points, and the offsets at these points."""
         heatmap = output["heatmap"]
         truth = torch.zeros_like(heatmap)
         rows = [row for row, labelled in enumerate(present.tolist()) if labelled]

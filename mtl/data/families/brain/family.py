@@ -69,8 +69,8 @@ class Brain(DataFamily):
 
     All slices of a labelled case are images: evaluation looks at whole volumes. A slice with `min_tumor_pixels` is of the
     class `tumor`, one without any tumour `no_tumor`; in between it has no class and, like the tumour-free slices that are not
-    chosen by a seed, is left out of training. So are slices that show hardly any brain, with tumour or without: how much brain there is
-    would give the class away. Cases without labels are left out.
+    chosen by a seed, is left out of training. So are slices that show hardly any brain, with tumour or without: how much brain
+    there is would give the class away. Cases without labels are left out.
 
     Args:
         root: Folder that holds the cases and/or the pictures, itself or one or two levels down; None looks below

@@ -175,7 +175,7 @@ def test_training_draws_less_than_the_split_that_is_scored(tmp_path, stretch):
     stage = module.for_stage(["grade"], None, module.config.loader, seed=3)
     for one in (module, stage):
         assert [record.sample_id for record in one.records_by_split["train"]] == whole
-        assert [record.sample_id for record in one.drawn_records] == drawn
+        assert [record.sample_id for record in one.training_records] == drawn
         assert [record.sample_id for record in one.dataset("train").records] == drawn
         assert one.samples_per_epoch == len(drawn) and one.class_counts("train")["infected"] == len(drawn)
         assert {meta.sample_id for batch in one.train_dataloader() for meta in batch.meta} == set(drawn)
@@ -183,7 +183,7 @@ def test_training_draws_less_than_the_split_that_is_scored(tmp_path, stretch):
         assert [one.unaugmented("train").truth(name).sample_id for name in whole] == whole
         assert {row["split"]: row["images"] for row in one.split_table} == {"train": 4, "val": 3, "test": 3}
     assert len(module.dataset("val")) == len(module.dataset("test")) == 3
-    assert module.for_stage(["grade"], ("elsewhere",), module.config.loader, seed=3).drawn_records == []
+    assert module.for_stage(["grade"], ("elsewhere",), module.config.loader, seed=3).training_records == []
 
 
 def test_class_aware_sampling_prefers_the_priority_class(family, tiles):
