@@ -64,10 +64,10 @@ def describe_stages(model: MultiTaskModel, plan: Plan) -> dict[str, Any]:
     """
     found = []
     for stage in (stage for stage in plan.stages if stage.name):
-        model.rest(stage.tasks, stage.freeze)
+        model.train_only(stage.tasks, stage.freeze)
         trainable = count_parameters(model)["trainable"]
         found.append({"name": stage.name, "text": stage.describe(), "trainable": trainable})
-    model.rest(plan.config.tasks)
+    model.train_only(plan.config.tasks)
     return {"stages": found} if found else {}
 
 

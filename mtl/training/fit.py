@@ -71,7 +71,7 @@ def prepare_data(plan: Plan, run_dir: Path) -> MultiTaskDataModule:
         log.warning(f"No validation image is labelled for {', '.join(unseen)}: nothing can choose thresholds for it.")
     for stage in plan.stages if plan.stages[0].name else ():
         try:
-            model.rest(stage.tasks, stage.freeze)
+            model.train_only(stage.tasks, stage.freeze)
             parts = split_parts(model, build_balancer(stage.config.balancer, stage.tasks))
             build_optimizer(parts, stage.config.optimizer, inactive_parts(plan.config))
             data.for_stage(stage.tasks, stage.sources, stage.config.data.loader, stage.seed).setup("fit")

@@ -51,7 +51,7 @@ class MultiTaskModule(pl.LightningModule):
         self.run_config = plan.to_dict()
         self.stage = plan.stages[0] if stage is None else stage
         self.config = self.stage.config
-        model.rest(self.stage.tasks, self.stage.freeze)
+        model.train_only(self.stage.tasks, self.stage.freeze)
         self.shared, self.own = model.shared_and_own(self.stage.tasks)
         self.thresholds: dict[str, dict[str, float]] = {}
         self.validation: dict[str, float] = {}
