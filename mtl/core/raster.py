@@ -27,9 +27,9 @@ def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if hard.shape == tuple(size):
         return hard
     shrinks = size[0] < hard.shape[0] or size[1] < hard.shape[1]
-    kind = cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST_EXACT
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST_EXACT
     # As float, since the share of one pixel in a large one would be rounded away in 8 bits.
-    return cv2.resize(hard.astype(np.float32), (size[1], size[0]), interpolation=kind) > 0
+    return cv2.resize(hard.astype(np.float32), (size[1], size[0]), interpolation=interpolation) > 0
 
 
 def content_in(window: Window, size: tuple[int, int]) -> tuple[int, int, int, int]:

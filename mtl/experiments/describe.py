@@ -117,10 +117,10 @@ def render(description: dict[str, Any]) -> str:
 def _sections(model: nn.Module) -> dict[str, nn.Module]:
     """Name the encoder (backbone and adapters together), the necks and the heads; otherwise as the optimizer's parts."""
     named: dict[str, nn.Module] = {"encoder": model.get_submodule("encoder")}
-    for kind in ("neck", "head"):
-        for name, module in model.get_submodule(f"{kind}s").named_children():
+    for section in ("neck", "head"):
+        for name, module in model.get_submodule(f"{section}s").named_children():
             copies = module.items() if isinstance(module, nn.ModuleDict) else []  # a neck that its heads do not share
-            named |= {f"{kind}.{name}.{task}": copy for task, copy in copies} or {f"{kind}.{name}": module}
+            named |= {f"{section}.{name}.{task}": copy for task, copy in copies} or {f"{section}.{name}": module}
     return named
 
 

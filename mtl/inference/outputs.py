@@ -115,10 +115,10 @@ class PredictionWriter:
             content = {"image": str(outcome.path), **prediction.to_json()}
             self._rows.writerows(csv_rows(outcome.path, content, self.specs))
             if self.masks:
-                for task, key, kind, pixels in map_images(prediction):
-                    file = f"{name}_{'_'.join(_slug(word) for word in (task, kind, *SUFFIX_OF[key]) if word)}.png"
+                for task, key, class_name, pixels in map_images(prediction):
+                    file = f"{name}_{'_'.join(_slug(word) for word in (task, class_name, *SUFFIX_OF[key]) if word)}.png"
                     write_png(self.folder / file, pixels)
-                    _note(content["tasks"][task], key, kind, file)
+                    _note(content["tasks"][task], key, class_name, file)
             if self.overlays:
                 write_png(self.folder / f"{name}_overlay.png", overlay(outcome.image, prediction))
         target = self.folder / f"{name}.json"
@@ -129,10 +129,10 @@ class PredictionWriter:
         content = prediction.to_json()
         if self.masks:
             for task, masks in prediction.masks.items():
-                for kind, labels in masks.items():
-                    file = f"{name}_{'_'.join(_slug(word) for word in (task, kind) if word)}.nii.gz"
+                for class_name, labels in masks.items():
+                    file = f"{name}_{'_'.join(_slug(word) for word in (task, class_name) if word)}.nii.gz"
                     write_mask(self.folder / file, labels, prediction.case.grid)
-                    _note(content["tasks"][task], "mask", kind, file)
+                    _note(content["tasks"][task], "mask", class_name, file)
         if self.overlays and prediction.shown is not None:
             _, image, slice_prediction = prediction.shown
             write_png(self.folder / f"{name}_overlay.png", overlay(image, slice_prediction))
@@ -148,7 +148,7 @@ class PredictionWriter:
     def __enter__(self) -> PredictionWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, raised: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         # After an error too: the rows of the images that were finished are worth keeping.
         self.close()
 
@@ -226,10 +226,10 @@ def map_images(prediction: Prediction) -> Iterator[tuple[str, str, str, np.ndarr
             yield task, key, name, pixels
 
 
-def _note(entry: dict[str, Any], key: str, kind: str, file: str) -> None:
+def _note(entry: dict[str, Any], key: str, class_name: str, file: str) -> None:
     """Name a file in the JSON entry of its task: as a value, or by class where there are several."""
-    if kind:
-        entry.setdefault(key, {})[kind] = file
+    if class_name:
+        entry.setdefault(key, {})[class_name] = file
     else:
         entry[key] = file
 

@@ -300,5 +300,5 @@ def image_uri(image: np.ndarray | Path | bytes) -> str:
         content = encoded.tobytes()
     else:
         content = image.read_bytes() if isinstance(image, Path) else image
-    kind = "png" if content.startswith(b"\x89PNG") else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    image_format = "png" if content.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{image_format};base64,{base64.b64encode(content).decode()}"

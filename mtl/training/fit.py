@@ -192,9 +192,9 @@ def error_of_rank(error: ProcessRaisedException) -> MtlError:
     """Find the sentence for the user in what a forked rank raised; it arrives as the text of a traceback."""
     text = str(error)
     found = re.search(r"^mtl\.core\.errors\.(\w+): (.*)", text, re.DOTALL | re.MULTILINE)
-    kind = getattr(errors, found[1], None) if found else None
-    if found and isinstance(kind, type) and issubclass(kind, MtlError):
-        return kind(found[2].strip())
+    raised = getattr(errors, found[1], None) if found else None
+    if found and isinstance(raised, type) and issubclass(raised, MtlError):
+        return raised(found[2].strip())
     raise error
 
 

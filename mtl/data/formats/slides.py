@@ -157,7 +157,7 @@ class SlideFile(ABC):
     def __enter__(self) -> SlideFile:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, raised: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
     def level_for(self, size: Size) -> int:
@@ -227,18 +227,18 @@ class TiledTiff(SlideFile):
 
     def _check(self) -> None:
         page = self._pages[0]
-        samples, kind, colours = page.samplesperpixel, page.dtype, page.photometric
-        whole = kind is not None and kind.kind in "bui"
+        samples, dtype, colours = page.samplesperpixel, page.dtype, page.photometric
+        whole = dtype is not None and dtype.kind in "bui"
         if self.mask:
             good, expected = whole and samples == 1, "a tiled mask with one whole number per pixel"
         else:
             shown = colours == RGB or (colours == YCBCR and page.compression not in LOSSLESS)
-            good = whole and kind.itemsize == 1 and samples in (3, 4) and shown and page.planarconfig == 1
+            good = whole and dtype.itemsize == 1 and samples in (3, 4) and shown and page.planarconfig == 1
             expected = "a tiled picture in RGB of 8 bits per colour"
         if not good or not page.is_tiled:
             name = getattr(colours, "name", colours)
             raise DataError(
-                f"{self.path}: has {samples} channels of {kind} ({name}{'' if page.is_tiled else ', not in tiles'}); "
+                f"{self.path}: has {samples} channels of {dtype} ({name}{'' if page.is_tiled else ', not in tiles'}); "
                 f"expected {expected}. Convert it."
             )
 

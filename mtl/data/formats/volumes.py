@@ -130,9 +130,9 @@ def read_volume(path: str | Path) -> Volume:
             f"{path}: has {len(image.shape)} dimensions {tuple(image.shape)}; expected one volume of 3. Save each volume as a "
             "file of its own."
         )
-    kind = image.get_data_dtype()
-    if kind.kind not in "biuf":
-        what = "colours or other groups of numbers" if kind.fields else "complex numbers" if kind.kind == "c" else str(kind)
+    dtype = image.get_data_dtype()
+    if dtype.kind not in "biuf":
+        what = "colours or other groups of numbers" if dtype.fields else "complex numbers" if dtype.kind == "c" else str(dtype)
         raise DataError(f"{path}: its voxels are {what}; expected one grey value each. Convert it to grey values.")
     affine = np.asarray(image.affine, np.float64)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:

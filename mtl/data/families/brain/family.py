@@ -19,7 +19,7 @@ import numpy as np
 from mtl.core.errors import ConfigError, DataError, unknown
 from mtl.core.family import CheckReport, DataFamily
 from mtl.core.files import cache_folder
-from mtl.core.registry import SOURCES
+from mtl.core.registry import DATA_FAMILIES
 from mtl.core.task import Colour, TaskSpec
 from mtl.core.types import Record, Sample
 from mtl.data.families.brain.files import (
@@ -63,7 +63,7 @@ class _Index:
     notes: list[str] = field(default_factory=list)
 
 
-@SOURCES.register("brain")
+@DATA_FAMILIES.register("brain")
 class Brain(DataFamily):
     """Axial slices of BraTS volumes and Kaggle pictures of brains.
 

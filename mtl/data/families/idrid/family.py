@@ -19,7 +19,7 @@ import numpy as np
 
 from mtl.core.errors import ConfigError, DataError, unknown
 from mtl.core.family import CheckReport, DataFamily
-from mtl.core.registry import SOURCES
+from mtl.core.registry import DATA_FAMILIES
 from mtl.core.task import Colour, TaskSpec
 from mtl.core.types import Objects, Record, Sample
 from mtl.data.families.folders import check_usable, find_sets_root
@@ -58,7 +58,7 @@ class _Index:
     groups: list[str] | None = None
 
 
-@SOURCES.register("idrid")
+@DATA_FAMILIES.register("idrid")
 class Idrid(DataFamily):
     """Retinal photographs with lesion masks, grades and landmarks (IDRiD).
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from mtl.core.errors import ConfigError, DataError
 from mtl.core.family import CheckReport, DataFamily, Measure
-from mtl.core.registry import SOURCES
+from mtl.core.registry import DATA_FAMILIES
 from mtl.core.task import Colour, TaskSpec
 from mtl.core.types import Objects, Record, Sample
 from mtl.data.families.folders import find_root, listed_errors, suggest_root
@@ -71,7 +71,7 @@ class _Index:
     counts: Counter[str] = field(default_factory=Counter)
 
 
-@SOURCES.register("malaria")
+@DATA_FAMILIES.register("malaria")
 class Malaria(DataFamily):
     """Thin blood smears with a point or an outline per cell (NIH-NLM-ThinBloodSmearsPf).
 
@@ -172,8 +172,8 @@ class Malaria(DataFamily):
     def locate(self) -> Path:
         """Return the folder that holds the sets."""
         wanted = self.sets or list(SETS)
-        kind = " and/or ".join(f"`{name}/`" for name in wanted)
-        root = find_root(self.root, "malaria", kind, ("NIH-NLM-ThinBloodSmearsPf", ""))
+        is_root = " and/or ".join(f"`{name}/`" for name in wanted)
+        root = find_root(self.root, "malaria", is_root, ("NIH-NLM-ThinBloodSmearsPf", ""))
         present = {folder.name.casefold() for folder in _folders(root)}
         missing = [name for name in wanted if name.casefold() not in present]
         if missing and (self.sets or len(missing) == len(wanted)):

@@ -19,7 +19,7 @@ import numpy as np
 
 from mtl.core.errors import ConfigError, DataError
 from mtl.core.family import CheckReport, DataFamily
-from mtl.core.registry import SOURCES
+from mtl.core.registry import DATA_FAMILIES
 from mtl.core.task import Colour, TaskSpec
 from mtl.core.types import Record, Sample
 from mtl.data.families.folders import check_usable, find_root, suggest_root
@@ -55,7 +55,7 @@ class _Index:
     groups: list[str] | None = None
 
 
-@SOURCES.register("skin")
+@DATA_FAMILIES.register("skin")
 class Skin(DataFamily):
     """Skin images with one class per attribute and, for some, a mask of the lesion.
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from mtl.core.errors import ConfigError, DataError, unknown
 from mtl.core.family import CheckReport, DataFamily
-from mtl.core.registry import SOURCES
+from mtl.core.registry import DATA_FAMILIES
 from mtl.core.task import Colour, TaskSpec
 from mtl.core.types import REGION, Objects, Record, Sample
 from mtl.data.families.folders import check_usable, find_sets_root
@@ -57,7 +57,7 @@ class _Index:
     values: Counter[int] = field(default_factory=Counter)  # in how many masks each value occurs
 
 
-@SOURCES.register("tiger")
+@DATA_FAMILIES.register("tiger")
 class Tiger(DataFamily):
     """Regions of slides with tissue masks and boxes of lymphocytes and plasma cells (TIGER).
 
