@@ -90,12 +90,12 @@ class HeatmapBase(Head):
         ]
 
 
-def find_peaks(heatmap: Tensor, window: int, threshold: float, limit: int, refine: bool) -> list[tuple[Tensor, Tensor, Tensor]]:
+def find_peaks(heatmap: Tensor, side: int, threshold: float, limit: int, refine: bool) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Find local maxima.
 
     Args:
         heatmap: [B, K, h, w] float32.
-        window: Odd side of the neighbourhood in map pixels.
+        side: Odd side of the neighbourhood in map pixels.
         threshold: Lowest value of a peak.
         limit: Most peaks per row.
         refine: Estimate the position within the map pixel.
@@ -104,8 +104,8 @@ def find_peaks(heatmap: Tensor, window: int, threshold: float, limit: int, refin
         Per row: [N, 2] (x, y) in map pixels, the middle of the first being (0.5, 0.5); [N] values, descending; [N] channels.
     """
     rows, _, height, width = heatmap.shape
-    # The index of the window's first maximum: on a plateau one map pixel wins, instead of all.
-    _, winner = F.max_pool2d(heatmap, window, stride=1, padding=window // 2, return_indices=True)
+    # The index of the neighbourhood's first maximum: on a plateau one map pixel wins, instead of all.
+    _, winner = F.max_pool2d(heatmap, side, stride=1, padding=side // 2, return_indices=True)
     own = torch.arange(height * width, device=heatmap.device).view(height, width)
     peaks = torch.where((winner == own) & (heatmap >= threshold), heatmap, -1.0).view(rows, -1)
     values, index = peaks.topk(min(limit, peaks.shape[1]), dim=1)

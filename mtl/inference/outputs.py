@@ -174,7 +174,7 @@ def csv_columns(specs: dict[str, TaskSpec], volumes: bool = False, slides: bool 
 
 def csv_rows(path: Path, content: dict[str, Any], specs: dict[str, TaskSpec]) -> list[dict[str, Any]]:
     """Return the rows of one image, of which `content` is the JSON: one per object, or a single one if there is none."""
-    image: dict[str, Any] = {"image": _cell(str(path)), "width": content["width"], "height": content["height"]}
+    image: dict[str, Any] = {"image": _harmless(str(path)), "width": content["width"], "height": content["height"]}
     image |= {f"n_{name}": count for name, count in content.get("counts", {}).items()}
     if content.get("parasitemia") is not None:
         image["parasitemia"] = round(content["parasitemia"], 4)
@@ -197,7 +197,7 @@ def csv_rows(path: Path, content: dict[str, Any], specs: dict[str, TaskSpec]) ->
 def volume_row(path: Path, prediction: VolumePrediction) -> dict[str, Any]:
     """Return the row of one volume."""
     slices, height, width = prediction.case.grid.size
-    row: dict[str, Any] = {"image": _cell(str(path)), "width": width, "height": height, "slices": slices}
+    row: dict[str, Any] = {"image": _harmless(str(path)), "width": width, "height": height, "slices": slices}
     for task in prediction.masks:
         row |= {f"{task}_{name}_volume_mm3": round(volume, 3) for name, volume in prediction.volumes_mm3(task).items()}
         row |= {f"{task}_{name}_slices": len(found) for name, found in prediction.slices_with(task).items()}
@@ -208,7 +208,7 @@ def volume_row(path: Path, prediction: VolumePrediction) -> dict[str, Any]:
 
 def slide_row(path: Path, summary: dict[str, Any]) -> dict[str, Any]:
     """Return the row of one slide, of which `summary` is the content of its `til-score.json`."""
-    row = {key: summary[key] for key in ("width", "height", *SLIDE_COLUMNS[:2])} | {"image": _cell(str(path))}
+    row = {key: summary[key] for key in ("width", "height", *SLIDE_COLUMNS[:2])} | {"image": _harmless(str(path))}
     if summary["bulk_area_um2"] is not None:  # else all cells count, and `n_<class>` says how many
         row["cells_in_bulk"] = summary["cells"]
     whole, task = summary["width"] * summary["height"] * math.prod(summary["spacing_um"]), summary["settings"]["tissue"]
@@ -253,6 +253,6 @@ def _slug(name: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in name)
 
 
-def _cell(text: str) -> str:
-    """Keep a spreadsheet from running a file name as a formula."""
+def _harmless(text: str) -> str:
+    """Return a file name that no spreadsheet runs as a formula."""
     return f"'{text}" if text.startswith(SPREADSHEET_FORMULAS) else text

@@ -108,19 +108,19 @@ def mean_baseline(runs: list[RunSummary], task: str, part: str | None = None) ->
 
 def _task_table(task: str, rows: list[dict[str, Any]], arms: list[str], baselines: list[dict[str, Any] | None]) -> list[str]:
     metrics = list(dict.fromkeys(row["metric"] for row in rows))
-    cells = {(row["arm"], row["metric"]): row for row in rows}
+    by_column = {(row["arm"], row["metric"]): row for row in rows}
     arrows = [f"{metric} {'↑' if higher_is_better(metric) else '↓'}" for metric in metrics]
     lines = [f"### {task}", "", f"| arm | {' | '.join(arrows)} |", "|---" * (len(metrics) + 1) + "|"]
     for arm in arms:
-        if any((arm, metric) in cells for metric in metrics):
-            lines.append(f"| {arm} | {' | '.join(_cell(cells.get((arm, metric))) for metric in metrics)} |")
+        if any((arm, metric) in by_column for metric in metrics):
+            lines.append(f"| {arm} | {' | '.join(_mean_and_spread(by_column.get((arm, metric))) for metric in metrics)} |")
     for baseline in filter(None, baselines):
         numbers = [_number(baseline["metrics"].get(metric)) for metric in metrics]
         lines.append(f"| *baseline: {baseline['name']}* | {' | '.join(numbers)} |")
     return lines
 
 
-def _cell(row: dict[str, Any] | None) -> str:
+def _mean_and_spread(row: dict[str, Any] | None) -> str:
     if row is None:
         return "–"
     text = _number(row["mean"]) + (f" ± {_number(row['std'])}" if np.isfinite(row["std"]) else "")

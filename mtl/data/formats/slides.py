@@ -189,7 +189,7 @@ class TiledTiff(SlideFile):
 
         self.path = path
         self.mask = mask
-        with _plain_words(path):
+        with _as_data_error(path):
             self._tiff = tifffile.TiffFile(path)
             try:
                 self._pages = self._find_levels()
@@ -270,7 +270,7 @@ class TiledTiff(SlideFile):
 
     def _decode(self, page: Any, index: int) -> np.ndarray:
         shape = (page.tilelength, page.tilewidth)
-        with _plain_words(self.path):
+        with _as_data_error(self.path):
             count = page.databytecounts[index]
             if count == 0:  # sparse files leave out empty tiles
                 return np.full((*shape, 1 if self.mask else 3), 0 if self.mask else 255, np.uint8)
@@ -304,7 +304,7 @@ class ScannerSlide(SlideFile):
         import tiffslide
 
         self.path = path
-        with _plain_words(path), warnings.catch_warnings():
+        with _as_data_error(path), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of formats that it knows in part
             self._slide = tiffslide.TiffSlide(path)
             facts = self._slide.properties
@@ -315,7 +315,7 @@ class ScannerSlide(SlideFile):
     def read(self, x: int, y: int, width: int, height: int, level: int = 0) -> np.ndarray:
         """Decode a rectangle; see `SlideFile.read`."""
         factor = self.size[1] / self.levels[level][1], self.size[0] / self.levels[level][0]
-        with _plain_words(self.path):
+        with _as_data_error(self.path):
             place = (round(x * factor[0]), round(y * factor[1]))
             pixels = np.asarray(self._slide.read_region(place, level, (width, height), as_array=True))
             if pixels.dtype != np.uint8 or pixels.shape[2] < 3:
@@ -370,7 +370,7 @@ def plausible(x: float, y: float) -> tuple[float, float] | None:
 
 
 @contextmanager
-def _plain_words(path: Path) -> Iterator[None]:
+def _as_data_error(path: Path) -> Iterator[None]:
     """Turn what the readers raise for a foreign or damaged file into one sentence."""
     try:
         yield

@@ -134,8 +134,8 @@ class EpochSampler:
         members = [np.flatnonzero(np.asarray(self.mixing.sources) == name) for name in self.mixing.names]
         if self.mixing.mode == "mixed":
             counts = _apportion(self.mixing.shares(), self.total)
-            drawn = [self._sample(items, count, rng) for items, count in zip(members, counts, strict=True)]
-            return rng.permutation(np.concatenate(drawn))
+            sampled = [self._sample(items, count, rng) for items, count in zip(members, counts, strict=True)]
+            return rng.permutation(np.concatenate(sampled))
         steps = self.total // self.block
         # Turns go on from one epoch to the next, or in epochs of an odd number of steps one source would come up more often.
         turn = (np.arange(steps) + self.epoch * steps) % len(members)

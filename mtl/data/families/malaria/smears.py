@@ -257,25 +257,25 @@ class Malaria(DataFamily):
         for set_folder in (folder for folder in _folders(root) if folder.name.casefold() in wanted):
             for folder in _folders(set_folder):
                 patient = spelling.setdefault(folder.name.casefold(), folder.name)
-                entries += [(set_folder.name, patient, image, gt) for image, gt in _pairs(folder, index)]
+                entries += [(set_folder.name, patient, image, truth) for image, truth in _pairs(folder, index)]
         uses = Counter(f"{patient}/{image.stem}".casefold() for _, patient, image, _ in entries)
         taken: set[str] = set()
-        for set_name, patient, image, gt in entries:
+        for set_name, patient, image, truth in entries:
             name = f"{patient}/{image.stem}"
             sample_id = f"{set_name}/{name}" if uses[name.casefold()] > 1 else name
             if sample_id in taken:
                 index.problems.append(f"{image}: another folder of patient {patient} in this set holds an image of this name.")
                 continue
             taken.add(sample_id)
-            record = self._record(sample_id, patient, image, gt, index)
+            record = self._record(sample_id, patient, image, truth, index)
             if record is not None:
                 index.records.append(record)
         index.records.sort(key=lambda record: record.sample_id)
         self._index = index
         return index
 
-    def _record(self, sample_id: str, patient: str, image: Path, gt: Path, index: _Index) -> Record | None:
-        annotation = read_annotation(gt)
+    def _record(self, sample_id: str, patient: str, image: Path, truth: Path, index: _Index) -> Record | None:
+        annotation = read_annotation(truth)
         if annotation.size is None:
             index.problems += annotation.problems
             return None
@@ -291,13 +291,13 @@ class Malaria(DataFamily):
                 exif = f"; the image carries EXIF orientation {orientation}" if orientation != 1 else ""
                 turn = f" They differ by a quarter turn{exif}. Coordinates must refer to the image as stored."
             index.problems.append(
-                f"{gt}:1: expected the size of {image.name}, {text(*size)}, found {text(*annotation.size)}.{turn}"
+                f"{truth}:1: expected the size of {image.name}, {text(*size)}, found {text(*annotation.size)}.{turn}"
             )
             return None
         # Only now: under a wrong size hundreds of coordinates would seem to lie outside.
         index.problems += annotation.problems
         if annotation.declared != annotation.rows:
-            index.notes.append(f"{gt}:1: {annotation.declared} rows declared, {annotation.rows} found.")
+            index.notes.append(f"{truth}:1: {annotation.declared} rows declared, {annotation.rows} found.")
         index.unknown += annotation.unknown
         index.counts += Counter("outline" if cell.is_polygon else "point" for cell in annotation.cells)
         labels = Counter(cell.label for cell in annotation.cells)
@@ -308,7 +308,7 @@ class Malaria(DataFamily):
             group=groups[self.group_by],
             source="malaria",
             path=str(image),
-            annotation=str(gt),
+            annotation=str(truth),
             size=size,
             pixel_scale=self.pixel_scale_of(size),
             stratum=parasitemia_grade(labels[0], labels[1]),
