@@ -53,7 +53,7 @@ def test_learns_one_image_by_heart(name: str) -> None:
     assert torch.equal(best["labels"][partner], LABELS)
 
 
-def test_anchor_centres_lie_in_the_middle_of_map_cells() -> None:
+def test_anchor_centres_lie_in_the_middle_of_map_pixels() -> None:
     head, features = head_of("faster_rcnn", aspect_ratios=[1.0]), maps()
     anchors = head.anchors(list(features))
     assert anchors.dtype == torch.float32

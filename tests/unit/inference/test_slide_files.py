@@ -303,7 +303,7 @@ def test_a_sample_stains_like_the_whole_slide_and_the_overview_does_not(tmp_path
 def test_a_mask_says_where_another_raster_shows_tissue() -> None:
     mask = np.zeros((10, 20), np.uint8)
     mask[5:, 10:] = 1
-    tissue = Tissue((10, 20), array_reader(mask), (33, 66))  # 3.3 pixels per cell
+    tissue = Tissue((10, 20), array_reader(mask), (33, 66))  # 3.3 pixels per square
     inside = tissue.within(0, 0, 66, 33)
     assert not inside[:16].any() and inside[17:, 34:].all() and not inside[:, :32].any()
 

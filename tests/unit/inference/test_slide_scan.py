@@ -95,7 +95,7 @@ def test_glass_is_not_looked_at_and_holds_nothing(tmp_path: Path) -> None:
     assert empty.looked_at == 0 and mask.shape == (256, 320) and not mask.any() and empty.points["points"].shape == (0, 2)
 
 
-def test_areas_are_counted_in_cells_of_the_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_areas_are_counted_in_squares_of_the_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mtl.inference.slides.raster.OVERVIEW", 50)
     found, mask = scan(save(tmp_path / "slide.tif", generate(150, 230)), make_predictor())
     assert found.grid == (33, 50)
