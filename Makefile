@@ -26,7 +26,7 @@ endif
 
 install: $(INSTALLED) ## Create the environment and install everything
 
-demo: $(INSTALLED) ## Draw a small smear data set, train malaria_mttl on it, evaluate, predict, say where the report is
+demo: $(INSTALLED) ## Generate a small smear data set, train malaria_mttl on it, evaluate, predict, say where the report is
 	PYTHON="$(PYTHON)" DEMO="$(DEMO)" bash scripts/demo.sh
 
 test: $(INSTALLED) ## Run the tests (under 10 minutes on 2 cores)

@@ -97,22 +97,22 @@ class MultiTaskModel(nn.Module):
         """Specs of the tasks this model serves, in order."""
         return {task: head.spec for task, head in self.heads.items()}  # type: ignore[misc]
 
-    def rest(self, tasks: Collection[str], frozen: Collection[str] = ()) -> None:
-        """Choose what trains: the heads of some tasks and what feeds them, except for frozen parts.
+    def train_only(self, tasks: Collection[str], resting: Collection[str] = ()) -> None:
+        """Let the heads of some tasks and what feeds them train, except for resting parts, and everything else rest.
 
         What rests gets no gradient and stays in evaluation mode, so that its norm statistics do not move either. What was
         frozen when the model was built remains so; a later call starts anew from there.
 
         Args:
             tasks: Tasks whose heads train.
-            frozen: Parts that rest although they feed these heads, named as in `optimizer.parts`.
+            resting: Parts that rest although they feed these heads, named as in `optimizer.parts`.
         """
         fed = {neck for task in tasks for neck in self.chains[task]}
         own = {f"neck.{name}": (neck, name in fed) for name, neck in self.necks.items()}
         own |= {f"head.{task}": (head, task in tasks) for task, head in self.heads.items()}
         own["backbone"] = (self.encoder, True)
-        asleep = {part for part, (_, used) in own.items() if not used or any(covers(name, part) for name in frozen)}
-        self._resting = [own[part][0] for part in asleep]
+        still = {part for part, (_, used) in own.items() if not used or any(covers(name, part) for name in resting)}
+        self._resting = [own[part][0] for part in still]
         # Copies of a neck that is not shared rest with their heads.
         copies = {
             f"necks.{name}.{task}" for name, neck in self.necks.items() if isinstance(neck, nn.ModuleDict) for task in neck
@@ -120,9 +120,9 @@ class MultiTaskModel(nn.Module):
         copies = {name for name in copies if name.rpartition(".")[2] not in tasks}
         self._resting += [self.get_submodule(name) for name in sorted(copies)]
         adapters = {id(parameter) for parameter in adapter_parameters(self)}
-        adapters_rest = any(covers(name, "adapters") for name in frozen)
+        adapters_rest = any(covers(name, "adapters") for name in resting)
         for name, parameter in self.named_parameters():
-            rests = adapters_rest if id(parameter) in adapters else part_of(name) in asleep
+            rests = adapters_rest if id(parameter) in adapters else part_of(name) in still
             rests = rests or any(name.startswith(f"{copy}.") for copy in copies)
             parameter.requires_grad_(name in self._trainable and not rests)
         self.train(self.training)

@@ -5,7 +5,7 @@
     python scripts/benchmark.py task=malaria_mttl backbone=resnet18 'data.geometry.size=[384,384]' --sections step parts
     python scripts/benchmark.py task=malaria_mttl trainer.precision=bf16-mixed --output docs/benchmarks.md
 
-Words with `=` are overrides as for `train.py`. Without `data.root`, synthetic images are drawn into a temporary folder.
+Words with `=` are overrides as for `train.py`. Without `data.root`, synthetic images are generated into a temporary folder.
 Everything that is compared is measured in turns within one process, so that a busy machine disturbs both sides alike.
 """
 
@@ -40,7 +40,7 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="what to measure")
     parser.add_argument("--repetitions", type=int, default=8, help="repetitions of each side of a comparison")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
-    parser.add_argument("--images", type=int, default=20, help="synthetic images to draw where no data.root is given")
+    parser.add_argument("--images", type=int, default=20, help="synthetic images to generate where no data.root is given")
     parser.add_argument("--width", type=int, default=1024, help="their width in pixels")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--output", type=Path, help="Markdown file whose generated section is replaced")
@@ -78,7 +78,7 @@ def measure(options: argparse.Namespace, overrides: list[str], folder: Path) -> 
     overrides = [*overrides, f"paths.output_root={folder / 'runs'}", f"data.cache.folder={folder / 'cache'}"]
     plan = Plan.from_words(overrides)
     if plan.config.data.part.get("root") is None:
-        root = steps.draw_images(plan.config.data.name, folder / "images", options.images, options.width)
+        root = steps.generate_images(plan.config.data.name, folder / "images", options.images, options.width)
         overrides.append(f"data.root={root}")
         plan = Plan.from_words(overrides)
     repetitions = options.repetitions

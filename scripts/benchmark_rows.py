@@ -34,7 +34,7 @@ class Row:
 
 
 def spread(values: list[float], digits: int = 3) -> str:
-    """Word the quartiles of a sample."""
+    """Return the quartiles of a sample as text."""
     if len(values) < 4:
         return f"{min(values):.{digits}f} to {max(values):.{digits}f}, n = {len(values)}"
     low, _, high = statistics.quantiles(values, n=4)

@@ -5,7 +5,7 @@
     python scripts/benchmark_slide.py --size 20000 20000 --predict batch_size=8 --output docs/benchmarks.md
 
 Words with `=` are overrides as for `train.py`, of `task=tiger_mtl` unless they name another; after `--predict` those of
-`predict.py`. Drawing and predicting run in processes of their own, so that the peak is that of the prediction alone.
+`predict.py`. Generating and predicting run in processes of their own, so that the peak is that of the prediction alone.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("overrides", nargs="*", help="key=value, as for train.py")
     parser.add_argument("--size", nargs=2, type=int, default=(4000, 4000), metavar=("HEIGHT", "WIDTH"), help="of the slide")
-    parser.add_argument("--slide", type=Path, help="a slide that was drawn before (<folder>/images/<slide>.tif), or any other")
+    parser.add_argument("--slide", type=Path, help="a slide generated before (<folder>/images/<slide>.tif), or any other")
     parser.add_argument("--keep", type=Path, help="folder for the slide and the results; they are removed otherwise")
     parser.add_argument("--no-mask", action="store_true", help="find tissue by colour instead of the tissue mask")
     parser.add_argument("--density", type=float, default=1000.0, help="cells per mm2 that the network reports")
@@ -54,7 +54,7 @@ def parse(words: list[str]) -> argparse.Namespace:
 
 
 def main(words: list[str]) -> dict[str, Any]:
-    """Draw, predict, print and return `{"command", "environment", "rows"}`."""
+    """Generate, predict, print and return `{"command", "environment", "rows"}`."""
     options = parse(words)
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     with tempfile.TemporaryDirectory(prefix="mtl-slide-") as folder:
@@ -68,7 +68,7 @@ def main(words: list[str]) -> dict[str, Any]:
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Draw what is missing, predict in another process and turn its figures into rows."""
+    """Generate what is missing, predict in another process and turn its figures into rows."""
     import benchmark_steps as steps
 
     given = {word.partition("=")[0].lstrip("+~") for word in options.overrides}
@@ -76,8 +76,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     rows, slide = [], options.slide
     if slide is None:
         slide = folder / "images" / f"{options.size[0]}x{options.size[1]}.tif"
-        seconds = call(["--draw", str(slide), *map(str, options.size), str(options.seed)])["seconds"]
-        rows.append(Row("slide", "drawn in", seconds, "s", f"{options.size[0]} x {options.size[1]} pixels"))
+        seconds = call(["--generate", str(slide), *map(str, options.size), str(options.seed)])["seconds"]
+        rows.append(Row("slide", "generated in", seconds, "s", f"{options.size[0]} x {options.size[1]} pixels"))
     mask = slide.parent.parent / "tissue-masks" / f"{slide.stem}_tissue.tif"
     words = [*options.predict]
     if mask.is_file() and not options.no_mask:
@@ -175,12 +175,12 @@ def call(words: list[str]) -> dict[str, Any]:
     return result
 
 
-def draw(path: str, height: str, width: str, seed: str) -> dict[str, float]:
-    from mtl.data.families.tiger.slide_generator import draw_slide
+def generate(path: str, height: str, width: str, seed: str) -> dict[str, float]:
+    from mtl.data.families.tiger.slide_generator import generate_slide
 
     started = time.perf_counter()
     if not Path(path).is_file():
-        draw_slide(Path(path), (int(height), int(width)), int(seed))
+        generate_slide(Path(path), (int(height), int(width)), int(seed))
     return {"seconds": time.perf_counter() - started}
 
 
@@ -208,8 +208,8 @@ def predict(limit: float, words: list[str]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--draw"]:
-        print(json.dumps(draw(*sys.argv[2:])))
+    if sys.argv[1:2] == ["--generate"]:
+        print(json.dumps(generate(*sys.argv[2:])))
     elif sys.argv[1:2] == ["--measure"]:
         print(json.dumps(predict(float(sys.argv[2]), sys.argv[3:])))
     else:

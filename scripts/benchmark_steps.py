@@ -37,18 +37,18 @@ TARGET = 1.03
 # -- what is measured ------------------------------------------------------------------------------------------------------
 
 
-def draw_images(family: str, folder: Path, images: int, width: int) -> Path:
-    """Draw a data set of a family.
+def generate_images(family: str, folder: Path, images: int, width: int) -> Path:
+    """Generate a data set of a family.
 
     Raises:
         ConfigError: There is no generator for the family.
     """
-    from mtl.data.families.malaria.generator import draw_malaria, draw_malaria_cells
+    from mtl.data.families.malaria.generator import generate_malaria, generate_malaria_cells
 
     if family == "malaria":
-        draw_malaria(folder, patients=max(4, images // 2), fields=2, seed=0, width=width)
+        generate_malaria(folder, patients=max(4, images // 2), fields=2, seed=0, width=width)
     elif family == "malaria_cells":
-        draw_malaria_cells(folder, patients=6, cells=max(8, images // 6), seed=0)
+        generate_malaria_cells(folder, patients=6, cells=max(8, images // 6), seed=0)
     else:
         raise ConfigError(f"There are no synthetic images for `{family}`: give data.root=<folder>.")
     return folder

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The main job on generated data: draw smears in the native layout, train, evaluate, predict. Minutes on two cores.
+# The main job on generated data: generate smears in the native layout, train, evaluate, predict. Minutes on two cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python="${PYTHON:-python}"

@@ -19,60 +19,60 @@ import pytest
 @pytest.fixture(scope="session")
 def smears(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six patients with two small fields each, in the native layout of the malaria family."""
-    from mtl.data.families.malaria.generator import draw_malaria
+    from mtl.data.families.malaria.generator import generate_malaria
 
     folder = tmp_path_factory.mktemp("data") / "smears"
-    draw_malaria(folder, patients=6, fields=2, seed=3, width=640)
+    generate_malaria(folder, patients=6, fields=2, seed=3, width=640)
     return folder
 
 
 @pytest.fixture(scope="session")
 def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Single-cell crops of eight patients, in the native layout of the malaria_cells family."""
-    from mtl.data.families.malaria.generator import draw_malaria_cells
+    from mtl.data.families.malaria.generator import generate_malaria_cells
 
     folder = tmp_path_factory.mktemp("data") / "cells"
-    draw_malaria_cells(folder, patients=8, cells=6, seed=3)
+    generate_malaria_cells(folder, patients=8, cells=6, seed=3)
     return folder
 
 
 @pytest.fixture(scope="session")
 def retinas(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twenty retinal photographs of ten people, in the native layout of the idrid family."""
-    from mtl.data.families.idrid.generator import draw_idrid
+    from mtl.data.families.idrid.generator import generate_idrid
 
     folder = tmp_path_factory.mktemp("data") / "retinas"
-    draw_idrid(folder, patients=10, fields=2, seed=3, width=192)
+    generate_idrid(folder, patients=10, fields=2, seed=3, width=192)
     return folder
 
 
 @pytest.fixture(scope="session")
 def lesions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """24 skin images of twelve people, 8 with a mask, in the native layout of the skin family with two attributes."""
-    from mtl.data.families.skin.generator import draw_skin
+    from mtl.data.families.skin.generator import generate_skin
 
     folder = tmp_path_factory.mktemp("data") / "lesions"
-    draw_skin(folder, patients=12, fields=2, seed=3, width=64)
+    generate_skin(folder, patients=12, fields=2, seed=3, width=64)
     return folder
 
 
 @pytest.fixture(scope="session")
 def brains(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six volumes of eight small slices with four sequences, and 22 pictures, in the native layouts of the brain family."""
-    from mtl.data.families.brain.generator import draw_brain
+    from mtl.data.families.brain.generator import generate_brain
 
     folder = tmp_path_factory.mktemp("data") / "brains"
-    draw_brain(folder, patients=6, fields=8, seed=3, width=64)
+    generate_brain(folder, patients=6, fields=8, seed=3, width=64)
     return folder
 
 
 @pytest.fixture(scope="session")
 def regions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """18 regions of six slides in the native layout of the tiger family; of 13 with cells 2 are not listed, 3 have none."""
-    from mtl.data.families.tiger.generator import draw_tiger
+    from mtl.data.families.tiger.generator import generate_tiger
 
     folder = tmp_path_factory.mktemp("data") / "regions"
-    draw_tiger(folder, patients=6, fields=3, seed=3, width=128)
+    generate_tiger(folder, patients=6, fields=3, seed=3, width=128)
     return folder
 
 
@@ -80,9 +80,9 @@ def regions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiled slide 900 pixels wide and 700 high, `images/105S.tif`; its tissue mask and truth lie in folders beside."""
     pytest.importorskip("tifffile", reason="slides need the extra `slides`")
-    from mtl.data.families.tiger.slide_generator import draw_slide
+    from mtl.data.families.tiger.slide_generator import generate_slide
 
-    return draw_slide(tmp_path_factory.mktemp("data") / "images" / "105S.tif", (700, 900), seed=3, tile=256)
+    return generate_slide(tmp_path_factory.mktemp("data") / "images" / "105S.tif", (700, 900), seed=3, tile=256)
 
 
 @pytest.fixture(scope="session")

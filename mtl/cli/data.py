@@ -12,10 +12,10 @@ from mtl.config.parts import validate
 from mtl.config.schema import DataConfig
 from mtl.config.verbs import DataToolConfig, SynthConfig
 from mtl.core.errors import ConfigError, unknown
-from mtl.core.registry import SOURCES
+from mtl.core.registry import DATA_FAMILIES
 
 TOOLS = {
-    "synth": "draw a small data set in the native layout: output=<folder> patients=8 fields=5",
+    "synth": "generate a small data set in the native layout: output=<folder> patients=8 fields=5",
     "check": "read everything and report what is wrong",
     "stats": "write a table and figures: output=<folder>",
     "show": "write samples with their annotations drawn in: output=<folder> count=6",
@@ -31,11 +31,8 @@ def run(words: list[str]) -> int:
         raise ConfigError(problems)
     if wants_help(words) or not names:
         tools = [f"  {name:<8} {text}" for name, text in TOOLS.items()]
-        print(
-            "\n".join(
-                ["usage: mtl data <tool> <family> [key=value ...]", "", *tools, "", f"families: {', '.join(SOURCES.names())}"]
-            )
-        )
+        families = f"families: {', '.join(DATA_FAMILIES.names())}"
+        print("\n".join(["usage: mtl data <tool> <family> [key=value ...]", "", *tools, "", families]))
         if names and names[0] in TOOLS:
             print("\n" + config_help("data_synth" if names[0] == "synth" else "data_tool"))
         return 0
@@ -43,7 +40,7 @@ def run(words: list[str]) -> int:
     if tool not in TOOLS:
         raise ConfigError(unknown("data tool", tool, TOOLS))
     if len(names) != 2 or names[1] not in choices("data"):
-        raise ConfigError(unknown("data family", names[1] if len(names) > 1 else "", SOURCES.names(), f"mtl data {tool}"))
+        raise ConfigError(unknown("data family", names[1] if len(names) > 1 else "", DATA_FAMILIES.names(), f"mtl data {tool}"))
     if tool == "synth":
         return _synth(names[1], load_config("data_synth", overrides, SynthConfig))
     composed, problems = compose("data_tool", [f"data={names[1]}", *overrides])
@@ -61,8 +58,8 @@ def run(words: list[str]) -> int:
 def _synth(family: str, settings: dict[str, Any]) -> int:
     output = Path(settings.pop("output"))
     del settings["plugins"]  # known by now
-    source: Any = SOURCES.get(family)
-    source.draw(output, **settings)
+    family_class: Any = DATA_FAMILIES.get(family)
+    family_class.generate(output, **settings)
     print(output)
     return 0
 

@@ -10,7 +10,7 @@ HELP_FLAGS = frozenset({"-h", "--help"})
 
 
 def wants_help(words: list[str]) -> bool:
-    """Say whether the user asked for help."""
+    """Return whether the user asked for help."""
     return bool(HELP_FLAGS.intersection(words))
 
 

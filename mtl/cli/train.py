@@ -8,7 +8,7 @@ from typing import Any
 
 from mtl.cli.help import verb_help, wants_help
 from mtl.cli.main import HYDRA_FLAGS
-from mtl.config.compose import configs_folder, plain, prepare_overrides, take_plugins, unknown_stages
+from mtl.config.compose import configs_folder, prepare_overrides, resolved, take_plugins, unknown_stages
 from mtl.config.plan import Plan
 from mtl.core.errors import ConfigError
 
@@ -49,7 +49,7 @@ def _through_hydra(words: list[str]) -> int:
 
     def job(config: Any) -> None:
         take_plugins(overrides)  # a launcher may run this in another process
-        _train(Plan.from_config(plain(config)))
+        _train(Plan.from_config(resolved(config)))
 
     hydra.main(version_base="1.3", config_path=str(configs_folder()), config_name="train")(job)()
     return 0

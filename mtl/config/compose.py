@@ -158,7 +158,7 @@ def compose(config_name: str, overrides: list[str]) -> tuple[dict[str, Any], lis
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(configs_folder()), version_base="1.3"):
-            return plain(hydra_compose(config_name, overrides=[quoted(override) for override in ready])), problems
+            return resolved(hydra_compose(config_name, overrides=[quoted(override) for override in ready])), problems
     except (HydraException, OmegaConfBaseException) as error:
         return {}, problems or [hydra_sentence(error, config_name)]
 
@@ -182,7 +182,7 @@ def unknown_stages(config_name: str, overrides: list[str]) -> list[str]:
     return [f"{unknown('stage', name, described, 'stages')} {hint}" for name in names if name not in described]
 
 
-def plain(config: Any) -> dict[str, Any]:
+def resolved(config: Any) -> dict[str, Any]:
     """Turn an omegaconf node into dicts and lists with all references resolved."""
     from omegaconf import OmegaConf
 
@@ -199,7 +199,7 @@ def _without_missing(value: Any) -> Any:
 
 
 def hydra_sentence(error: Exception, config_name: str) -> str:
-    """Word a composition error of Hydra as one line."""
+    """Return a composition error of Hydra as one line."""
     text = " ".join(str(error).split())
     missing = re.search(r"You must specify '(\w+)'", text)
     if missing:

@@ -18,7 +18,7 @@ from mtl.core import plugins
 from mtl.core.errors import ConfigError, MtlError, unknown
 from mtl.core.family import DataFamily
 from mtl.core.parts import ENCODER, neck_chain
-from mtl.core.registry import ADAPTERS, BALANCERS, ENCODERS, HEADS, NECKS, SCHEDULERS, SOURCES, STUDY_METRICS, Registry
+from mtl.core.registry import ADAPTERS, BALANCERS, DATA_FAMILIES, ENCODERS, HEADS, NECKS, SCHEDULERS, STUDY_METRICS, Registry
 from mtl.core.task import TaskSpec, higher_is_better
 
 ANY_KIND = "any"
@@ -26,7 +26,7 @@ NECK_KEYS = frozenset({"shared", "features"})
 DATA_KEYS = frozenset(DataGenericConfig.model_fields)
 # Sections that are one part, and sections that hold several by name.
 SECTIONS: tuple[tuple[Registry, str], ...] = (
-    (ENCODERS, "backbone"), (ADAPTERS, "peft"), (BALANCERS, "balancer"), (SCHEDULERS, "scheduler"), (SOURCES, "data"),
+    (ENCODERS, "backbone"), (ADAPTERS, "peft"), (BALANCERS, "balancer"), (SCHEDULERS, "scheduler"), (DATA_FAMILIES, "data"),
 )  # fmt: skip
 GROUPS_OF_PARTS: tuple[tuple[Registry, str], ...] = ((NECKS, "necks"), (HEADS, "heads"), (STUDY_METRICS, "study_metrics"))
 
@@ -108,14 +108,14 @@ def stored_config(values: dict[str, Any], where: str) -> RunConfig:
 
 def check_data(config: Any, where: str = "data") -> tuple[dict[str, Any], list[str]]:
     """Check the `data` section: generic keys by the schema, the others by the family's signature."""
-    data, problems = check_part(SOURCES, config, where, extra=DATA_KEYS)
+    data, problems = check_part(DATA_FAMILIES, config, where, extra=DATA_KEYS)
     generic, found = validate(DataGenericConfig, {key: data[key] for key in DATA_KEYS if key in data}, where)
     return {**data, **generic}, problems + found
 
 
 def build_family(data: DataConfig) -> DataFamily:
     """Build the reader that a `data` section describes; what it finds out about files lies beside the image cache."""
-    family = SOURCES.build(data.part, where="data")
+    family = DATA_FAMILIES.build(data.part, where="data")
     assert isinstance(family, DataFamily)
     family.memo_folder = data.cache.place
     return family

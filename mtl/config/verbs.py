@@ -58,7 +58,7 @@ class PredictConfig(Strict):
 
 
 class SynthConfig(Strict):
-    """`mtl data synth`: draw a small data set in the native layout."""
+    """`mtl data synth`: generate a small data set in the native layout."""
 
     output: str
     patients: PositiveInt = 8

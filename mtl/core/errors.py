@@ -60,7 +60,7 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 
 
 def unknown(what: str, name: str, valid: Iterable[str], where: str = "") -> str:
-    """Word the sentence for a name that is not among the valid ones.
+    """Return the sentence for a name that is not among the valid ones.
 
     Args:
         what: Kind of thing, for example `head`.

@@ -50,7 +50,7 @@ class Measure:
 class DataFamily(ABC):
     """Reads one data set in its native layout.
 
-    Sub-classes are registered with `@SOURCES.register("name")` and take keyword-only arguments (the keys of `data.*` in
+    Sub-classes are registered with `@DATA_FAMILIES.register("name")` and take keyword-only arguments (the keys of `data.*` in
     YAML). The constructor touches no file; `records()` raises `DataError` when the folder is missing or unusable.
 
     What a family says about itself without any setting are constants of its class, written as literals, since some are read
@@ -163,10 +163,10 @@ class DataFamily(ABC):
         return group.casefold()
 
     @classmethod
-    def draw(
+    def generate(
         cls, output: Path, *, patients: int, fields: int, seed: int, width: int | None, kind: str | None, overwrite: bool
     ) -> None:
-        """Draw a small data set in the native layout (`mtl data synth`); families without a generator refuse.
+        """Generate a small data set in the native layout (`mtl data synth`); families without a generator refuse.
 
         Args:
             output: New folder.

@@ -79,7 +79,7 @@ def write_table(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence
 
 
 def table_text(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    """Return rows as CSV text; a column that a row lacks is an empty cell.
+    """Return rows as CSV text; a column that a row lacks is left empty.
 
     Raises:
         ValueError: A row has another column.

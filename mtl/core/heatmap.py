@@ -1,4 +1,4 @@
-"""The one place that draws targets around points, so that loss, metric and figures mean the same map.
+"""The one place that renders targets around points, so that loss, metric and figures mean the same map.
 
 Points are marked in an empty map, and the marks are spread by shifting the map. Nothing loops over points or asks the device
 for a value, so that a training step does not wait, and nothing is added up in an order that could differ.
@@ -13,18 +13,18 @@ if TYPE_CHECKING:
 
 
 def render_heatmap(points: Tensor, labels: Tensor, classes: int, size: tuple[int, int], stride: float, sigma: float) -> Tensor:
-    """Draw one Gaussian per point; where several overlap the maximum counts.
+    """Render one Gaussian per point; where several overlap the maximum counts.
 
-    The centre is the cell that contains the point, so every peak is exactly 1; the Gaussian is cut at 3 sigma (7 x 7 cells
-    for sigma 1), so a map without points is exactly zero.
+    The centre is the map pixel that contains the point, so every peak is exactly 1; the Gaussian is cut at 3 sigma (7 x 7 map
+    pixels for sigma 1), so a map without points is exactly zero.
 
     Args:
         points: [N, 2] (x, y) in pixels of the raster that the map covers.
         labels: [N] int64 channel of each point.
         classes: Number of channels K.
         size: (height, width) of the map.
-        stride: Raster pixels per map cell.
-        sigma: Standard deviation in map cells.
+        stride: Raster pixels per map pixel.
+        sigma: Standard deviation in map pixels.
 
     Returns:
         [K, height, width] float32 in [0, 1].
@@ -66,12 +66,12 @@ def render_shapes(points: Tensor, labels: Tensor, classes: int, size: tuple[int,
 
 
 def _mark(points: Tensor, labels: Tensor, classes: int, size: tuple[int, int], stride: float, reach: int) -> Tensor:
-    """Return [K, height + 2 reach, width + 2 reach]: 1 in the cells that contain a point of the channel, else 0."""
+    """Return [K, height + 2 reach, width + 2 reach]: 1 in the map pixels that contain a point of the channel, else 0."""
     import torch
 
     height, width = size[0] + 2 * reach, size[1] + 2 * reach
-    cells = torch.div(points.float(), stride).floor().long() + reach
-    x, y = cells[:, 0], cells[:, 1]
+    marked = torch.div(points.float(), stride).floor().long() + reach
+    x, y = marked[:, 0], marked[:, 1]
     shown = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     beyond = classes * height * width  # what is too far away to be seen is marked behind the end
     index = torch.where(shown, (labels * height + y) * width + x, beyond)

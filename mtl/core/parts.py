@@ -9,7 +9,7 @@ ENCODER = "encoder"  # as a source of features; every other one is a neck
 
 
 def covers(name: str, part: str) -> bool:
-    """Say whether a name used in settings (`head`) means a part (`head.presence`)."""
+    """Return whether a name used in settings (`head`) means a part (`head.presence`)."""
     return part == name or part.startswith(f"{name}.")
 
 

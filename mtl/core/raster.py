@@ -27,9 +27,9 @@ def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if hard.shape == tuple(size):
         return hard
     shrinks = size[0] < hard.shape[0] or size[1] < hard.shape[1]
-    kind = cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST_EXACT
-    # As float, since the share of one pixel in a large cell would be rounded away in 8 bits.
-    return cv2.resize(hard.astype(np.float32), (size[1], size[0]), interpolation=kind) > 0
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST_EXACT
+    # As float, since the share of one pixel in a large one would be rounded away in 8 bits.
+    return cv2.resize(hard.astype(np.float32), (size[1], size[0]), interpolation=interpolation) > 0
 
 
 def content_in(window: Window, size: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -49,7 +49,7 @@ def content_in(window: Window, size: tuple[int, int]) -> tuple[int, int, int, in
 
 
 def cut_to_working(channel: np.ndarray, window: Window, stride: float) -> np.ndarray:
-    """Enlarge a [h, w] map with cells of `stride` working pixels and cut what reaches over the edge of the working raster."""
+    """Enlarge a [h, w] map with `stride` working pixels per map pixel, and cut what reaches over the edge of the raster."""
     height, width = window.working_size
     full = resize_map(channel, (round(channel.shape[0] * stride), round(channel.shape[1] * stride)))
     return full[:height, :width]
@@ -62,7 +62,7 @@ def to_original(channel: np.ndarray, window: Window, size: tuple[int, int] | Non
         channel: [h, w] float.
         window: Any window of the image.
         size: (height, width) of the result, a picture of the whole original; None takes the original's own size.
-        stride: Working pixels per cell; the last cells may reach over the edge.
+        stride: Working pixels per map pixel; the last ones may reach over the edge.
 
     Returns:
         [H, W] float32; zero where the working raster shows nothing (a border that was cut off).

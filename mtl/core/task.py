@@ -164,10 +164,10 @@ class TaskSpec:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TaskSpec:
         """Rebuild a spec from `to_dict`; what an earlier release did not store has its default."""
-        plain = dict(values)
+        given = dict(values)
         for key in ("classes", "unremarkable"):
-            plain[key] = tuple(plain.get(key, ()))
+            given[key] = tuple(given.get(key, ()))
         for key in ("members", "labels"):
-            plain[key] = tuple(tuple(entries) for entries in plain.get(key, ()))
-        plain["colours"] = tuple(None if colour is None else tuple(colour) for colour in plain.get("colours", ()))
-        return cls(**plain)
+            given[key] = tuple(tuple(entries) for entries in given.get(key, ()))
+        given["colours"] = tuple(None if colour is None else tuple(colour) for colour in given.get("colours", ()))
+        return cls(**given)

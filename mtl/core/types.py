@@ -161,7 +161,7 @@ class Record:
     case: str = ""
 
     def knows(self, label: str) -> bool:
-        """Say whether a label (`objects`, `mask:<name>`, `class:<name>`) of this sample is known."""
+        """Return whether a label (`objects`, `mask:<name>`, `class:<name>`) of this sample is known."""
         return self.labels is None or label in self.labels
 
 

@@ -19,7 +19,7 @@ class Layers:
         boxes: (name of the class, [N, 4] boxes), back to front.
         masks: (name, [h, w] bool at any resolution).
         heat: [h, w] float in [0, 1] at any resolution, or None.
-        heat_extent: (height, width) that the heat covers; its last cells may reach over the edge of the image.
+        heat_extent: (height, width) that the heat covers; its last map pixels may reach over the edge of the image.
         points: [N, 2].
         dots: (name of the class, [N, 2] points).
         dot_radius: Radius of a dot as a fraction of the width: the distance below which two points would be one object.

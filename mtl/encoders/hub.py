@@ -45,7 +45,7 @@ def fetch(architecture: str) -> Path:
 
 
 def unavailable(architecture: str, reason: str) -> CheckpointError:
-    """Word the error for weights that cannot be had."""
+    """Return the error for weights that cannot be had."""
     return CheckpointError(
         f"The published weights of `{architecture}` are neither in the local cache nor could they be downloaded ({reason}). "
         "Give a local file with `backbone.weights=<file>` (.safetensors, .pth or an mtl checkpoint), or start from scratch "
@@ -54,7 +54,7 @@ def unavailable(architecture: str, reason: str) -> CheckpointError:
 
 
 def reachable(url: str | None) -> bool:
-    """Tell within `TIMEOUT_SECONDS` whether a server answers; proxies of the environment are respected."""
+    """Return whether a server answers within `TIMEOUT_SECONDS`; proxies of the environment are respected."""
     if not url:
         return False
     answered: list[bool] = []

@@ -66,6 +66,6 @@ def spelled(name: str) -> str:
 
 
 def under(name: str, prefix: str) -> bool:
-    """Tell whether a module or parameter is `prefix` itself or lies inside it."""
+    """Return whether a module or parameter is `prefix` itself or lies inside it."""
     name, prefix = canonical(name), canonical(prefix)
     return name == prefix or name.startswith(prefix + ".")

@@ -121,7 +121,7 @@ def _from_source(evaluator: Evaluator, task: str, statistics: TrainingStatistics
 
 
 def source_notes(tasks: dict[str, dict[str, Any]], baseline: dict[str, dict[str, Any]]) -> list[str]:
-    """Say which classification tasks are not solved better than by knowing the source.
+    """Return notes on classification tasks that are not solved better than by knowing the source.
 
     Args:
         tasks: `tasks` of `metrics.json`.

@@ -11,7 +11,7 @@ from mtl.config.plan import Plan
 from mtl.core.types import ImageResult, Record
 from mtl.data.pipeline.datamodule import MultiTaskDataModule
 from mtl.evaluation.baselines import count_training
-from mtl.evaluation.cases import CaseKeeper
+from mtl.evaluation.examples import ExampleKeeper
 from mtl.kinds.base import TrainingStatistics
 from mtl.metrics.evaluator import Evaluator
 from mtl.metrics.til import TilScore
@@ -52,7 +52,7 @@ class Evaluation:
         datamodule: Gives the images for figures.
         split: The split that was scored.
         notes: What a reader of the figures must know.
-        cases: The images kept for the report.
+        examples: The images kept for the report.
     """
 
     summary: dict[str, Any]
@@ -62,12 +62,12 @@ class Evaluation:
     datamodule: MultiTaskDataModule
     split: str
     notes: list[str]
-    cases: CaseKeeper
+    examples: ExampleKeeper
 
     @property
     def results(self) -> dict[str, tuple[ImageResult, ImageResult]]:
         """By sample id, (prediction, truth) of the images kept for the report."""
-        return self.cases.results
+        return self.examples.results
 
 
 def training_statistics(datamodule: MultiTaskDataModule, plan: Plan, evaluator: Evaluator) -> TrainingStatistics:
@@ -75,7 +75,7 @@ def training_statistics(datamodule: MultiTaskDataModule, plan: Plan, evaluator: 
 
     For another folder than that of the training run its own images stand in; the baseline is then a little too good.
     """
-    records = datamodule.drawn_records if datamodule.has_split else datamodule.records
+    records = datamodule.training_records if datamodule.has_split else datamodule.records
     study = plan.config.study_metrics.items()
     percentages = {name: (metric["infected"], metric["healthy"]) for name, metric in study if "infected" in metric}
     means = _mean_scores(datamodule, evaluator, records)
@@ -88,7 +88,7 @@ def _mean_scores(datamodule: MultiTaskDataModule, evaluator: Evaluator, records:
     for name, metric in evaluator.study.items():
         if isinstance(metric, TilScore):
             both = [r.sample_id for r in records if all(r.knows(evaluator.specs[task].label) for task in metric.tasks)]
-            images = datamodule.plain("train" if datamodule.has_split else "all") if both else None
+            images = datamodule.unaugmented("train" if datamodule.has_split else "all") if both else None
             mean = metric.mean_of_truth(images.truth(sample_id) for sample_id in both) if images else float("nan")
             means |= {name: mean} if np.isfinite(mean) else {}
     return means
@@ -106,7 +106,7 @@ def budget(plan: Plan, datamodule: MultiTaskDataModule) -> int | None:
 
 
 def result_lines(metrics: dict[str, Any]) -> str:
-    """Word the main figures: per task the primary metrics, their interval and the baseline."""
+    """Return the main figures as lines of text: per task the primary metrics, their interval and the baseline."""
     lines = [f"{metrics['split']} split, {metrics['n_samples']} images, score {_number(metrics['score'])}"]
     for task, values in metrics["tasks"].items():
         lines.append(f"  {task}: {_figures(main_metrics(values['ci95']), values, metrics['baseline'].get(task))}")

@@ -126,9 +126,9 @@ def delta_m(ours: dict[str, float], reference: dict[str, float], specs: dict[str
 
 
 def rows_to_csv(rows: list[dict[str, Any]]) -> str:
-    """Return the rows of `comparison_table` as CSV text; undefined numbers are empty cells."""
-    cells = ({key: "" if isinstance(v, float) and not np.isfinite(v) else v for key, v in row.items()} for row in rows)
-    return table_text(cells, FIELDS)
+    """Return the rows of `comparison_table` as CSV text; undefined numbers are empty."""
+    shown = ({key: "" if isinstance(v, float) and not np.isfinite(v) else v for key, v in row.items()} for row in rows)
+    return table_text(shown, FIELDS)
 
 
 # -- numbers -----------------------------------------------------------------------------------------------------------

@@ -64,10 +64,10 @@ def describe_stages(model: MultiTaskModel, plan: Plan) -> dict[str, Any]:
     """
     found = []
     for stage in (stage for stage in plan.stages if stage.name):
-        model.rest(stage.tasks, stage.freeze)
+        model.train_only(stage.tasks, stage.freeze)
         trainable = count_parameters(model)["trainable"]
         found.append({"name": stage.name, "text": stage.describe(), "trainable": trainable})
-    model.rest(plan.config.tasks)
+    model.train_only(plan.config.tasks)
     return {"stages": found} if found else {}
 
 
@@ -117,10 +117,10 @@ def render(description: dict[str, Any]) -> str:
 def _sections(model: nn.Module) -> dict[str, nn.Module]:
     """Name the encoder (backbone and adapters together), the necks and the heads; otherwise as the optimizer's parts."""
     named: dict[str, nn.Module] = {"encoder": model.get_submodule("encoder")}
-    for kind in ("neck", "head"):
-        for name, module in model.get_submodule(f"{kind}s").named_children():
+    for section in ("neck", "head"):
+        for name, module in model.get_submodule(f"{section}s").named_children():
             copies = module.items() if isinstance(module, nn.ModuleDict) else []  # a neck that its heads do not share
-            named |= {f"{kind}.{name}.{task}": copy for task, copy in copies} or {f"{kind}.{name}": module}
+            named |= {f"{section}.{name}.{task}": copy for task, copy in copies} or {f"{section}.{name}": module}
     return named
 
 

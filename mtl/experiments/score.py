@@ -16,7 +16,7 @@ from mtl.core.errors import TrainingError
 from mtl.core.plugins import use
 from mtl.data.pipeline.datamodule import MultiTaskDataModule
 from mtl.evaluation.baselines import baseline_summary, source_notes
-from mtl.evaluation.cases import CaseKeeper
+from mtl.evaluation.examples import ExampleKeeper
 from mtl.evaluation.results import OWN_SPLIT_NOTES, Evaluation, budget, result_lines, separation, training_statistics
 from mtl.inference.scoring import WholeImageScorer
 from mtl.metrics.evaluator import Evaluator
@@ -117,9 +117,9 @@ def score_stages(plan: Plan, run_dir: Path, device: str, datamodule: MultiTaskDa
     for stage in (stage for stage in plan.stages if stage.name):
         before = trained.get(stage.start, trained_in(stage.start) if stage.from_file else [])
         trained[stage.name] = [task for task in plan.config.tasks if task in before or task in stage.tasks]
-        # No report is drawn, so that no cases need be kept.
+        # No report is drawn, so that no examples need be kept.
         loaded = load_model(RunFolder(run_dir).stage(stage.name), device)
-        tasks = score(loaded, "test", cases=0, plan=plan, datamodule=datamodule).summary["tasks"]
+        tasks = score(loaded, "test", examples=0, plan=plan, datamodule=datamodule).summary["tasks"]
         found[stage.name] = {
             "epochs": sum(row.get("stage") == stage.name for row in rows),
             "tasks": trained[stage.name],
@@ -133,13 +133,13 @@ def score(
     loaded: LoadedModel,
     split: str,
     bootstrap: int | None = None,
-    cases: int | None = None,
+    examples: int | None = None,
     plan: Plan | None = None,
     datamodule: MultiTaskDataModule | None = None,
 ) -> Evaluation:
     """Predict and score every image of a split; arguments as in `evaluate`.
 
-    `cases` overrides `evaluation.cases`; `plan` is that of the run, or of its evaluation on other data, and made here where
+    `examples` overrides `evaluation.cases`; `plan` is that of the run, or of its evaluation on other data, and made here where
     None; `datamodule` is that of another evaluation with the same data and preprocessing.
 
     The thresholds are those in the checkpoint, chosen on validation; nothing here chooses one.
@@ -153,7 +153,7 @@ def score(
     evaluator = build_evaluator(plan, model.specs)
     if settings.hd95:
         evaluator.measure_surfaces(loaded.thresholds)
-    kept = _run(loaded, datamodule, split, evaluator, settings.cases if cases is None else cases)
+    kept = _run(loaded, datamodule, split, evaluator, settings.cases if examples is None else examples)
     evaluator.finish()
     resamples = settings.bootstrap if bootstrap is None else bootstrap
     summary = evaluator.summary(loaded.thresholds, resamples)
@@ -163,17 +163,19 @@ def score(
     return Evaluation(summary, evaluator, loaded, plan, datamodule, split, notes, kept)
 
 
-def _run(loaded: LoadedModel, datamodule: MultiTaskDataModule, split: str, evaluator: Evaluator, count: int) -> CaseKeeper:
+def _run(loaded: LoadedModel, datamodule: MultiTaskDataModule, split: str, evaluator: Evaluator, count: int) -> ExampleKeeper:
     """Predict and score every image of the split; keep the `count` worst and best ones for the report."""
-    cases = CaseKeeper(evaluator, loaded.thresholds, count)
-    scorer = WholeImageScorer(loaded.model, evaluator, datamodule.plain(split).truth, cases if cases.count else None)
+    examples = ExampleKeeper(evaluator, loaded.thresholds, count)
+    scorer = WholeImageScorer(
+        loaded.model, evaluator, datamodule.unaugmented(split).truth, examples if examples.count else None
+    )
     device = next(loaded.model.parameters()).device
     loader = datamodule.evaluation_dataloader(split)
     with torch.inference_mode():
         for batch in track(loader, description=f"scoring {split}", transient=True, disable=not sys.stdout.isatty()):
             batch = batch.to(device)
             scorer.update(loaded.model(batch.images), batch)
-    return cases
+    return examples
 
 
 def _choose_split(datamodule: MultiTaskDataModule, loaded: LoadedModel, split: str) -> tuple[str, list[str]]:

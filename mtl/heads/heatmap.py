@@ -27,12 +27,12 @@ class HeatmapBase(Head):
         channels: Channels of the maps.
         strides: Strides of the maps.
         loss: The loss (a name and its keys); it sees the map, not logits.
-        stride: Network pixels per cell of the heatmap.
-        sigma: Standard deviation of a target peak, in cells.
-        peak_window: A peak is the largest cell of this (odd) window around it.
+        stride: Network pixels per map pixel of the heatmap.
+        sigma: Standard deviation of a target peak, in map pixels.
+        peak_window: A peak is the largest map pixel of this (odd) window around it.
         score_threshold: Lowest peak that `decode` returns.
         max_peaks: Most peaks per image.
-        refine: Move a peak within its cell by a parabola through the logarithm of its neighbours.
+        refine: Move a peak within its map pixel by a parabola through the logarithm of its neighbours.
     """
 
     kind = "heatmap"
@@ -52,7 +52,7 @@ class HeatmapBase(Head):
     ) -> None:
         super().__init__(spec, channels, strides)
         if peak_window % 2 == 0:
-            raise ConfigError(f"`heads.{spec.name}.peak_window`: expected an odd number of cells, found {peak_window}.")
+            raise ConfigError(f"`heads.{spec.name}.peak_window`: expected an odd number of map pixels, found {peak_window}.")
         self.criterion = build_loss(loss, spec)
         self.stride = stride
         self.sigma = sigma
@@ -66,15 +66,15 @@ class HeatmapBase(Head):
         return -(-image_size[0] // self.stride), -(-image_size[1] // self.stride)
 
     def loss(self, output: Output, target: list[dict[str, Tensor]], present: Tensor) -> dict[str, Tensor]:
-        """Draw the labelled rows' targets from their points and compare."""
+        """Render the labelled rows' targets from their points and compare."""
         heatmap = output["heatmap"]
         truth = torch.zeros_like(heatmap, dtype=torch.float32)
         for row, labelled in enumerate(present.tolist()):
             if labelled:
-                truth[row] = self.draw(target[row], heatmap.shape[-2:])
+                truth[row] = self.render(target[row], heatmap.shape[-2:])
         return {"heatmap": labelled_loss(self.criterion, heatmap, truth, present)}
 
-    def draw(self, target: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
+    def render(self, target: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
         """Return the target [K, h, w] of one row."""
         return render_heatmap(target["points"], target["labels"], len(self.spec.classes), size, self.stride, self.sigma)
 
@@ -85,38 +85,38 @@ class HeatmapBase(Head):
         constants = {"stride": heatmap.new_tensor(float(self.stride)), "sigma": heatmap.new_tensor(float(self.sigma))}
         found = find_peaks(heatmap, self.peak_window, self.score_threshold, self.max_peaks, self.refine)
         return [
-            {"heatmap": row, "points": cells * self.stride, "scores": scores, "labels": labels, **constants}
-            for row, (cells, scores, labels) in zip(heatmap, found, strict=True)
+            {"heatmap": row, "points": places * self.stride, "scores": scores, "labels": labels, **constants}
+            for row, (places, scores, labels) in zip(heatmap, found, strict=True)
         ]
 
 
-def find_peaks(heatmap: Tensor, window: int, threshold: float, limit: int, refine: bool) -> list[tuple[Tensor, Tensor, Tensor]]:
+def find_peaks(heatmap: Tensor, side: int, threshold: float, limit: int, refine: bool) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Find local maxima.
 
     Args:
         heatmap: [B, K, h, w] float32.
-        window: Odd side of the neighbourhood in cells.
+        side: Odd side of the neighbourhood in map pixels.
         threshold: Lowest value of a peak.
         limit: Most peaks per row.
-        refine: Estimate the position within the cell.
+        refine: Estimate the position within the map pixel.
 
     Returns:
-        Per row: [N, 2] (x, y) in cells, the middle of the first cell being (0.5, 0.5); [N] values, descending; [N] channels.
+        Per row: [N, 2] (x, y) in map pixels, the middle of the first being (0.5, 0.5); [N] values, descending; [N] channels.
     """
     rows, _, height, width = heatmap.shape
-    # The index of the window's first maximum: on a plateau one cell wins, instead of all.
-    _, winner = F.max_pool2d(heatmap, window, stride=1, padding=window // 2, return_indices=True)
+    # The index of the neighbourhood's first maximum: on a plateau one map pixel wins, instead of all.
+    _, winner = F.max_pool2d(heatmap, side, stride=1, padding=side // 2, return_indices=True)
     own = torch.arange(height * width, device=heatmap.device).view(height, width)
     peaks = torch.where((winner == own) & (heatmap >= threshold), heatmap, -1.0).view(rows, -1)
     values, index = peaks.topk(min(limit, peaks.shape[1]), dim=1)
     found = []
     for row in range(rows):
         flat = index[row][values[row] >= 0].sort().values
-        # Equal values in the order of their cells, whatever topk makes of them.
+        # Equal values in the order of their map pixels, whatever topk makes of them.
         scores, order = peaks[row, flat].sort(descending=True, stable=True)
         flat = flat[order]
-        labels, cell = flat.div(height * width, rounding_mode="floor"), flat % (height * width)
-        y, x = cell.div(width, rounding_mode="floor"), cell % width
+        labels, place = flat.div(height * width, rounding_mode="floor"), flat % (height * width)
+        y, x = place.div(width, rounding_mode="floor"), place % width
         position = torch.stack([x, y], dim=1).float() + 0.5
         if refine:
             position = position + _offset(heatmap[row], labels, y, x)
@@ -185,15 +185,15 @@ class HeatmapHead(HeatmapBase):
         channels: Channels of the maps.
         strides: Strides of the maps; maps finer than the output are left out unless all are.
         loss: The loss (a name and its keys).
-        stride: Network pixels per cell of the heatmap.
-        sigma: Standard deviation of a target peak, in cells.
+        stride: Network pixels per map pixel of the heatmap.
+        sigma: Standard deviation of a target peak, in map pixels.
         width: Channels of the convolutions.
         norm: `group` does not depend on how many images share a batch.
-        prior_probability: Value of every cell before training; peaks are rare.
-        peak_window: A peak is the largest cell of this (odd) window around it.
+        prior_probability: Value of every map pixel before training; peaks are rare.
+        peak_window: A peak is the largest map pixel of this (odd) window around it.
         score_threshold: Lowest peak that `decode` returns.
         max_peaks: Most peaks per image.
-        refine: Estimate a peak's position within its cell.
+        refine: Estimate a peak's position within its map pixel.
     """
 
     def __init__(
@@ -236,11 +236,11 @@ class PublishedHeatmapHead(HeatmapBase):
         channels: Channels of the maps.
         strides: Strides of the maps.
         loss: The loss (a name and its keys).
-        sigma: Standard deviation of a target peak, in cells of 8 pixels.
-        peak_window: A peak is the largest cell of this (odd) window around it.
+        sigma: Standard deviation of a target peak, in map pixels of 8 network pixels.
+        peak_window: A peak is the largest map pixel of this (odd) window around it.
         score_threshold: Lowest peak that `decode` returns.
         max_peaks: Most peaks per image.
-        refine: Estimate a peak's position within its cell.
+        refine: Estimate a peak's position within its map pixel.
     """
 
     def __init__(

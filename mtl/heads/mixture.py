@@ -194,7 +194,7 @@ class MixtureHead(Head):
         return torch.zeros_like(first).scatter(1, order, first)
 
     def _plan(self, kept: Tensor) -> Plan:
-        """Say which expert runs on which rows; the only place that waits for the device."""
+        """Return which expert runs on which rows; the only place that waits for the device."""
         on_host = kept.cpu()
         if self.training:
             # With SyncBatchNorm, processes whose images select different experts would wait for each other forever.

@@ -77,8 +77,8 @@ class RoIPooling(nn.Module):
 
     Args:
         strides: Strides of the maps, powers of two, finest first.
-        resolution: Cells per side of a pooled box.
-        sampling_ratio: Samples per cell and axis.
+        resolution: Bins per side of a pooled box.
+        sampling_ratio: Samples per bin and axis.
     """
 
     def __init__(self, strides: tuple[int, ...], resolution: int, sampling_ratio: int = 2) -> None:

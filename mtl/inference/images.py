@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mtl.core.errors import ConfigError, DataError
-from mtl.core.registry import SOURCES
+from mtl.core.registry import DATA_FAMILIES
 from mtl.data.formats.images import IMAGE_SUFFIXES
 from mtl.data.formats.slides import MASK_ENDING, SLIDE_SUFFIXES, is_slide, is_tissue_mask
 from mtl.data.formats.volumes import SUFFIXES, is_volume
@@ -54,7 +54,7 @@ def find_images(source: str | Path, leave_out: Path | None = None) -> list[Path]
 def endings() -> dict[str, str]:
     """Return by ending of a volume's name its modality, or `LABELS`, as the data families declare them."""
     found: dict[str, str] = {}
-    for entry in SOURCES.entries().values():
+    for entry in DATA_FAMILIES.entries().values():
         found |= {ending: name for name, known in entry.constants.get("volume_endings", {}).items() for ending in known}
         found |= dict.fromkeys(entry.constants.get("label_endings", ()), LABELS)
     return found
@@ -82,8 +82,8 @@ def split_name(path: Path) -> tuple[str, str]:
     """Split `<case>_<modality>.nii[.gz]` into case and modality (or `LABELS`); of other names the second is empty."""
     name = stem(path)
     found = re.fullmatch(r"(.+)[_\-.\s](\w+?)", name)
-    kind = endings().get(found[2].lower()) if found else None
-    return (found[1], kind) if found and kind else (name, "")
+    modality = endings().get(found[2].lower()) if found else None
+    return (found[1], modality) if found and modality else (name, "")
 
 
 def stem(path: Path) -> str:
@@ -138,10 +138,10 @@ def _entries(paths: Iterable[Path]) -> list[Path]:
         if path.suffix.lower() in (*IMAGE_SUFFIXES, *SLIDE_SUFFIXES):
             found += [] if is_tissue_mask(path) else [path]
         elif is_volume(path):
-            case, kind = split_name(path)
-            if not kind:
+            case, modality = split_name(path)
+            if not modality:
                 others.append(path)
-            elif kind != LABELS:
+            elif modality != LABELS:
                 cases[path.parent].add(case)
     found = [path for path in found if not _belongs(path, found)]
     for folder, names in cases.items():

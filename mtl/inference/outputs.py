@@ -115,10 +115,10 @@ class PredictionWriter:
             content = {"image": str(outcome.path), **prediction.to_json()}
             self._rows.writerows(csv_rows(outcome.path, content, self.specs))
             if self.masks:
-                for task, key, kind, pixels in map_images(prediction):
-                    file = f"{name}_{'_'.join(_slug(word) for word in (task, kind, *SUFFIX_OF[key]) if word)}.png"
+                for task, key, class_name, pixels in map_images(prediction):
+                    file = f"{name}_{'_'.join(_slug(word) for word in (task, class_name, *SUFFIX_OF[key]) if word)}.png"
                     write_png(self.folder / file, pixels)
-                    _note(content["tasks"][task], key, kind, file)
+                    _note(content["tasks"][task], key, class_name, file)
             if self.overlays:
                 write_png(self.folder / f"{name}_overlay.png", overlay(outcome.image, prediction))
         target = self.folder / f"{name}.json"
@@ -129,10 +129,10 @@ class PredictionWriter:
         content = prediction.to_json()
         if self.masks:
             for task, masks in prediction.masks.items():
-                for kind, labels in masks.items():
-                    file = f"{name}_{'_'.join(_slug(word) for word in (task, kind) if word)}.nii.gz"
+                for class_name, labels in masks.items():
+                    file = f"{name}_{'_'.join(_slug(word) for word in (task, class_name) if word)}.nii.gz"
                     write_mask(self.folder / file, labels, prediction.case.grid)
-                    _note(content["tasks"][task], "mask", kind, file)
+                    _note(content["tasks"][task], "mask", class_name, file)
         if self.overlays and prediction.shown is not None:
             _, image, slice_prediction = prediction.shown
             write_png(self.folder / f"{name}_overlay.png", overlay(image, slice_prediction))
@@ -148,7 +148,7 @@ class PredictionWriter:
     def __enter__(self) -> PredictionWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, raised: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         # After an error too: the rows of the images that were finished are worth keeping.
         self.close()
 
@@ -174,13 +174,13 @@ def csv_columns(specs: dict[str, TaskSpec], volumes: bool = False, slides: bool 
 
 def csv_rows(path: Path, content: dict[str, Any], specs: dict[str, TaskSpec]) -> list[dict[str, Any]]:
     """Return the rows of one image, of which `content` is the JSON: one per object, or a single one if there is none."""
-    image: dict[str, Any] = {"image": _cell(str(path)), "width": content["width"], "height": content["height"]}
+    image: dict[str, Any] = {"image": _harmless(str(path)), "width": content["width"], "height": content["height"]}
     image |= {f"n_{name}": count for name, count in content.get("counts", {}).items()}
     if content.get("parasitemia") is not None:
         image["parasitemia"] = round(content["parasitemia"], 4)
     rows: list[dict[str, Any]] = []
     for task, entry in content["tasks"].items():
-        image |= rules_of(specs[task]).cells(specs[task], entry)
+        image |= rules_of(specs[task]).column_values(specs[task], entry)
         for number, found in enumerate(entry.get("objects", entry.get("points", [])), start=1):
             row = {"object": number, "task": task, "class": found["class"], "score": found["score"]}
             keys, place = (
@@ -189,7 +189,7 @@ def csv_rows(path: Path, content: dict[str, Any], specs: dict[str, TaskSpec]) ->
             )
             row |= dict(zip(keys, place, strict=True))
             for other in (name for name in found if name in specs):
-                row |= rules_of(specs[other]).cells(specs[other], found[other])
+                row |= rules_of(specs[other]).column_values(specs[other], found[other])
             rows.append(row)
     return [{**image, **row} for row in rows] or [image]
 
@@ -197,7 +197,7 @@ def csv_rows(path: Path, content: dict[str, Any], specs: dict[str, TaskSpec]) ->
 def volume_row(path: Path, prediction: VolumePrediction) -> dict[str, Any]:
     """Return the row of one volume."""
     slices, height, width = prediction.case.grid.size
-    row: dict[str, Any] = {"image": _cell(str(path)), "width": width, "height": height, "slices": slices}
+    row: dict[str, Any] = {"image": _harmless(str(path)), "width": width, "height": height, "slices": slices}
     for task in prediction.masks:
         row |= {f"{task}_{name}_volume_mm3": round(volume, 3) for name, volume in prediction.volumes_mm3(task).items()}
         row |= {f"{task}_{name}_slices": len(found) for name, found in prediction.slices_with(task).items()}
@@ -208,7 +208,7 @@ def volume_row(path: Path, prediction: VolumePrediction) -> dict[str, Any]:
 
 def slide_row(path: Path, summary: dict[str, Any]) -> dict[str, Any]:
     """Return the row of one slide, of which `summary` is the content of its `til-score.json`."""
-    row = {key: summary[key] for key in ("width", "height", *SLIDE_COLUMNS[:2])} | {"image": _cell(str(path))}
+    row = {key: summary[key] for key in ("width", "height", *SLIDE_COLUMNS[:2])} | {"image": _harmless(str(path))}
     if summary["bulk_area_um2"] is not None:  # else all cells count, and `n_<class>` says how many
         row["cells_in_bulk"] = summary["cells"]
     whole, task = summary["width"] * summary["height"] * math.prod(summary["spacing_um"]), summary["settings"]["tissue"]
@@ -226,10 +226,10 @@ def map_images(prediction: Prediction) -> Iterator[tuple[str, str, str, np.ndarr
             yield task, key, name, pixels
 
 
-def _note(entry: dict[str, Any], key: str, kind: str, file: str) -> None:
+def _note(entry: dict[str, Any], key: str, class_name: str, file: str) -> None:
     """Name a file in the JSON entry of its task: as a value, or by class where there are several."""
-    if kind:
-        entry.setdefault(key, {})[kind] = file
+    if class_name:
+        entry.setdefault(key, {})[class_name] = file
     else:
         entry[key] = file
 
@@ -253,6 +253,6 @@ def _slug(name: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in name)
 
 
-def _cell(text: str) -> str:
-    """Keep a spreadsheet from running a file name as a formula."""
+def _harmless(text: str) -> str:
+    """Return a file name that no spreadsheet runs as a formula."""
     return f"'{text}" if text.startswith(SPREADSHEET_FORMULAS) else text

@@ -66,7 +66,7 @@ def overlay(image: np.ndarray, prediction: Prediction, longest: int = 1600) -> n
     return with_legend(side_by_side(panels), layers.legend)
 
 
-def draw_case(
+def draw_example(
     image: np.ndarray,
     tasks: Mapping[str, Arrays],
     specs: Mapping[str, TaskSpec],

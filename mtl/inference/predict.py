@@ -58,9 +58,9 @@ def predict(
     use(plugins)
     predictor = load_predictor(checkpoint, device)
     predictor.batch_size = batch_size
-    kinds = {path: kind_of(path, predictor) for path in paths}
+    forms = {path: form_of(path, predictor) for path in paths}
     slides = None
-    if "slide" in kinds.values():
+    if "slide" in forms.values():
         require_readers()
         settings = SlideConfig(**slide or {})
         slides = SlidePredictor(predictor, settings, file_hash(checkpoint_path(checkpoint)), masks, overlays)
@@ -70,11 +70,11 @@ def predict(
         PredictionWriter(Path(output), paths, predictor.specs, overlays, masks, slides is not None) as writer,
     ):
         bar = progress.add_task("predicting", total=len(paths))
-        for kind, group in groupby(paths, key=kinds.__getitem__):
+        for form, group in groupby(paths, key=forms.__getitem__):
             outcomes: Iterator[Outcome | CaseOutcome | SlideOutcome]
-            if kind == "volume":
+            if form == "volume":
                 outcomes = (predict_case(predictor, path) for path in group)
-            elif kind == "slide":
+            elif form == "slide":
                 assert slides is not None
                 outcomes = _slides(slides, group, writer, progress)
             else:
@@ -87,15 +87,15 @@ def predict(
                     writer.write(outcome)
                     old = isinstance(outcome, SlideOutcome) and outcome.skipped
                     finished += old
-                    done[kind] += not old
+                    done[form] += not old
                 progress.advance(bar)
     before = f"{finished} finished before, " if finished else ""
-    print(f"{_what(set(kinds.values()), done)} predicted, {before}{len(problems)} skipped: {output}")
+    print(f"{_what(set(forms.values()), done)} predicted, {before}{len(problems)} skipped: {output}")
     return problems
 
 
-def kind_of(path: Path, predictor: Predictor) -> str:
-    """Say as what a file is predicted: `volume`, `slide` or `image`.
+def form_of(path: Path, predictor: Predictor) -> str:
+    """Return the form in which a file is predicted: `volume`, `slide` or `image`.
 
     Networks that do not count in microns know no slides: for them a tiled TIFF is an image like any other.
     """
@@ -120,6 +120,6 @@ def _slides(
         yield outcome
 
 
-def _what(kinds: set[str], done: Counter[str]) -> str:
-    names = [f"{done[kind]} {kind}{'' if done[kind] == 1 else 's'}" for kind in ("image", "slide", "volume") if kind in kinds]
+def _what(forms: set[str], done: Counter[str]) -> str:
+    names = [f"{done[form]} {form}{'' if done[form] == 1 else 's'}" for form in ("image", "slide", "volume") if form in forms]
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

@@ -28,7 +28,7 @@ class WholeImageScorer:
         model: The network whose heads decode.
         evaluator: Receives one prediction and one truth per image.
         truth: Gives the truth of an image by its sample id, in the raster in which the evaluator compares masks.
-        keep: Called with (prediction, truth) of each finished image, for example to keep cases for the report.
+        keep: Called with (prediction, truth) of each finished image, for example to keep examples for the report.
     """
 
     def __init__(

@@ -34,7 +34,7 @@ class Annotations:
 
     Attributes:
         size: (height, width) of the raster.
-        objects: Moved to the raster, not clipped (masks are drawn from whole outlines); None where absent.
+        objects: Moved to the raster, not clipped (masks are filled from whole outlines); None where absent.
         masks: By name, moved to the raster.
         labels: Of the whole image, by name.
         object_classes: Names behind `objects.labels`.
@@ -187,7 +187,7 @@ class TaskKind(Kind):
 
     @abstractmethod
     def target(self, spec: TaskSpec, annotations: Annotations) -> Any:
-        """Return what a task learns from, drawn from the moved coordinates and never resampled; None where it is absent."""
+        """Return what a task learns from, rendered from the moved coordinates and never resampled; None where it is absent."""
 
     @abstractmethod
     def stack(self, spec: TaskSpec, rows: Sequence[Any], size: Size) -> Any:
@@ -228,7 +228,7 @@ class TaskKind(Kind):
         """Return the columns of `predictions.csv` that hold something of a whole image."""
         return []
 
-    def cells(self, spec: TaskSpec, entry: Mapping[str, Any]) -> dict[str, Any]:
+    def column_values(self, spec: TaskSpec, entry: Mapping[str, Any]) -> dict[str, Any]:
         """Return the values of `columns`, from what `summary` gave."""
         return {}
 

@@ -40,10 +40,10 @@ def class_columns(spec: TaskSpec) -> list[str]:
     return [f"{spec.name}_class_name", f"{spec.name}_confidence", *(f"{spec.name}_p_{name}" for name in spec.classes)]
 
 
-def class_cells(spec: TaskSpec, entry: Mapping[str, Any]) -> dict[str, Any]:
+def class_values(spec: TaskSpec, entry: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of `class_columns` from a `class_entry`."""
-    cells = {f"{spec.name}_class_name": entry["class_name"], f"{spec.name}_confidence": entry["confidence"]}
-    return cells | {f"{spec.name}_p_{name}": value for name, value in entry["probabilities"].items()}
+    values = {f"{spec.name}_class_name": entry["class_name"], f"{spec.name}_confidence": entry["confidence"]}
+    return values | {f"{spec.name}_p_{name}": value for name, value in entry["probabilities"].items()}
 
 
 def most_frequent(spec: TaskSpec, statistics: TrainingStatistics) -> int:

@@ -12,7 +12,7 @@ from mtl.core.task import TaskSpec
 from mtl.core.types import Arrays, Record
 from mtl.imaging.outlines import Size
 from mtl.kinds.base import DIGITS, Annotations, RecordChange, TaskKind, TaskPrediction, TrainingStatistics
-from mtl.kinds.classes import class_cells, class_columns, class_entry, majority, most_frequent
+from mtl.kinds.classes import class_columns, class_entry, class_values, majority, most_frequent
 from mtl.metrics.classification import ClassificationMetric
 from mtl.stitching.joiners import MeanJoiner
 
@@ -56,7 +56,7 @@ class Classification(TaskKind):
         )
 
     def baselines(self, spec: TaskSpec, statistics: TrainingStatistics) -> dict[str, RecordChange]:
-        """Say the most frequent class of training."""
+        """Return the baseline that predicts the most frequent class of training."""
         index = most_frequent(spec, statistics)
         return {f"always {spec.classes[index]}": majority(index)}
 
@@ -68,9 +68,9 @@ class Classification(TaskKind):
         """Return the columns of the class."""
         return class_columns(spec)
 
-    def cells(self, spec: TaskSpec, entry: Mapping[str, Any]) -> dict[str, Any]:
+    def column_values(self, spec: TaskSpec, entry: Mapping[str, Any]) -> dict[str, Any]:
         """Return the class and its probabilities."""
-        return class_cells(spec, entry)
+        return class_values(spec, entry)
 
     def slice_counts(self, spec: TaskSpec, entries: Iterable[Mapping[str, Any]]) -> dict[str, int]:
         """Return in how many slices each class is the stated one."""

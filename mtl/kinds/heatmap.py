@@ -22,7 +22,7 @@ from mtl.stitching.joiners import PeakJoiner
 
 @KINDS.register("heatmap")
 class Heatmap(FoundObjects):
-    """Prediction: `heatmap` [K, h, w], `stride` (working pixels), `sigma` (cells); its peaks `points`, `scores`, `labels`."""
+    """Prediction: `heatmap` [K, h, w], `stride` (working pixels), `sigma` (map pixels); peaks: `points`, `scores`, `labels`."""
 
     metric_class = HeatmapMetric
     lower_is_better = frozenset({"mse", "mae"})

@@ -54,7 +54,7 @@ class MultilabelClassification(TaskKind):
         return MeanJoiner()
 
     def baselines(self, spec: TaskSpec, statistics: TrainingStatistics) -> dict[str, RecordChange]:
-        """Say of every image how frequent each class is in training."""
+        """Return the baseline that predicts for every image how frequent each class is in training."""
         counts = np.array(statistics.class_counts.get(spec.name, [0.0] * len(spec.classes)))
         shares = counts / np.maximum(statistics.known.get(spec.name, [1.0] * len(spec.classes)), 1.0)
         return {"shares of training": lambda record: {"probabilities": shares}}
@@ -71,10 +71,10 @@ class MultilabelClassification(TaskKind):
         """Return a column per class for the decision, and one for its probability."""
         return [*(f"{spec.name}_{name}" for name in spec.classes), *(f"{spec.name}_p_{name}" for name in spec.classes)]
 
-    def cells(self, spec: TaskSpec, entry: Mapping[str, Any]) -> dict[str, Any]:
+    def column_values(self, spec: TaskSpec, entry: Mapping[str, Any]) -> dict[str, Any]:
         """Return 1 or 0 per class, and the probabilities."""
-        cells: dict[str, Any] = {f"{spec.name}_{name}": int(name in entry["found"]) for name in spec.classes}
-        return cells | {f"{spec.name}_p_{name}": value for name, value in entry["probabilities"].items()}
+        values: dict[str, Any] = {f"{spec.name}_{name}": int(name in entry["found"]) for name in spec.classes}
+        return values | {f"{spec.name}_p_{name}": value for name, value in entry["probabilities"].items()}
 
     def slice_counts(self, spec: TaskSpec, entries: Iterable[Mapping[str, Any]]) -> dict[str, int]:
         """Return in how many slices each class was found."""

@@ -48,7 +48,7 @@ class Regression(TaskKind):
         return MeanJoiner()
 
     def baselines(self, spec: TaskSpec, statistics: TrainingStatistics) -> dict[str, RecordChange]:
-        """Say the mean of training."""
+        """Return the baseline that predicts the mean of training."""
         mean = statistics.means.get(spec.name, 0.0)
         return {f"training mean {mean:.3g} {spec.unit}".rstrip(): lambda record: {"value": np.float64(mean)}}
 
@@ -62,7 +62,7 @@ class Regression(TaskKind):
         """Return a column named like the task, and one for the standard deviation."""
         return [spec.name, f"{spec.name}_spread"]
 
-    def cells(self, spec: TaskSpec, entry: Mapping[str, Any]) -> dict[str, Any]:
+    def column_values(self, spec: TaskSpec, entry: Mapping[str, Any]) -> dict[str, Any]:
         """Return the number and its standard deviation."""
         return {spec.name: entry["value"], f"{spec.name}_spread": entry.get("spread", "")}
 

@@ -9,7 +9,7 @@ from mtl.core.registry import KINDS
 from mtl.core.task import TaskSpec
 from mtl.drawing.layers import Layers
 from mtl.kinds.base import RecordChange, TaskPrediction, TrainingStatistics
-from mtl.kinds.classes import class_cells, class_columns, majority, most_frequent
+from mtl.kinds.classes import class_columns, class_values, majority, most_frequent
 from mtl.kinds.objects import ObjectKind
 from mtl.metrics.classification import RoiClassificationMetric
 from mtl.stitching.joiners import RegionJoiner
@@ -31,7 +31,7 @@ class RoiClassification(ObjectKind):
         return RegionJoiner()
 
     def baselines(self, spec: TaskSpec, statistics: TrainingStatistics) -> dict[str, RecordChange]:
-        """Say the most frequent class of training."""
+        """Return the baseline that predicts the most frequent class of training."""
         index = most_frequent(spec, statistics)
         return {f"always {spec.classes[index]}": majority(index)}
 
@@ -43,9 +43,9 @@ class RoiClassification(ObjectKind):
         """Return the columns of a box's class."""
         return class_columns(spec)
 
-    def cells(self, spec: TaskSpec, entry: Mapping[str, Any]) -> dict[str, Any]:
+    def column_values(self, spec: TaskSpec, entry: Mapping[str, Any]) -> dict[str, Any]:
         """Return the class of one box, from its `class_entry`; nothing of a whole image."""
-        return class_cells(spec, entry) if "class_name" in entry else {}
+        return class_values(spec, entry) if "class_name" in entry else {}
 
     def draw(self, layers: Layers, found: TaskPrediction) -> None:
         """Draw nothing: the boxes are drawn by their detection task."""

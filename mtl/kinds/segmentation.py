@@ -39,7 +39,7 @@ class Segmentation(TaskKind):
         if not annotations.knows(spec.label):
             return None
         name = spec.label_name
-        return _stored(spec, annotations.masks[name], name) if name else _drawn(spec, annotations)
+        return _stored(spec, annotations.masks[name], name) if name else _filled(spec, annotations)
 
     def stack(self, spec: TaskSpec, rows: Sequence[Any], size: Size) -> Any:
         """Return [B, K, H, W] float32 or [B, H, W] int64; nothing, or pixels to ignore, where absent."""
@@ -77,7 +77,7 @@ class Segmentation(TaskKind):
         """Return a column per class."""
         return [f"{spec.name}_{name}_area_ratio" for name in spec.classes]
 
-    def cells(self, spec: TaskSpec, entry: Mapping[str, Any]) -> dict[str, Any]:
+    def column_values(self, spec: TaskSpec, entry: Mapping[str, Any]) -> dict[str, Any]:
         """Return the shares."""
         return {f"{spec.name}_{key}": share for key, share in entry.items() if key.endswith("_area_ratio")}
 
@@ -176,8 +176,8 @@ def _percent(share: float) -> str:
     return f"{value:.1f} %" if value >= 0.1 or value == 0 else f"{value:.1g} %"
 
 
-def _drawn(spec: TaskSpec, annotations: Annotations) -> np.ndarray:
-    """Draw outlines. Multiclass: pixels outside all get the class without members (background), or are ignored."""
+def _filled(spec: TaskSpec, annotations: Annotations) -> np.ndarray:
+    """Fill outlines. Multiclass: pixels outside all get the class without members (background), or are ignored."""
     assert annotations.objects is not None
     mine, classes = members(spec, annotations.objects, annotations.object_classes)
     outlines = mine.outlines if mine.mask_outlines is None else mine.mask_outlines

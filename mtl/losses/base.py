@@ -125,5 +125,5 @@ def build_loss(config: dict[str, Any], spec: TaskSpec) -> Loss:
 
 
 def is_multilabel(prediction: Tensor, target: Tensor) -> bool:
-    """Tell independent channels (values of the prediction's shape) from one class index per position."""
+    """Return whether a target holds independent channels (values of the prediction's shape), not class indices."""
     return target.is_floating_point() and target.shape == prediction.shape

@@ -21,7 +21,7 @@ class HeatmapFocal(Loss):
     Args:
         spec: The task.
         alpha: Focusing exponent.
-        beta: How little cells near a peak cost.
+        beta: How little map pixels near a peak cost.
     """
 
     kinds = ("heatmap",)

@@ -48,7 +48,7 @@ class BinaryScores:
         return float(ratio(-np.diff(hits) @ precision[:-1], hits[0]))
 
     def roc(self) -> dict[str, list[float]]:
-        """Return the corners of the ROC curve over falling thresholds; NaN on a side that has no case."""
+        """Return the corners of the ROC curve over falling thresholds; NaN on a side that has no sample."""
         hits, alarms = (values[::-1] for values in self.above())
         threshold = np.append(self.levels, np.inf)[::-1]
         keep = _corners(alarms, hits)
@@ -83,12 +83,12 @@ class BinaryScores:
 
 
 def area_under_roc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> float:
-    """Return the probability that a positive case scores higher than a negative one, ties counting half.
+    """Return the probability that a positive sample scores higher than a negative one, ties counting half.
 
     Args:
         scores: [n].
         positive: [n] bool.
-        weights: [n] how often each case counts.
+        weights: [n] how often each sample counts.
     """
     return BinaryScores(scores, positive).auroc(weights)
 

@@ -62,8 +62,8 @@ def _subgroup(
     if row["few"]:
         return row | {"ci95": {}}, {}
     index = bootstrap.index(groups)
-    drawn = [metric.compute(thresholds, mine * counts[index]) for counts in bootstrap.counts[:SUBGROUP_RESAMPLES]]
-    samples = {name: np.array([values[name] for values in drawn]) for name in (drawn[0] if drawn else ())}
+    resampled = [metric.compute(thresholds, mine * counts[index]) for counts in bootstrap.counts[:SUBGROUP_RESAMPLES]]
+    samples = {name: np.array([values[name] for values in resampled]) for name in (resampled[0] if resampled else ())}
     return row | {"ci95": {name: percentile_interval(found) for name, found in samples.items()}}, samples
 
 

@@ -18,17 +18,17 @@ BINARY_METRICS = ("sensitivity", "specificity")
 
 
 class ConfusionMetric(TaskMetric):
-    """Base of metrics made from class probabilities of cases (images, objects).
+    """Base of metrics made from class probabilities of images or objects.
 
     - `f1_macro`, `balanced_accuracy`: mean F1, mean recall over the classes that occur in the truth.
-    - `accuracy`: over all cases.
+    - `accuracy`: over all of them.
     - `auroc`: mean over classes of the area of one against the rest; NaN while only one class occurs.
 
     The most probable class is predicted. Where there are two, a threshold on the probability of the second one decides
     (`mtl.core.decision`), chosen for the highest balanced accuracy, which is Youden's J: always saying the same scores 0.5
     whatever the shares of the classes, so that a rare class is not given up.
 
-    The first five count cases in a confusion matrix [truth, predicted], which has one column more than classes: cases that got
+    The first five count them in a confusion matrix [truth, predicted], which has one column more than classes: those that got
     no prediction at all (never correct). These have no score and are in no `auroc`.
     """
 
@@ -57,7 +57,7 @@ class ConfusionMetric(TaskMetric):
         return {name: values[name] for name in self.spec.metrics}
 
     def confusion_matrix(self, thresholds: dict[str, float], weight: np.ndarray) -> np.ndarray:
-        """[C, C + 1] counts of the images, each weighted; the last column holds cases without a prediction."""
+        """[C, C + 1] counts of the images, each weighted; the last column holds those without a prediction."""
         matrix: np.ndarray = np.tensordot(weight, self._matrices(thresholds), 1)
         return matrix
 
@@ -84,29 +84,29 @@ class ConfusionMetric(TaskMetric):
         confusion = {"classes": classes, "predicted": predicted, "counts": counts[:, : len(predicted)].tolist()}
         return {"per_class": per_class, "curves": {"confusion": confusion, "roc": self._roc(thresholds, matrix, areas)}}
 
-    def cases(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def scored(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return [n, C] probabilities (NaN where there is no prediction), [n] labels and [n] positions of the records."""
-        return self.cached("cases of records", self._cases)
+        return self.cached("scored images or objects", self._collect)
 
-    def _cases(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _collect(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         classes = len(self.spec.classes)
         rows = [np.asarray(record["probabilities"], np.float64).reshape(-1, classes) for record in self.records]
         labels = [np.asarray(record["label"], np.int64).reshape(-1) for record in self.records]
         index = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
         return np.concatenate([np.zeros((0, classes)), *rows]), np.concatenate([np.zeros(0, np.int64), *labels]), index
 
-    def _scored(self) -> np.ndarray:
-        """[n] bool, which cases got a prediction."""
-        return self.cached("scored", lambda: ~np.isnan(self.cases()[0]).any(1))
+    def _predicted(self) -> np.ndarray:
+        """[n] bool, which of `scored` got a prediction."""
+        return self.cached("predicted", lambda: ~np.isnan(self.scored()[0]).any(1))
 
     def _matrices(self, thresholds: dict[str, float]) -> np.ndarray:
         """[records, C, C + 1] confusion counts per image."""
 
         def count() -> np.ndarray:
-            probabilities, labels, index = self.cases()
+            probabilities, labels, index = self.scored()
             classes = len(self.spec.classes)
             predicted = predicted_classes(probabilities, self.spec, thresholds)
-            predicted[~self._scored()] = classes
+            predicted[~self._predicted()] = classes
             counts = np.zeros((len(self.records), classes, classes + 1))
             np.add.at(counts, (index, labels, predicted), 1.0)
             return counts
@@ -114,20 +114,20 @@ class ConfusionMetric(TaskMetric):
         return self.cached(("confusion", thresholds.get(self.positive)), count)
 
     def _scores(self, index: int) -> BinaryScores:
-        """The ranked scores of a class, of the cases that have one."""
+        """The ranked scores of a class, of those that have one."""
 
         def rank() -> BinaryScores:
-            probabilities, labels, _ = self.cases()
-            return BinaryScores(probabilities[self._scored(), index], labels[self._scored()] == index)
+            probabilities, labels, _ = self.scored()
+            return BinaryScores(probabilities[self._predicted(), index], labels[self._predicted()] == index)
 
         return self.cached(("scores", index), rank)
 
     def _areas(self, weight: np.ndarray) -> np.ndarray:
         """[C] area under the ROC curve of each class against the rest."""
-        by_case = weight[self.cases()[2][self._scored()]]
+        by_row = weight[self.scored()[2][self._predicted()]]
         if self.positive:  # of two classes both areas are the same, if probabilities add up to 1
-            return np.full(2, self._scores(1).auroc(by_case))
-        return np.array([self._scores(c).auroc(by_case) for c in range(len(self.spec.classes))])
+            return np.full(2, self._scores(1).auroc(by_row))
+        return np.array([self._scores(c).auroc(by_row) for c in range(len(self.spec.classes))])
 
     def _roc(self, thresholds: dict[str, float], matrix: np.ndarray, areas: np.ndarray) -> dict[str, Any]:
         """By class the curve, its area, and where on it (of the most probable class: near it) the decisions are."""
@@ -175,7 +175,7 @@ class RoiClassificationMetric(ConfusionMetric):
 
     def notes(self) -> list[str]:
         """Return how many objects have no score."""
-        missing = int((~self._scored()).sum())
+        missing = int((~self._predicted()).sum())
         return [f"{missing} annotated objects got no prediction: they count as errors, but are in no AUROC."] if missing else []
 
 
@@ -213,7 +213,7 @@ def quadratic_kappa(matrix: np.ndarray) -> float:
     """Return Cohen's kappa with quadratic weights: agreement of grades beyond chance, an error weighing its distance squared.
 
     Source: Cohen, Weighted kappa, Psychological Bulletin 1968. 1 is full agreement, 0 what chance gives with the same shares of
-    grades. NaN where chance could not be wrong either (all cases and all predictions in one grade) or nothing was counted.
+    grades. NaN where chance could not be wrong either (all labels and all predictions in one grade) or nothing was counted.
 
     Args:
         matrix: [C, C] counts or weights, truth in rows, in the order of the grades.
@@ -221,5 +221,5 @@ def quadratic_kappa(matrix: np.ndarray) -> float:
     grade = np.arange(len(matrix))
     distance = (grade[:, None] - grade[None, :]) ** 2.0
     by_chance = np.outer(matrix.sum(1), matrix.sum(0))
-    # Both sides times the number of cases, which then cancels.
+    # Both sides times the number of labels, which then cancels.
     return float(1 - ratio(matrix.sum() * (distance * matrix).sum(), (distance * by_chance).sum()))

@@ -265,7 +265,7 @@ class Evaluator:
         return plain(found)
 
     def image_scores(self, thresholds: Thresholds, among: Collection[str] | None = None) -> dict[str, float]:
-        """Return `score` of each image alone, by sample id: finds the best and worst cases of a report.
+        """Return `score` of each image alone, by sample id: finds the best and worst examples of a report.
 
         A task counts for an image as `TaskMetric.image_value` says.
 

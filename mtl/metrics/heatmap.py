@@ -18,7 +18,7 @@ SUMS = 8
 class HeatmapMetric(RankedMetric):
     """Error of the map and hits of its peaks.
 
-    - `mse`, `mae`, `pearson`: over the pixels of all maps and classes together, against the drawn reference map.
+    - `mse`, `mae`, `pearson`: over the pixels of all maps and classes together, against the rendered reference map.
     - `peak_precision`, `peak_recall`, `peak_f1`: peaks with score >= the threshold `score`, matched one-to-one to annotated
       points of their class within `hit_radius`, counted over all images and classes. Images without points add false
       positives only, so the numbers stay defined.
@@ -61,12 +61,12 @@ class HeatmapMetric(RankedMetric):
         from mtl.core.heatmap import render_heatmap
 
         stride, sigma = float(prediction["stride"]), float(prediction["sigma"])
-        drawn = render_heatmap(
+        rendered = render_heatmap(
             torch.from_numpy(points), torch.from_numpy(labels), len(self.spec.classes), (shape[1], shape[2]), stride, sigma
         )
-        if tuple(drawn.shape) != shape:
-            raise ValueError(f"Task `{self.spec.name}`: predicted heatmap has shape {shape}, expected {tuple(drawn.shape)}.")
-        return drawn.numpy().astype(np.float64)
+        if tuple(rendered.shape) != shape:
+            raise ValueError(f"Task `{self.spec.name}`: predicted heatmap has shape {shape}, expected {tuple(rendered.shape)}.")
+        return rendered.numpy().astype(np.float64)
 
     def choose_thresholds(self) -> dict[str, float]:
         """Pick the peak threshold with the highest F1."""

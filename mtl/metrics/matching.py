@@ -136,10 +136,10 @@ class RankedPredictions:
     def table(self, threshold: float) -> tuple[np.ndarray, np.ndarray]:
         """Return hits at the lowest matching threshold and predictions, each [images, C], with score >= `threshold`."""
         keep = self.scores >= np.float32(threshold)
-        cell = self.image[keep] * self.classes + self.labels[keep]
+        entry = self.image[keep] * self.classes + self.labels[keep]
         size, shape = self.images * self.classes, (self.images, self.classes)
-        hits = np.bincount(cell, weights=self.hits[keep] & 1, minlength=size).reshape(shape)
-        return hits, np.bincount(cell, minlength=size).astype(np.float64).reshape(shape)
+        hits = np.bincount(entry, weights=self.hits[keep] & 1, minlength=size).reshape(shape)
+        return hits, np.bincount(entry, minlength=size).astype(np.float64).reshape(shape)
 
     def sweep(self, grid: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
         """Return hits and predictions over all images, each [thresholds, C]."""

@@ -94,7 +94,7 @@ class Parasitemia(StudyMetric):
         return {"agreement": agreement, "without_truth": left_out, "images_without_cells": silent, "sign": "%"}
 
     def notes(self, values: dict[str, float]) -> list[str]:
-        """Say what images without a detected red cell count as."""
+        """Return what images without a detected red cell count as."""
         silent = values.get("images_without_cells", 0)
         return [f"{silent:.0f} images in which no red cell was detected count as 0 %."] if silent else []
 

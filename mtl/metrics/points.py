@@ -152,7 +152,7 @@ class PointsMetric(RankedMetric):
         }  # fmt: skip
 
     def notes(self) -> list[str]:
-        """Say where the area is too small for the first operating points."""
+        """Return a note where the area is too small for the first operating points."""
         area = float(self.stacked("area").sum()) if self.records else SMALL_AREA
         if area >= SMALL_AREA:
             return []

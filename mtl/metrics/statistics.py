@@ -113,7 +113,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def group_notes(groups: int, unit: str) -> list[str]:
-    """Say what the number of groups means for the intervals."""
+    """Return what the number of groups means for the intervals."""
     if groups < 2:
         return [f"All images belong to one {unit}: no interval can be given."]
     if groups < FEW_GROUPS:
@@ -122,7 +122,7 @@ def group_notes(groups: int, unit: str) -> list[str]:
 
 
 def task_group_notes(counts: dict[str, int], groups: int, unit: str) -> list[str]:
-    """Say where the intervals of single tasks rest on few groups although there are more.
+    """Return notes on tasks whose intervals rest on few groups although there are more.
 
     Args:
         counts: By task, the number of groups with labels for it.

@@ -64,7 +64,7 @@ class TaskMean(StudyMetric):
         }
 
     def notes(self, values: dict[str, float]) -> list[str]:
-        """Say which means are not defined."""
+        """Return which means are not defined."""
         undefined = [name for name, value in values.items() if not np.isfinite(value)]
         return [f"no mean of {', '.join(undefined)}, because a task has no such value here."] if undefined else []
 

@@ -122,7 +122,7 @@ class TilScore(StudyMetric):
         return float(mean_of(np.array([til_score(cells[group], area, self.diameter) for group, area in areas.items()])))
 
     def notes(self, values: dict[str, float]) -> list[str]:
-        """Say what is not there to compare."""
+        """Return what is not there to compare."""
         if np.isnan(values[f"mae_{self.unit}"]):
             return [f"no {self.unit} has images with annotated cells and annotated stroma, so there is no score to compare."]
         silent = values[f"{self.unit}s_without_stroma"]

@@ -22,7 +22,7 @@ def comparison_text(
     runs: list[RunSummary], whole: list[RunSummary], rows: list[dict[str, Any]], gains: Gains, arms: list[str], bootstrap: int,
     references: dict[str, float],
 ) -> str:  # fmt: skip
-    """Word a comparison as Markdown.
+    """Return a comparison as Markdown.
 
     Args:
         runs: As given.
@@ -60,7 +60,7 @@ def comparison_text(
 
 
 def _gain_notes(reference: str, gains: Gains, references: dict[str, float]) -> list[str]:
-    """Say where Δm has no meaning, or little."""
+    """Return notes where Δm has no meaning, or little."""
     lines: list[str] = []
     if any(not np.isfinite(per_seed).all() for per_seed, _ in gains.values()):
         lines += [f"A dash: a metric of `{reference}` is 0 or undefined, and a relative gain over it has no meaning.", ""]
@@ -80,7 +80,7 @@ def _in_brackets(arms: list[str], bootstrap: int) -> str:
 
 
 def _seen(runs: list[RunSummary]) -> str:
-    """Say how many samples were really seen, where that is not the budget."""
+    """Return how many samples were really seen, where that is not the budget."""
     seen = [run.seen for run in runs if run.seen is not None]
     return f" ({min(seen):,} to {max(seen):,} seen)" if seen and (min(seen), max(seen)) != (runs[0].budget,) * 2 else ""
 
@@ -108,19 +108,19 @@ def mean_baseline(runs: list[RunSummary], task: str, part: str | None = None) ->
 
 def _task_table(task: str, rows: list[dict[str, Any]], arms: list[str], baselines: list[dict[str, Any] | None]) -> list[str]:
     metrics = list(dict.fromkeys(row["metric"] for row in rows))
-    cells = {(row["arm"], row["metric"]): row for row in rows}
+    by_column = {(row["arm"], row["metric"]): row for row in rows}
     arrows = [f"{metric} {'↑' if higher_is_better(metric) else '↓'}" for metric in metrics]
     lines = [f"### {task}", "", f"| arm | {' | '.join(arrows)} |", "|---" * (len(metrics) + 1) + "|"]
     for arm in arms:
-        if any((arm, metric) in cells for metric in metrics):
-            lines.append(f"| {arm} | {' | '.join(_cell(cells.get((arm, metric))) for metric in metrics)} |")
+        if any((arm, metric) in by_column for metric in metrics):
+            lines.append(f"| {arm} | {' | '.join(_mean_and_spread(by_column.get((arm, metric))) for metric in metrics)} |")
     for baseline in filter(None, baselines):
         numbers = [_number(baseline["metrics"].get(metric)) for metric in metrics]
         lines.append(f"| *baseline: {baseline['name']}* | {' | '.join(numbers)} |")
     return lines
 
 
-def _cell(row: dict[str, Any] | None) -> str:
+def _mean_and_spread(row: dict[str, Any] | None) -> str:
     if row is None:
         return "–"
     text = _number(row["mean"]) + (f" ± {_number(row['std'])}" if np.isfinite(row["std"]) else "")

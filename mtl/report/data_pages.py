@@ -178,8 +178,8 @@ def _regions(family: DataFamily, sample: Sample) -> dict[str, np.ndarray]:
     """Return the stored masks [H, W] bool by class; a class that several tasks share comes once."""
     found: dict[str, np.ndarray] = {}
     for spec in family.specs().values():
-        kind, _, name = spec.label.partition(":")
-        if kind != "mask" or name not in sample.masks:
+        form, _, name = spec.label.partition(":")
+        if form != "mask" or name not in sample.masks:
             continue
         mask = sample.masks[name]
         for number, class_name in enumerate(spec.classes):

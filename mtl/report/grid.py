@@ -25,7 +25,7 @@ Specs = Mapping[str, TaskSpec]
 
 
 def wants_grid(specs: Specs) -> bool:
-    """Say whether a run has so many independent masks that each needs a panel of its own."""
+    """Return whether a run has so many independent masks that each needs a panel of its own."""
     masks = [name for spec in specs.values() if rules_of(spec).areas and spec.multilabel for name in spec.classes]
     return len(masks) >= GRID_FROM
 
@@ -115,7 +115,7 @@ def _enlarge(image: np.ndarray, longest: int) -> np.ndarray:
 
 
 def _dim(base: np.ndarray) -> np.ndarray:
-    """Say on a pale copy of the image that nobody annotated it."""
+    """Return a pale copy of the image on which it says that nobody annotated it."""
     return _write(np.rint(base * 0.15 + 0.85 * 235).astype(np.uint8), [NOT_ANNOTATED], centred=True)
 
 

@@ -25,7 +25,7 @@ RESOLUTIONS = {"native": "at the size of the original images", "working": "at th
 
 
 @dataclass
-class Case:
+class Example:
     """One image of the gallery.
 
     Attributes:
@@ -33,7 +33,7 @@ class Case:
         score: Score of the image alone (`Evaluator.image_scores`).
         prediction: Overlay of the prediction: [H, W, 3] uint8, a PNG or JPEG file, or its bytes.
         truth: The same with the annotation; None where one picture shows both.
-        group: Heading under which it is shown (`Worst cases`).
+        group: Heading under which it is shown (`Worst examples`).
     """
 
     title: str
@@ -58,7 +58,7 @@ class ReportContent:
         best_stage: Name of that stage; empty without a curriculum.
         kept_apart: What the split keeps apart, in a sentence; empty says that of the unit of the groups.
         split_sizes: (images, groups) by split, for the header.
-        cases: Gallery.
+        examples: Gallery.
         colours: By class.
         notes: Warnings of data, weights and training; those of the evaluator are added.
         config: Resolved configuration.
@@ -74,7 +74,7 @@ class ReportContent:
     best_stage: str = ""
     kept_apart: str = ""
     split_sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
-    cases: list[Case] = field(default_factory=list)
+    examples: list[Example] = field(default_factory=list)
     colours: dict[str, Colour] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
@@ -107,7 +107,7 @@ def write_report(folder: Path, content: ReportContent) -> Path:
         training=_training(content, folder, metrics, drawings),
         # What is kept apart stands in the header.
         notes=[n for n in dict.fromkeys([*content.notes, *metrics.get("notes", [])]) if n != content.kept_apart],
-        cases=_gallery(content.cases),
+        examples=_gallery(content.examples),
         config=json.dumps(plain(content.config), indent=2) if content.config else "",
         environment=plain(content.environment),
     )
@@ -269,17 +269,25 @@ def _draw_agreement(
 _DRAWERS: tuple[Drawer, ...] = (_draw_curves, _draw_confusion, _draw_agreement)
 
 
-def _gallery(cases: list[Case]) -> dict[str, list[dict[str, Any]]]:
+def _gallery(examples: list[Example]) -> dict[str, list[dict[str, Any]]]:
     groups: dict[str, list[dict[str, Any]]] = {}
-    for case in cases:
-        pictures = {"prediction": image_uri(case.prediction), "truth": None if case.truth is None else image_uri(case.truth)}
-        entry = {"title": case.title, "score": case.score, "wide": case.truth is None or _is_wide(case.prediction), **pictures}
-        groups.setdefault(case.group or "Cases", []).append(entry)
+    for example in examples:
+        pictures = {
+            "prediction": image_uri(example.prediction),
+            "truth": None if example.truth is None else image_uri(example.truth),
+        }
+        entry = {
+            "title": example.title,
+            "score": example.score,
+            "wide": example.truth is None or _is_wide(example.prediction),
+            **pictures,
+        }
+        groups.setdefault(example.group or "Examples", []).append(entry)
     return groups
 
 
 def _is_wide(picture: np.ndarray | Path | bytes) -> bool:
-    """Say whether a picture holds panels side by side and needs the width of the page."""
+    """Return whether a picture holds panels side by side and needs the width of the page."""
     return isinstance(picture, np.ndarray) and picture.shape[1] > 2 * picture.shape[0]
 
 
@@ -295,5 +303,5 @@ def image_uri(image: np.ndarray | Path | bytes) -> str:
         content = encoded.tobytes()
     else:
         content = image.read_bytes() if isinstance(image, Path) else image
-    kind = "png" if content.startswith(b"\x89PNG") else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    image_format = "png" if content.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{image_format};base64,{base64.b64encode(content).decode()}"

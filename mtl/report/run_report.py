@@ -10,10 +10,10 @@ import numpy as np
 
 from mtl.drawing.paint import fit
 from mtl.drawing.palette import colours_of
-from mtl.inference.pictures import draw_case
+from mtl.inference.pictures import draw_example
 from mtl.kinds.base import rules_of
 from mtl.report.grid import draw_grid, wants_grid
-from mtl.report.page import Case, ReportContent, write_report
+from mtl.report.page import Example, ReportContent, write_report
 from mtl.runs.folder import RunFolder
 from mtl.runs.history import history_columns, read_history
 
@@ -43,7 +43,7 @@ def write_run_report(evaluation: Evaluation, metrics: dict[str, Any], folder: Pa
         best_stage=evaluation.loaded.stage,
         kept_apart=separation(plan.family.group_by, plan.config.data.split.val_group_by),
         split_sizes=_split_sizes(evaluation),
-        cases=_cases(evaluation),
+        examples=_examples(evaluation),
         colours=colours_of(evaluation.loaded.model.specs.values()),
         config=plan.to_dict(),
         environment=environment,
@@ -59,28 +59,28 @@ def _split_sizes(evaluation: Evaluation) -> dict[str, tuple[int, int]]:
     }
 
 
-def _cases(evaluation: Evaluation) -> list[Case]:
+def _examples(evaluation: Evaluation) -> list[Example]:
     """Draw the kept images: annotation and prediction side by side, or as one grid where there are many masks."""
     model, thresholds = evaluation.loaded.model, evaluation.loaded.thresholds
     records = {record.sample_id: record for record in evaluation.datamodule.records}
-    cases = []
-    for group, name in evaluation.cases.extremes():
+    examples = []
+    for group, name in evaluation.examples.extremes():
         prediction, truth = evaluation.results[name]
         window = prediction.window
         # The part that the network saw: maps, boxes and points are given in its working raster.
         stored = evaluation.datamodule.family.read_image(records[name])
         image = fit(window.cut(model.preprocessing.picture(stored)), LONGEST)
-        case = Case(name, evaluation.cases.scores[name], image, group=group)
+        example = Example(name, evaluation.examples.scores[name], image, group=group)
         if wants_grid(model.specs):
-            case.prediction = draw_grid(
+            example.prediction = draw_grid(
                 image, truth.tasks, prediction.tasks, model.specs, window.working_size, thresholds
             )  # fmt: skip
         else:
             _add_references(truth, prediction, model.specs)
-            case.prediction = _draw(evaluation, image, prediction, thresholds)
-            case.truth = _draw(evaluation, image, truth, None)
-        cases.append(case)
-    return cases
+            example.prediction = _draw(evaluation, image, prediction, thresholds)
+            example.truth = _draw(evaluation, image, truth, None)
+        examples.append(example)
+    return examples
 
 
 def _add_references(truth: ImageResult, prediction: ImageResult, specs: dict[str, TaskSpec]) -> None:
@@ -91,7 +91,7 @@ def _add_references(truth: ImageResult, prediction: ImageResult, specs: dict[str
 
 
 def _draw(evaluation: Evaluation, image: np.ndarray, result: ImageResult, thresholds: Any) -> np.ndarray:
-    return draw_case(image, result.tasks, evaluation.loaded.model.specs, result.window.working_size, thresholds, LONGEST)
+    return draw_example(image, result.tasks, evaluation.loaded.model.specs, result.window.working_size, thresholds, LONGEST)
 
 
 def _read(path: Path) -> dict[str, Any]:

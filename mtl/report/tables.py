@@ -112,7 +112,7 @@ def task_tables(entry: dict[str, Any], baseline: dict[str, Any] | None, per_task
         baseline: Of the same task.
         per_task: What a study metric is made from, by task.
     """
-    tables = [_plain("Per task", "task", per_task), _plain("Per class", "class", entry.get("per_class") or {})]
+    tables = [_table_of("Per task", "task", per_task), _table_of("Per class", "class", entry.get("per_class") or {})]
     sources = entry.get("per_source") or {}
     if len(sources) > 1:
         tables += _source_tables(entry, sources, (baseline or {}).get("from_source"))
@@ -122,10 +122,10 @@ def task_tables(entry: dict[str, Any], baseline: dict[str, Any] | None, per_task
     return [table for table in tables if table and table.rows]
 
 
-def _plain(title: str, first: str, rows: dict[str, dict[str, Any]]) -> Table:
+def _table_of(title: str, first: str, rows: dict[str, dict[str, Any]]) -> Table:
     columns = list(next(iter(rows.values()), {}))
-    cells = [[name, *(row.get(column) for column in columns)] for name, row in rows.items()]
-    return Table(title, [first, *labels(columns)], cells)
+    lines = [[name, *(row.get(column) for column in columns)] for name, row in rows.items()]
+    return Table(title, [first, *labels(columns)], lines)
 
 
 def _source_tables(entry: dict[str, Any], sources: dict[str, Any], guess: dict[str, Any] | None) -> list[Table]:
@@ -163,7 +163,7 @@ def _subgroup_table(attribute: str, rows: dict[str, Any], names: list[str], gap:
     primary, others = names[0], main_metrics(names)[1:]
     words = attribute.replace("_", " ")
     head = [words, "n", "groups", f"{label(primary)} {arrow(primary)}", "95 % interval", *map(label, others)]
-    cells = [
+    lines = [
         [f"{value}*" if row["few"] else value, row["n"], row["n_groups"], row.get(primary),
          interval_text(row["ci95"].get(primary)), *(row.get(name) for name in others)]
         for value, row in rows.items()
@@ -181,7 +181,7 @@ def _subgroup_table(attribute: str, rows: dict[str, Any], names: list[str], gap:
         )
     else:
         notes.append("Fewer than two subgroups are large enough to compare.")
-    return Table(f"By {words}", head, cells, note=" ".join(notes))
+    return Table(f"By {words}", head, lines, note=" ".join(notes))
 
 
 def counted(count: Any, what: str) -> str:
@@ -229,19 +229,19 @@ def stage_table(metrics: dict[str, Any]) -> Table | None:
     rows = []
     for task, entry in metrics["tasks"].items():
         for name in main_metrics(entry["ci95"]):
-            cells, before = [], None
+            texts, before = [], None
             for stage in stages.values():
                 value = (stage["metrics"].get(task) or {}).get(name) if task in stage["tasks"] else None
-                cells.append(_stage_cell(value, before, ((stage.get("ci95") or {}).get(task) or {}).get(name)))
+                texts.append(_with_change(value, before, ((stage.get("ci95") or {}).get(task) or {}).get(name)))
                 before = value
-            if any(cell != "–" for cell in cells):
-                rows.append([task, f"{label(name)} {arrow(name)}", *cells])
+            if any(text != "–" for text in texts):
+                rows.append([task, f"{label(name)} {arrow(name)}", *texts])
     head = [f"{name} ({stage['epochs']} epochs)" for name, stage in stages.items()]
     note = "In round brackets the change from the stage before; a dash where the task was not trained yet."
     return Table("After each stage", ["task", "metric", *head], rows, names=2, note=note)
 
 
-def _stage_cell(value: float | None, before: float | None, interval: list[float] | None) -> str:
+def _with_change(value: float | None, before: float | None, interval: list[float] | None) -> str:
     if value is None or not math.isfinite(value):
         return "–"
     spread = f" [{interval_text(interval)}]" if interval else ""

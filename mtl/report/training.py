@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 MAX_LINES = 4
 # Columns of mixtures of experts, drawn in a figure of their own: mean weight of each expert, and how many were used.
-EXPERT = re.compile(r"(?P<stage>train|val)/(?P<task>.+)/(?P<what>expert_\d+|experts_used)")
+EXPERT = re.compile(r"(?P<split>train|val)/(?P<task>.+)/(?P<what>expert_\d+|experts_used)")
 GREY = "#888888"
 
 
@@ -159,9 +159,9 @@ def _expert_columns(history: History) -> tuple[dict[str, dict[str, np.ndarray]],
     weights: dict[str, dict[str, np.ndarray]] = {}
     used: dict[str, np.ndarray] = {}
     found = [match for name, values in history.items() if (match := EXPERT.fullmatch(name)) and np.isfinite(values).any()]
-    watched = {match["task"] for match in found if match["stage"] == "train"}
+    watched = {match["task"] for match in found if match["split"] == "train"}
     for match in sorted(found, key=lambda match: int("0" + "".join(filter(str.isdigit, match["what"])))):
-        if (match["stage"] == "train") != (match["task"] in watched):
+        if (match["split"] == "train") != (match["task"] in watched):
             continue
         if match["what"] == "experts_used":
             used[match["task"]] = history[match.string]

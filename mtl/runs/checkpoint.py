@@ -52,7 +52,7 @@ def save_atomic(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -> Non
         ) from error
 
 
-def load_plain(path: str | os.PathLike[str], map_location: Any = None) -> dict[str, Any]:
+def load_without_code(path: str | os.PathLike[str], map_location: Any = None) -> dict[str, Any]:
     """Load a file of tensors and plain values.
 
     Raises:
@@ -83,9 +83,9 @@ def read_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
     The entry of a file of an earlier release is brought to the present format.
 
     Raises:
-        CheckpointError: As in `load_plain`, or the file holds something else; the message says what.
+        CheckpointError: As in `load_without_code`, or the file holds something else; the message says what.
     """
-    content = load_plain(path, map_location)
+    content = load_without_code(path, map_location)
     if not isinstance(content, dict):
         raise CheckpointError(f"`{path}` holds a {type(content).__name__}, not a checkpoint. {EXPECTED}")
     if not isinstance(content.get("mtl"), dict) or "state_dict" not in content:

@@ -14,7 +14,7 @@ class BlendedMaps:
     Holds one float32 accumulator of the whole image, or of a band of rows that moves down it (`pop`).
 
     Args:
-        rows: Height of the band in cells: at least that of a window; None is the whole image.
+        rows: Height of the band in map pixels: at least that of a window; None is the whole image.
     """
 
     def __init__(self, rows: int | None = None) -> None:
@@ -63,7 +63,7 @@ class BlendedMaps:
 
 
 def align(values: np.ndarray, window: Window, stride: float) -> tuple[np.ndarray, int, int]:
-    """Cut the padding off a network map and return it with the cell (x, y) of the working grid at which it starts.
+    """Cut the padding off a network map and return it with the map pixel (x, y) of the working grid at which it starts.
 
     Offsets and padding that are not multiples of the stride are met by linear interpolation.
     """
@@ -91,6 +91,6 @@ def blend(window: Window, stride: float, x: int, y: int, width: int, height: int
     profiles = []
     for first, count, (start, length, full) in zip((x, y), (width, height), spans(window), strict=True):
         centres = (first + np.arange(count) + 0.5) * stride
-        # A cell that an edge cuts through still counts a little, so that no cell is left without weight.
+        # A map pixel that an edge cuts through still counts a little, so that none is left without weight.
         profiles.append(np.maximum(edge_distance(centres, start, length, full) / length, 1e-3 * stride / length))
     return (profiles[1][:, None] * profiles[0][None, :]).astype(np.float32)

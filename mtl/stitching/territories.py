@@ -61,7 +61,7 @@ def edge_distance(position: np.ndarray, start: float, length: float, full: float
 
 
 def inside(points: np.ndarray, window: Window) -> np.ndarray:
-    """Tell which working-raster points lie on image content, not on padding."""
+    """Return which working-raster points lie on image content, not on padding."""
     keep = np.ones(len(points), bool)
     for axis, (start, length, _) in enumerate(spans(window)):
         keep &= (points[:, axis] >= start) & (points[:, axis] <= start + length)

@@ -8,7 +8,7 @@ from typing import Any
 
 from pytorch_lightning.plugins.io import CheckpointIO
 
-from mtl.runs.checkpoint import load_plain, save_atomic
+from mtl.runs.checkpoint import load_without_code, save_atomic
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -30,7 +30,7 @@ class AtomicCheckpointIO(CheckpointIO):
         Raises:
             CheckpointError: The file is missing, broken or holds something else.
         """
-        return load_plain(path, map_location)
+        return load_without_code(path, map_location)
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Delete a checkpoint file; a missing one is fine."""

@@ -71,7 +71,7 @@ def prepare_data(plan: Plan, run_dir: Path) -> MultiTaskDataModule:
         log.warning(f"No validation image is labelled for {', '.join(unseen)}: nothing can choose thresholds for it.")
     for stage in plan.stages if plan.stages[0].name else ():
         try:
-            model.rest(stage.tasks, stage.freeze)
+            model.train_only(stage.tasks, stage.freeze)
             parts = split_parts(model, build_balancer(stage.config.balancer, stage.tasks))
             build_optimizer(parts, stage.config.optimizer, inactive_parts(plan.config))
             data.for_stage(stage.tasks, stage.sources, stage.config.data.loader, stage.seed).setup("fit")
@@ -180,7 +180,7 @@ def report_weights(model: MultiTaskModel) -> None:
 
 
 def interrupted(run_dir: Path) -> TrainingError:
-    """Word the end of a run that was stopped with Ctrl-C; the last finished epoch is what it keeps."""
+    """Return the error that ends a run stopped with Ctrl-C; the last finished epoch is what it keeps."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.default_int_handler)  # the Trainer leaves it ignored
     if not is_main_process():
@@ -192,7 +192,7 @@ def interrupted(run_dir: Path) -> TrainingError:
 
 
 def what_is_kept(run_dir: Path) -> str:
-    """Say what an unfinished run has and how it goes on."""
+    """Return what an unfinished run has and how it goes on."""
     rows = read_history(run_dir)
     finished = f"{LAST} holds epoch {int(float(rows[-1]['epoch'])) + 1}" if rows else "No epoch was finished yet"
     return f"{finished}. Go on with: python train.py resume={run_dir}"
@@ -202,9 +202,9 @@ def error_of_rank(error: ProcessRaisedException) -> MtlError:
     """Find the sentence for the user in what a forked rank raised; it arrives as the text of a traceback."""
     text = str(error)
     found = re.search(r"^mtl\.core\.errors\.(\w+): (.*)", text, re.DOTALL | re.MULTILINE)
-    kind = getattr(errors, found[1], None) if found else None
-    if found and isinstance(kind, type) and issubclass(kind, MtlError):
-        return kind(found[2].strip())
+    raised = getattr(errors, found[1], None) if found else None
+    if found and isinstance(raised, type) and issubclass(raised, MtlError):
+        return raised(found[2].strip())
     raise error
 
 

@@ -51,7 +51,7 @@ class MultiTaskModule(pl.LightningModule):
         self.run_config = plan.to_dict()
         self.stage = plan.stages[0] if stage is None else stage
         self.config = self.stage.config
-        model.rest(self.stage.tasks, self.stage.freeze)
+        model.train_only(self.stage.tasks, self.stage.freeze)
         self.shared, self.own = model.shared_and_own(self.stage.tasks)
         self.thresholds: dict[str, dict[str, float]] = {}
         self.validation: dict[str, float] = {}
@@ -224,38 +224,38 @@ class MultiTaskModule(pl.LightningModule):
 
     # -- running sums --------------------------------------------------------------------------------------------------
 
-    def _add(self, stage: str, losses: dict[str, Tensor], counts: dict[str, float], total: Tensor | None) -> None:
+    def _add(self, split: str, losses: dict[str, Tensor], counts: dict[str, float], total: Tensor | None) -> None:
         """Accumulate losses on the device; nothing is copied to the host here."""
         for task, loss in losses.items():
-            self._add_mean(f"{stage}/{task}/loss", loss, float(counts[task]))
+            self._add_mean(f"{split}/{task}/loss", loss, float(counts[task]))
         if total is not None:
-            self._add_mean(f"{stage}/loss", total, 1.0)
+            self._add_mean(f"{split}/loss", total, 1.0)
 
-    def _watch(self, stage: str, outputs: dict[str, Output], batch: TaskBatch) -> None:
+    def _watch(self, split: str, outputs: dict[str, Output], batch: TaskBatch) -> None:
         """Accumulate what heads let others watch (the use of experts), over this rank's labelled samples."""
         for head in (head for head in self._heads if head.monitored):
             task, present = head.spec.name, batch.present[head.spec.name]
             count = present.sum()
             for name, value in head.monitor(outputs[task], present).items():
-                self._add_mean(f"{stage}/{task}/{name}", value, count)
+                self._add_mean(f"{split}/{task}/{name}", value, count)
 
     def _add_mean(self, key: str, value: Tensor, weight: float | Tensor) -> None:
         share = torch.as_tensor(weight, dtype=torch.float64, device=value.device)
         entry = torch.stack([value.detach().double() * share, share])
         self._sums[key] = self._sums[key] + entry if key in self._sums else entry
 
-    def _log_sums(self, stage: str) -> None:
+    def _log_sums(self, split: str) -> None:
         # The same keys on every rank, whatever a rank has seen: the sums are exchanged by position.
-        mine = [f"{stage}/{task}/loss" for task in self.stage.tasks]
-        keys = [*mine, "train/loss"] if stage == "train" else [f"val/{task}/loss" for task in self.model.heads]
-        watched = [f"{stage}/{head.spec.name}/{name}" for head in self._heads for name in head.monitored]
+        mine = [f"{split}/{task}/loss" for task in self.stage.tasks]
+        keys = [*mine, "train/loss"] if split == "train" else [f"val/{task}/loss" for task in self.model.heads]
+        watched = [f"{split}/{head.spec.name}/{name}" for head in self._heads for name in head.monitored]
         keys += watched
         nothing = torch.zeros(2, dtype=torch.float64, device=self.device)
         sums = sum_over_ranks(torch.stack([self._sums.get(key, nothing) for key in keys]), self)
         means = {
             key: float(total / weight) if weight > 0 else float("nan") for key, (total, weight) in zip(keys, sums, strict=True)
         }
-        if stage == "val":
+        if split == "val":
             means["val/loss"] = sum(means[key] for key in mine if means[key] == means[key])
         self.log_dict(means)
 

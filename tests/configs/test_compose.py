@@ -20,12 +20,12 @@ from mtl.config.plan import Plan
 from mtl.core.registry import (
     ADAPTERS,
     BALANCERS,
+    DATA_FAMILIES,
     ENCODERS,
     HEADS,
     LOSSES,
     NECKS,
     SCHEDULERS,
-    SOURCES,
     Registry,
 )
 
@@ -41,7 +41,7 @@ TASK_OF_KIND = {
 }  # fmt: skip
 PARTS: dict[str, Registry] = {
     "backbone": ENCODERS, "peft": ADAPTERS, "neck": NECKS, "head": HEADS, "loss": LOSSES, "balancer": BALANCERS,
-    "scheduler": SCHEDULERS, "data": SOURCES,
+    "scheduler": SCHEDULERS, "data": DATA_FAMILIES,
 }  # fmt: skip
 # What a section of the run configuration is checked against, for YAML files that are not registered parts.
 MODELS: dict[str, type[BaseModel]] = {
@@ -88,7 +88,7 @@ def suite_of(task: str) -> str:
 
 
 def necks_for(source: str) -> list[str]:
-    """Words that add the necks which the malaria suites lack."""
+    """Return the words that add the necks which the malaria suites lack."""
     return {"aspp": ["+neck@necks.aspp=aspp"], "decoder": ["+neck@necks.aspp=aspp", "+neck@necks.decoder=decoder"]}.get(
         source, []
     )
@@ -195,7 +195,7 @@ def test_a_part_yaml_lists_every_key_with_its_default(file: str) -> None:
     registry = PARTS[file.partition("/")[0]]
     values = own(file)
     entry = registry.entry(values.pop("name"))
-    consumed = {HEADS: set(HEAD_KEYS), NECKS: set(NECK_KEYS), SOURCES: set(DATA_KEYS)}.get(registry, set())
+    consumed = {HEADS: set(HEAD_KEYS), NECKS: set(NECK_KEYS), DATA_FAMILIES: set(DATA_KEYS)}.get(registry, set())
     nested = {key for key in NESTED if key in entry.parameters}
     chosen = {key for line in read(file).get("defaults", []) if isinstance(line, dict) for key in line}
     assert {key.partition("@")[2] for key in chosen} == nested  # `/loss@loss: cross_entropy`

@@ -18,7 +18,7 @@ from mtl.config.compose import choices, compose
 from mtl.config.load import DATA_KEYS, build_family, check_data
 from mtl.config.plan import Plan
 from mtl.core.errors import ConfigError
-from mtl.core.registry import SOURCES
+from mtl.core.registry import DATA_FAMILIES
 from mtl.data.pipeline.datamodule import MultiTaskDataModule
 from mtl.data.pipeline.transforms import Transform
 from mtl.imaging.preprocessing import Preprocessing
@@ -74,7 +74,7 @@ def copy_of(folder: Path, target: Path, keep: Callable[[Path], bool] = lambda pa
 
 
 def observe_family(config: dict[str, Any]) -> Any:
-    family = SOURCES.build({key: value for key, value in config.items() if key not in DATA_KEYS})
+    family = DATA_FAMILIES.build({key: value for key, value in config.items() if key not in DATA_KEYS})
     records = family.records()
     return [
         [spec.to_dict() for spec in family.specs().values()],
@@ -99,7 +99,7 @@ def test_malaria(data: dict[str, Any], smears: Path, tmp_path: Path) -> None:
         "mask_size": Flip(100.0),
         "pixel_scale": Flip(0.5),
     }
-    assert dead_keys(observe_family, data, part_flips(SOURCES, data, table, without=["on_error"])) == []
+    assert dead_keys(observe_family, data, part_flips(DATA_FAMILIES, data, table, without=["on_error"])) == []
     skipping = {**data, "root": str(broken), "on_error": "skip"}
     assert dead_keys(observe_family, skipping, {"on_error": Flip("raise", refuses=True)}) == []
 
@@ -107,7 +107,7 @@ def test_malaria(data: dict[str, Any], smears: Path, tmp_path: Path) -> None:
 def test_malaria_cells(cells: Path, tmp_path: Path) -> None:
     config = Plan.from_words(["task=malaria_cells", f"data.root={cells}"]).to_dict()["data"]
     other = copy_of(cells, tmp_path / "other", lambda path: not path.name.startswith("C1P"))
-    assert dead_keys(observe_family, config, part_flips(SOURCES, config, {"root": Flip(str(other))})) == []
+    assert dead_keys(observe_family, config, part_flips(DATA_FAMILIES, config, {"root": Flip(str(other))})) == []
 
 
 def test_idrid(retinas: Path, tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_idrid(retinas: Path, tmp_path: Path) -> None:
         "missing_mask": Flip({**config["missing_mask"], "SE": "absent"}),
         "largest_share": Flip({**config["largest_share"], "OD": 0.001}, refuses=True),
     }
-    assert dead_keys(observe_family, config, part_flips(SOURCES, config, table)) == []
+    assert dead_keys(observe_family, config, part_flips(DATA_FAMILIES, config, table)) == []
 
 
 def test_skin(lesions: Path, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_skin(lesions: Path, tmp_path: Path) -> None:
         "group_by": Flip("image"),
         "age_bands": Flip([50]),
     }
-    assert dead_keys(observe_family, config, part_flips(SOURCES, config, table)) == []
+    assert dead_keys(observe_family, config, part_flips(DATA_FAMILIES, config, table)) == []
 
 
 def test_brain(brains: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +143,7 @@ def test_brain(brains: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     other = copy_of(brains, tmp_path / "other", lambda path: "BraTS20_Training_002" not in path.parts)
 
     def observe(config: dict[str, Any]) -> Any:
-        family = SOURCES.build({key: value for key, value in config.items() if key not in DATA_KEYS})
+        family = DATA_FAMILIES.build({key: value for key, value in config.items() if key not in DATA_KEYS})
         records = family.records()
         return [observe_family(config), family.channels, [family.read_image(records[index]) for index in (3, -1)]]
 
@@ -163,8 +163,8 @@ def test_brain(brains: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     }
     own = {key: value for key, value in config.items() if key not in DATA_KEYS}
     keys = leaf_keys(own)
-    assert {key.partition(".")[0] for key in keys} == set(SOURCES.entry("brain").parameters)
-    annotations = {key: entry.annotation for key, entry in SOURCES.entry("brain").parameters.items()}
+    assert {key.partition(".")[0] for key in keys} == set(DATA_FAMILIES.entry("brain").parameters)
+    annotations = {key: entry.annotation for key, entry in DATA_FAMILIES.entry("brain").parameters.items()}
     assert dead_keys(observe, config, flips_for(keys, config, table, annotations)) == []
 
 
@@ -181,7 +181,7 @@ def test_tiger(regions: Path, tmp_path: Path) -> None:
         "sources": Flip({**config["sources"], "jb": None}),
         "group_by": Flip("patient"),
     }
-    assert dead_keys(observe_family, config, part_flips(SOURCES, config, table)) == []
+    assert dead_keys(observe_family, config, part_flips(DATA_FAMILIES, config, table)) == []
 
 
 def test_every_family_is_flipped() -> None:
@@ -195,7 +195,7 @@ def test_every_family_is_flipped() -> None:
 
 def observe_windows(data: dict[str, Any]) -> Any:
     """All windows of the training images, without augmentation."""
-    dataset = module_of(data).plain("train")
+    dataset = module_of(data).unaugmented("train")
     items = [dataset[index] for index in range(min(len(dataset), 8))]
     return [len(dataset), [[item["image"], item["targets"], item["meta"]] for item in items]]
 
@@ -240,7 +240,7 @@ def test_preprocessing(data: dict[str, Any]) -> None:
 
 
 def test_augmentation(data: dict[str, Any]) -> None:
-    dataset = module_of(data).plain("train")
+    dataset = module_of(data).unaugmented("train")
     sample = dataset[0]["meta"].sample_id
     raster = dataset.raster(sample)
     objects = dataset.family.read_labels(dataset.records[0]).objects.map(dataset.windows[0][0].original_to_working)

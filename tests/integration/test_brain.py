@@ -85,7 +85,7 @@ def test_the_distance_is_measured_only_where_asked(curriculum: Path) -> None:
     loaded = load_model(curriculum)
     config = loaded.config.model_dump()
     plan = Plan.from_stored({**config, "evaluation": {**config["evaluation"], "hd95": False}}, "config.json")
-    assert "hd95_per_case" not in score(loaded, "val", cases=0, plan=plan).summary["tasks"]["whole_tumor"]
+    assert "hd95_per_case" not in score(loaded, "val", examples=0, plan=plan).summary["tasks"]["whole_tumor"]
 
 
 def test_scoring_again_gives_the_same(curriculum: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from mtl.config.plan import Plan
 from mtl.core.errors import TrainingError
-from mtl.data.families.malaria.generator import draw_malaria
+from mtl.data.families.malaria.generator import generate_malaria
 from mtl.experiments.score import evaluate, evaluate_run, score
 from mtl.runs.loading import load_model
 
@@ -61,7 +61,7 @@ def test_other_images_are_scored_as_a_whole_and_overlap_is_reported(finished_run
     rows = [line.split(",") for line in (run / "split.csv").read_text().splitlines()[1:]]
     trained = next(row[1] for row in rows if row[3] == "train")
     other = tmp_path / "other"
-    draw_malaria(other, patients=3, fields=1, seed=99, width=320)  # the same names, other images
+    generate_malaria(other, patients=3, fields=1, seed=99, width=320)  # the same names, other images
     akin = sum(any(row[1] == home.name and row[3] != "test" for row in rows) for home in other.glob("*/*"))
     metrics = evaluate(str(run), data={"root": str(other)}, device="cpu", bootstrap=0)
     assert metrics["split"] == "all" and metrics["n_samples"] == 3 and metrics["budget"] is None

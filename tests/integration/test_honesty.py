@@ -66,7 +66,7 @@ def test_every_trainable_parameter_moves_and_nothing_else_does(suite: str, smear
 
 
 def _statistics_of_trained(module: torch.nn.Module, name: str) -> bool:
-    """Say whether a state entry is a norm statistic of a layer whose weights are trained."""
+    """Return whether a state entry is a norm statistic of a layer whose weights are trained."""
     owner, _, leaf = name.rpartition(".")
     if leaf not in ("running_mean", "running_var", "num_batches_tracked"):
         return False

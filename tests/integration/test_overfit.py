@@ -18,10 +18,10 @@ PATIENTS = 6  # four to learn from, one each for the two other splits
 @pytest.fixture(scope="module")
 def crops(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One crop per patient, around an infected cell, in the native layout."""
-    from mtl.data.families.malaria.generator import draw_malaria
+    from mtl.data.families.malaria.generator import generate_malaria
 
     source, folder = tmp_path_factory.mktemp("fields") / "smears", tmp_path_factory.mktemp("crops")
-    draw_malaria(source, patients=8, fields=1, seed=5, width=WIDTH, kind="points")
+    generate_malaria(source, patients=8, fields=1, seed=5, width=WIDTH, kind="points")
     cut = [_cut(annotation, folder) for annotation in sorted(source.glob("Point Set/*/GT/*.txt"))]
     assert sum(cut) >= PATIENTS
     return folder

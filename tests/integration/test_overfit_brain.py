@@ -11,12 +11,12 @@ pytestmark = pytest.mark.slow
 
 def test_three_stages_together(tmp_path: Path) -> None:
     from mtl.config.plan import Plan
-    from mtl.data.families.brain.generator import draw_brain
+    from mtl.data.families.brain.generator import generate_brain
     from mtl.experiments.score import score
     from mtl.experiments.train import train
     from mtl.runs.loading import load_model
 
-    draw_brain(tmp_path / "brains", patients=5, fields=6, seed=2, width=96)
+    generate_brain(tmp_path / "brains", patients=5, fields=6, seed=2, width=96)
     words = [
         "task=brain_joint", f"data.root={tmp_path}/brains", "backbone.base_filters=8", "data.geometry.size=[96,96]",
         "data.augmentation=null", "data.cache.enabled=false", "data.min_tumor_pixels=8", "data.loader.batch_size=4",

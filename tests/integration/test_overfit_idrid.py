@@ -12,12 +12,12 @@ pytestmark = pytest.mark.slow
 @pytest.mark.parametrize("suite", ["idrid_mtl", "idrid_moe"])
 def test_grades_and_masks_together(suite: str, tmp_path: Path) -> None:
     from mtl.config.plan import Plan
-    from mtl.data.families.idrid.generator import draw_idrid
+    from mtl.data.families.idrid.generator import generate_idrid
     from mtl.experiments.score import score
     from mtl.experiments.train import train
     from mtl.runs.loading import load_model
 
-    draw_idrid(tmp_path / "retinas", patients=8, fields=1, seed=2, width=240)
+    generate_idrid(tmp_path / "retinas", patients=8, fields=1, seed=2, width=240)
     epochs = 20
     words = [
         f"task={suite}", f"data.root={tmp_path}/retinas", "tasks=[grade,lesions_ex,optic_disc]", "backbone=resnet10t",

@@ -100,9 +100,9 @@ def test_twins_share_the_split(lesions: Path, tmp_path: Path, task: str) -> None
 
 
 def test_the_published_recipe_on_classes_of_ones_own(tmp_path: Path) -> None:
-    from mtl.data.families.skin.generator import draw_skin
+    from mtl.data.families.skin.generator import generate_skin
 
-    draw_skin(tmp_path / "ids", patients=6, fields=2, seed=1, width=64, kind="ids")
+    generate_skin(tmp_path / "ids", patients=6, fields=2, seed=1, width=64, kind="ids")
     words = [
         "experiment=published/skin_b0", f"data.root={tmp_path / 'ids'}", f"paths.run_dir={tmp_path / 'run'}", "trainer=cpu",
         "data.geometry.size=[64,64]", "data.attributes.skin_hair=[nevus,melanoma,seborrheic_keratosis]",

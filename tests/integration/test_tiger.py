@@ -65,7 +65,7 @@ def test_twins_share_the_split_and_train_on_what_is_labelled(regions: Path, tmp_
         rows = (tmp_path / task / "split.csv").read_text().splitlines()[1:]
         splits[task] = sorted(rows)
         label = objects["datamodule"].specs[task].label
-        assert all(record.knows(label) for record in objects["datamodule"].drawn_records)
+        assert all(record.knows(label) for record in objects["datamodule"].training_records)
         assert set(objects["module"].model.necks) == {"aspp", "decoder"}
     assert splits["tissue"] == splits["cells"]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import mtl
-from mtl.core.registry import SOURCES
+from mtl.core.registry import DATA_FAMILIES
 
 PACKAGE = Path(mtl.__file__).parent
 # From the top floor down. A room imports from lower floors and from itself; `mtl` is the package's own `__init__`.
@@ -89,7 +89,7 @@ def test_rooms_that_serve_all_families_name_none() -> None:
         if room_of(name) in WITHOUT_FAMILIES:
             wrong += [f"{name} imports {other}" for other in imported(tree, set()) if other.startswith("mtl.data.families")]
             words = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
-            wrong += [f"{name} names {family}" for family in SOURCES.names() if family in words]
+            wrong += [f"{name} names {family}" for family in DATA_FAMILIES.names() if family in words]
     assert wrong == []
 
 

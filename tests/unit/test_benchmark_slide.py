@@ -20,7 +20,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = importlib.import_module("benchmark_slide")
 
     def call(words: list[str]) -> dict[str, Any]:
-        return module.draw(*words[1:]) if words[0] == "--draw" else module.predict(float(words[1]), words[2:])
+        return module.generate(*words[1:]) if words[0] == "--generate" else module.predict(float(words[1]), words[2:])
 
     monkeypatch.setattr(module, "call", call)
     return module

@@ -108,12 +108,12 @@ def test_a_neck_can_read_another_neck_and_heads_may_share_only_the_first() -> No
     assert {name.split(".")[0] for name in touched} == {"fpn", "second"}
     assert not any(name.startswith("second.roi") for name in touched)
     # A stage without `roi` lets its copy of the second neck rest, not what both heads read.
-    copied.rest(["detection"])
+    copied.train_only(["detection"])
     trains = {name.rsplit(".", 2)[0] for name, parameter in copied.necks.named_parameters() if parameter.requires_grad}
     assert any(name.startswith("fpn") for name in trains) and any(name.startswith("second.detection") for name in trains)
     assert not any(name.startswith("second.roi") for name in trains)
     one = build(*words)  # roi reads the first neck
-    one.rest(["roi"])
+    one.train_only(["roi"])
     assert not any(parameter.requires_grad for parameter in one.necks["second"].parameters())
     assert all(parameter.requires_grad for parameter in one.necks["fpn"].parameters())
 
@@ -215,7 +215,7 @@ def test_shared_is_what_serves_several_of_the_tasks() -> None:
     assert shared_parts(build("backbone.freeze=all"), *TASKS) == ({"neck.fpn"}, heads)
     assert shared_parts(build(), "detection") == (set(), {"backbone", "neck.fpn", *heads})
     model = build()
-    model.rest(("detection", "roi"), ("backbone",))
+    model.train_only(("detection", "roi"), ("backbone",))
     assert shared_parts(model, "detection", "roi") == ({"neck.fpn"}, {"head.detection", "head.roi"})
 
 

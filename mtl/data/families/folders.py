@@ -25,7 +25,9 @@ def find_root(root: str | None, family: str, is_root: str, candidates: tuple[str
     Raises:
         DataError: No such folder; the message says how to set one or how to generate data.
     """
-    hint = f"Set data.root=<folder> (it holds {is_root}), set MTL_DATA_DIR, or draw test data with `mtl data synth {family}`."
+    hint = (
+        f"Set data.root=<folder> (it holds {is_root}), set MTL_DATA_DIR, or generate test data with `mtl data synth {family}`."
+    )
     if root:
         if not Path(root).is_dir():
             raise DataError(f"Data folder `{root}` {'is a file' if Path(root).exists() else 'does not exist'}. {hint}")
@@ -70,11 +72,11 @@ def find_sets_root(
 
 
 def suggest_root(root: Path, fits: Callable[[Path], bool], levels: int = 3) -> str:
-    """Word what to do where `data.root` is not the folder of the data set: a sub-folder of it, or a folder above, may be.
+    """Return what to do where `data.root` is not the folder of the data set: a sub-folder of it, or a folder above, may be.
 
     Args:
         root: What was given.
-        fits: Says whether a folder looks like the data set.
+        fits: Returns whether a folder looks like the data set.
         levels: How many folders above are looked at.
     """
     below = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
@@ -104,7 +106,7 @@ def check_usable(family: str, folder: Path, problems: list[str], records: list[R
 
 
 def listed_errors(where: str, problems: list[str], hint: str) -> DataError:
-    """Word what is wrong with the files of a data set: how many errors, the first few, and what to do.
+    """Return what is wrong with the files of a data set: how many errors, the first few, and what to do.
 
     Args:
         where: Behind the number of errors: `below <folder>`.

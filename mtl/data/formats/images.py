@@ -150,8 +150,8 @@ def read_mask(path: Path) -> np.ndarray:
                 table = np.zeros(256, np.uint8)
                 table[: len(palette)] = palette.any(axis=1)
                 return table[np.asarray(image)]
-            plain = image.mode in ("1", "L", "RGB", *ALPHA_MODES) or image.mode.startswith(DEEP_MODES)
-            values = np.atleast_3d(np.asarray(image if plain else image.convert("RGB")))
+            direct = image.mode in ("1", "L", "RGB", *ALPHA_MODES) or image.mode.startswith(DEEP_MODES)
+            values = np.atleast_3d(np.asarray(image if direct else image.convert("RGB")))
             colors = values[..., :-1] if image.mode in ALPHA_MODES else values
             found = colors[..., 0] != 0
             for channel in range(1, colors.shape[2]):

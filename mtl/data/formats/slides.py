@@ -39,13 +39,13 @@ Size = tuple[int, int]
 
 
 def is_slide(path: Path) -> bool:
-    """Say whether a file is a slide: a scanner's format, or a TIFF that is stored in tiles."""
+    """Return whether a file is a slide: a scanner's format, or a TIFF that is stored in tiles."""
     suffix = path.suffix.lower()
     return suffix in SLIDE_SUFFIXES or (suffix in TIFF_SUFFIXES and path.is_file() and _is_tiled(path))
 
 
 def is_tissue_mask(path: Path) -> bool:
-    """Say whether a file is named like a tissue mask, and is stored like a slide or lies beside its own."""
+    """Return whether a file is named like a tissue mask, and is stored like a slide or lies beside its own."""
     if not path.stem.endswith(MASK_ENDING):
         return False
     slide = path.stem.removesuffix(MASK_ENDING)
@@ -157,7 +157,7 @@ class SlideFile(ABC):
     def __enter__(self) -> SlideFile:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, raised: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
     def level_for(self, size: Size) -> int:
@@ -189,7 +189,7 @@ class TiledTiff(SlideFile):
 
         self.path = path
         self.mask = mask
-        with _plain_words(path):
+        with _as_data_error(path):
             self._tiff = tifffile.TiffFile(path)
             try:
                 self._pages = self._find_levels()
@@ -227,18 +227,18 @@ class TiledTiff(SlideFile):
 
     def _check(self) -> None:
         page = self._pages[0]
-        samples, kind, colours = page.samplesperpixel, page.dtype, page.photometric
-        whole = kind is not None and kind.kind in "bui"
+        samples, dtype, colours = page.samplesperpixel, page.dtype, page.photometric
+        whole = dtype is not None and dtype.kind in "bui"
         if self.mask:
             good, expected = whole and samples == 1, "a tiled mask with one whole number per pixel"
         else:
             shown = colours == RGB or (colours == YCBCR and page.compression not in LOSSLESS)
-            good = whole and kind.itemsize == 1 and samples in (3, 4) and shown and page.planarconfig == 1
+            good = whole and dtype.itemsize == 1 and samples in (3, 4) and shown and page.planarconfig == 1
             expected = "a tiled picture in RGB of 8 bits per colour"
         if not good or not page.is_tiled:
             name = getattr(colours, "name", colours)
             raise DataError(
-                f"{self.path}: has {samples} channels of {kind} ({name}{'' if page.is_tiled else ', not in tiles'}); "
+                f"{self.path}: has {samples} channels of {dtype} ({name}{'' if page.is_tiled else ', not in tiles'}); "
                 f"expected {expected}. Convert it."
             )
 
@@ -270,7 +270,7 @@ class TiledTiff(SlideFile):
 
     def _decode(self, page: Any, index: int) -> np.ndarray:
         shape = (page.tilelength, page.tilewidth)
-        with _plain_words(self.path):
+        with _as_data_error(self.path):
             count = page.databytecounts[index]
             if count == 0:  # sparse files leave out empty tiles
                 return np.full((*shape, 1 if self.mask else 3), 0 if self.mask else 255, np.uint8)
@@ -304,7 +304,7 @@ class ScannerSlide(SlideFile):
         import tiffslide
 
         self.path = path
-        with _plain_words(path), warnings.catch_warnings():
+        with _as_data_error(path), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of formats that it knows in part
             self._slide = tiffslide.TiffSlide(path)
             facts = self._slide.properties
@@ -315,7 +315,7 @@ class ScannerSlide(SlideFile):
     def read(self, x: int, y: int, width: int, height: int, level: int = 0) -> np.ndarray:
         """Decode a rectangle; see `SlideFile.read`."""
         factor = self.size[1] / self.levels[level][1], self.size[0] / self.levels[level][0]
-        with _plain_words(self.path):
+        with _as_data_error(self.path):
             place = (round(x * factor[0]), round(y * factor[1]))
             pixels = np.asarray(self._slide.read_region(place, level, (width, height), as_array=True))
             if pixels.dtype != np.uint8 or pixels.shape[2] < 3:
@@ -370,7 +370,7 @@ def plausible(x: float, y: float) -> tuple[float, float] | None:
 
 
 @contextmanager
-def _plain_words(path: Path) -> Iterator[None]:
+def _as_data_error(path: Path) -> Iterator[None]:
     """Turn what the readers raise for a foreign or damaged file into one sentence."""
     try:
         yield

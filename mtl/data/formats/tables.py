@@ -1,4 +1,4 @@
-"""CSV files as data sets bring them: cells without spaces around them, image names without case and suffix."""
+"""CSV files as data sets bring them: texts without spaces around them, image names without case and suffix."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from mtl.core.errors import DataError
 from mtl.data.formats.images import IMAGE_SUFFIXES
 
 
-def read_cells(path: Path) -> list[tuple[int, list[str]]]:
-    """Read line number and cells, stripped, of each row that is not empty.
+def read_rows(path: Path) -> list[tuple[int, list[str]]]:
+    """Read line number and texts, stripped, of each row that is not empty.
 
     Raises:
         DataError: The file cannot be read, or is no CSV file.
@@ -18,7 +18,7 @@ def read_cells(path: Path) -> list[tuple[int, list[str]]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)
-            return [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(map(str.strip, row))]
+            return [(reader.line_num, [text.strip() for text in row]) for row in reader if any(map(str.strip, row))]
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
     except (UnicodeDecodeError, csv.Error) as error:
@@ -31,7 +31,7 @@ def image_stem(name: str) -> str:
 
 
 def number_of(text: str) -> float | None:
-    """Return the number that a cell holds; None where it holds none, or one that is not finite."""
+    """Return the number that a text holds; None where it holds none, or one that is not finite."""
     try:
         value = float(text)
     except ValueError:
@@ -40,7 +40,7 @@ def number_of(text: str) -> float | None:
 
 
 def some(names: list[str]) -> str:
-    """Word a list of names for a note: the only one, or how many and the first."""
+    """Return a list of names as words of a note: the only one, or how many and the first."""
     return names[0] if len(names) == 1 else f"{len(names)} entries (first: {names[0]})"
 
 

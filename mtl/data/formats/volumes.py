@@ -24,7 +24,7 @@ SAME_PLACE = 1e-3  # mm or share: affines that differ by less are equal
 
 
 def is_volume(path: str | Path) -> bool:
-    """Say whether a file name is that of a NIfTI volume."""
+    """Return whether a file name is that of a NIfTI volume."""
     return Path(path).name.lower().endswith(SUFFIXES)
 
 
@@ -85,7 +85,7 @@ class Volume:
         return np.flip(upright, self._flipped).transpose(np.argsort(self._axes))
 
     def matches(self, other: Volume) -> bool:
-        """Say whether voxel by voxel this is the same place as another volume."""
+        """Return whether voxel by voxel this is the same place as another volume."""
         return self.shape == other.shape and bool(np.allclose(self.affine, other.affine, atol=SAME_PLACE))
 
     @cached_property
@@ -130,9 +130,9 @@ def read_volume(path: str | Path) -> Volume:
             f"{path}: has {len(image.shape)} dimensions {tuple(image.shape)}; expected one volume of 3. Save each volume as a "
             "file of its own."
         )
-    kind = image.get_data_dtype()
-    if kind.kind not in "biuf":
-        what = "colours or other groups of numbers" if kind.fields else "complex numbers" if kind.kind == "c" else str(kind)
+    dtype = image.get_data_dtype()
+    if dtype.kind not in "biuf":
+        what = "colours or other groups of numbers" if dtype.fields else "complex numbers" if dtype.kind == "c" else str(dtype)
         raise DataError(f"{path}: its voxels are {what}; expected one grey value each. Convert it to grey values.")
     affine = np.asarray(image.affine, np.float64)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:

@@ -216,5 +216,5 @@ def _progress_bar(show: bool, done: int, total: int) -> Iterator[Callable[[], No
 
     columns = (TextColumn("Preparing images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, transient=True) as bar:
-        task = bar.add_task("", total=total, completed=done)
-        yield lambda: bar.advance(task)
+        row = bar.add_task("", total=total, completed=done)
+        yield lambda: bar.advance(row)

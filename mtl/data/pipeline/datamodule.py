@@ -152,14 +152,14 @@ class MultiTaskDataModule(pl.LightningDataModule):
         return {name: [record for record in self.labelled if split[record.sample_id] == name] for name in SPLITS}
 
     @property
-    def drawn_records(self) -> list[Record]:
-        """Samples of train that training draws: those that serve training, in the chosen sources, for the trained tasks."""
+    def training_records(self) -> list[Record]:
+        """Samples that training uses: those of train that serve training, in the chosen sources, for the trained tasks."""
         return [record for record in self.records_by_split["train"] if self._trains(record)]
 
     @property
     def samples_per_epoch(self) -> int:
         """Windows that training draws per epoch."""
-        return self.config.loader.samples_per_epoch or len(self._make(self.drawn_records))
+        return self.config.loader.samples_per_epoch or len(self._make(self.training_records))
 
     @property
     def labelled(self) -> list[Record]:
@@ -254,7 +254,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
             self._datasets[split] = self._make(self._used(split), augment=split == "train")
         return self._datasets[split]
 
-    def plain(self, split: str) -> SampleDataset:
+    def unaugmented(self, split: str) -> SampleDataset:
         """Return the data set for scoring a split, whichever it is: every labelled sample, without augmentation."""
         return self._make(self.records_by_split["train"]) if split == "train" else self.dataset(split)
 
@@ -286,7 +286,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
             return self.labelled
         if split not in SPLITS:
             raise ConfigError(unknown("split", split, [*SPLITS, "all"]))
-        return self.drawn_records if split == "train" else self.records_by_split[split]
+        return self.training_records if split == "train" else self.records_by_split[split]
 
     def _prepare_cache(self) -> None:
         folder = self.config.cache.place
@@ -327,12 +327,12 @@ class MultiTaskDataModule(pl.LightningDataModule):
 
     def evaluation_dataloader(self, split: str) -> DataLoader:
         """Return a loader over every window of a split (or of `all`) once, in order and without augmentation."""
-        config, dataset = self.config.loader, self.plain(split)
+        config, dataset = self.config.loader, self.unaugmented(split)
         sampler = WindowShardSampler(dataset.images, *self._ranks())
         return self._loader(dataset, sampler, config.eval_batch_size or config.batch_size)
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell sampler and data set the epoch; call it before the training loader is iterated."""
+        """Set the epoch of sampler and data set; call it before the training loader is iterated."""
         if self._train_loader is not None:
             self._train_loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
             self._train_loader.dataset.set_epoch(epoch)  # type: ignore[attr-defined]

@@ -17,7 +17,7 @@ from mtl.core.family import DataFamily
 from mtl.core.task import TaskSpec
 from mtl.core.types import REGION, ImageResult, Record, Sample, SampleMeta, Window
 from mtl.data.pipeline.cache import RasterCache
-from mtl.data.pipeline.sampling import Draw
+from mtl.data.pipeline.sampling import SampledItem
 from mtl.imaging.content import Box
 from mtl.imaging.outlines import cut_to_content
 from mtl.imaging.preprocessing import Preprocessing
@@ -93,15 +93,15 @@ class SampleDataset(Dataset):
         return [image for image, _ in self.items]
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of items asked for by a plain index; items asked for by a `Draw` carry their own."""
+        """Choose the epoch of items asked for by a plain index; items asked for by a `SampledItem` carry their own."""
         self.epoch = int(epoch)
 
-    def __getitem__(self, key: int | Draw) -> dict[str, Any]:
+    def __getitem__(self, key: int | SampledItem) -> dict[str, Any]:
         """Return `image` [C, H, W] float32, `targets` (None where absent) and `present` by task, and `meta`."""
-        draw = key if isinstance(key, tuple) else Draw(self.epoch, int(key), int(key))
-        image_number, window_number = self.items[draw.item]
+        sampled = key if isinstance(key, tuple) else SampledItem(self.epoch, int(key), int(key))
+        image_number, window_number = self.items[sampled.item]
         record, window = self.records[image_number], self.windows[image_number][window_number]
-        rng = np.random.default_rng([self.seed, draw.epoch, draw.position, draw.item])
+        rng = np.random.default_rng([self.seed, sampled.epoch, sampled.position, sampled.item])
         geometry = self.preprocessing.geometry
         if self.random_offset:
             window = geometry.jitter(window, rng)

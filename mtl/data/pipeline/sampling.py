@@ -13,7 +13,7 @@ from mtl.core.errors import ConfigError, DataError, nearest, unknown
 COMMON_CAP = 0.8  # other classes weigh at most this share of the priority class
 
 
-class Draw(NamedTuple):
+class SampledItem(NamedTuple):
     """What a training sampler hands to the data set.
 
     The epoch travels with the index, so workers that live for several epochs always know it; `position` counts draws over
@@ -80,8 +80,8 @@ class Mixing:
         return scaled / scaled.sum()
 
     @property
-    def plain(self) -> bool:
-        """Say whether one shuffle of all items does the same."""
+    def is_shuffle(self) -> bool:
+        """Return whether one shuffle of all items does the same."""
         return len(self.names) < 2 or (self.mode == "mixed" and not self.weights and self.temperature == 1.0)
 
 
@@ -114,7 +114,7 @@ class EpochSampler:
             raise DataError("There are no training samples; check data.split and data.root.")
         self.count, self.seed, self.rank, self.world_size = count, seed, rank, world_size
         self.weights = None if weights is None else np.asarray(weights, np.float64)
-        self.mixing = None if mixing is None or mixing.plain else mixing
+        self.mixing = None if mixing is None or mixing.is_shuffle else mixing
         self.block = batch_size * world_size
         self.total = -(-(samples_per_epoch or count) // world_size) * world_size
         if self.mixing and self.mixing.mode == "alternating":
@@ -130,34 +130,34 @@ class EpochSampler:
         """[total] indices of this epoch over all ranks."""
         rng = np.random.default_rng([self.seed, self.epoch])
         if self.mixing is None:
-            return self._draw(np.arange(self.count), self.total, rng)
+            return self._sample(np.arange(self.count), self.total, rng)
         members = [np.flatnonzero(np.asarray(self.mixing.sources) == name) for name in self.mixing.names]
         if self.mixing.mode == "mixed":
             counts = _apportion(self.mixing.shares(), self.total)
-            drawn = [self._draw(items, count, rng) for items, count in zip(members, counts, strict=True)]
-            return rng.permutation(np.concatenate(drawn))
+            sampled = [self._sample(items, count, rng) for items, count in zip(members, counts, strict=True)]
+            return rng.permutation(np.concatenate(sampled))
         steps = self.total // self.block
         # Turns go on from one epoch to the next, or in epochs of an odd number of steps one source would come up more often.
         turn = (np.arange(steps) + self.epoch * steps) % len(members)
         streams = [
-            iter(self._draw(items, int(count) * self.block, rng).reshape(-1, self.block))
+            iter(self._sample(items, int(count) * self.block, rng).reshape(-1, self.block))
             for items, count in zip(members, np.bincount(turn, minlength=len(members)), strict=True)
         ]
         return np.concatenate([next(streams[source]) for source in turn])
 
-    def _draw(self, items: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-        """Draw `count` of some items: one permutation after the other, or with replacement by weight."""
+    def _sample(self, items: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+        """Sample `count` of some items: one permutation after the other, or with replacement by weight."""
         if self.weights is not None:
             weights = self.weights[items]
             return rng.choice(items, count, replace=True, p=weights / weights.sum())
         rounds = -(-count // len(items))
         return np.concatenate([items[:0], *(items[rng.permutation(len(items))] for _ in range(rounds))])[:count]
 
-    def __iter__(self) -> Iterator[Draw]:
+    def __iter__(self) -> Iterator[SampledItem]:
         epoch = self.epoch
         for position, index in enumerate(self.order().tolist()):
             if position % self.world_size == self.rank:
-                yield Draw(epoch, position, index)
+                yield SampledItem(epoch, position, index)
 
     def __len__(self) -> int:
         return self.total // self.world_size

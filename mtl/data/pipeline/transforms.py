@@ -174,7 +174,7 @@ class StainJitter(A.ImageOnlyTransform):
         self.strength = strength
 
     def get_params(self) -> dict[str, Any]:
-        """Draw factors and shifts, [3] each."""
+        """Sample factors and shifts, [3] each."""
         factor = self.random_generator.uniform(-self.strength, self.strength, 3) + 1.0
         return {"factor": factor, "shift": self.random_generator.uniform(-self.strength, self.strength, 3) / 4}
 
@@ -201,7 +201,7 @@ class IntensityJitter(A.ImageOnlyTransform):
         self.contrast, self.brightness = contrast, brightness
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        """Draw factors and shifts, one per channel."""
+        """Sample factors and shifts, one per channel."""
         channels = data["image"].shape[2]
         factors = 1.0 + self.random_generator.uniform(-self.contrast, self.contrast, channels)
         return {"factors": factors, "shifts": self.random_generator.uniform(-self.brightness, self.brightness, channels)}
@@ -234,7 +234,7 @@ class ChannelDropout(A.ImageOnlyTransform):
         self.probability = probability
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        """Draw which channels go, [C] bool."""
+        """Sample which channels go, [C] bool."""
         filled = data["image"].any(axis=(0, 1))
         dropped = self.random_generator.random(len(filled)) < self.probability
         order = self.random_generator.permutation(len(filled))  # drawn in any case, so that other steps see the same stream
@@ -262,7 +262,7 @@ class Blur(A.ImageOnlyTransform):
         self.kernel = kernel
 
     def get_params(self) -> dict[str, Any]:
-        """Draw the side of the kernel in pixels."""
+        """Sample the side of the kernel in pixels."""
         smallest, largest = self.kernel
         return {"side": 2 * int(self.random_generator.integers(smallest // 2, largest // 2 + 1)) + 1}
 

@@ -34,7 +34,7 @@ class FasterRCNNHead(Head):
         anchor_sizes: Anchor side in network pixels: one list per level, or a flat list that is dealt out to the levels, finest
             first; missing levels get twice the size of the level before.
         aspect_ratios: Height / width of the anchors at every location.
-        anchor_offset: Position of the anchor centres within a map cell: 0.5 its middle, 0 its corner (torchvision).
+        anchor_offset: Position of the anchor centres within a map pixel: 0.5 its middle, 0 its corner (torchvision).
         rpn_pre_nms_top_n_train: Proposals per level that enter NMS in training.
         rpn_pre_nms_top_n_test: The same in evaluation.
         rpn_post_nms_top_n_train: Proposals per image that leave NMS in training.

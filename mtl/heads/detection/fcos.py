@@ -23,7 +23,7 @@ from mtl.heads.pyramid import attached_zero, equal_channels, sanitize_boxes, sel
 class FCOSHead(Head):
     """One-stage detector without anchors: class, distances to the four sides and centredness per location (Tian et al. 2020).
 
-    A location is the middle of a map cell. It answers for the smallest object that contains it, whose centre is near and whose
+    A location is the middle of a map pixel. It answers for the smallest object that contains it, whose centre is near and whose
     size suits the level. An object narrower than the finest stride may contain no location at all; use a finer map then.
 
     Args:
@@ -87,8 +87,8 @@ class FCOSHead(Head):
         """Predict at every location.
 
         Returns:
-            logits: [B, A, C]. deltas: [B, A, 4] distances in strides. centredness: [B, A] logits. cells: [A, 4] map cells in
-            network pixels. per_level: locations per level. image_size: As given.
+            logits: [B, A, C]. deltas: [B, A, 4] distances in strides. centredness: [B, A] logits. map_pixels: [A, 4] as boxes
+            in network pixels. per_level: locations per level. image_size: As given.
         """
         maps = [features[position] for position in self.positions]
         logits = self.classification(maps)
@@ -97,7 +97,7 @@ class FCOSHead(Head):
             "logits": logits.float(),
             "deltas": deltas.float(),
             "centredness": centredness.float().squeeze(2),
-            "cells": torch.cat([map_cells(level, stride) for level, stride in zip(maps, self.strides, strict=True)]),
+            "map_pixels": torch.cat([map_boxes(level, stride) for level, stride in zip(maps, self.strides, strict=True)]),
             "per_level": [level.shape[-2] * level.shape[-1] for level in maps],
             "image_size": image_size,
         }
@@ -117,10 +117,10 @@ class FCOSHead(Head):
             truth = torch.zeros_like(logits[rows])
             truth[positive, labels[positive]] = 1.0
             classification = sigmoid_focal_loss(logits[rows], truth, self.focal_alpha, self.focal_gamma, reduction="sum")
-            cells = output["cells"].expand(len(rows), -1, -1)[positive]
-            predicted = self.coder.decode(deltas[rows][positive], cells)
+            map_pixels = output["map_pixels"].expand(len(rows), -1, -1)[positive]
+            predicted = self.coder.decode(deltas[rows][positive], map_pixels)
             box = generalized_box_iou_loss(predicted, boxes[positive], reduction="sum")
-            sides = self.coder.encode(cells, boxes[positive])
+            sides = self.coder.encode(map_pixels, boxes[positive])
             across, along = sides[:, 0::2], sides[:, 1::2]
             centred = (across.amin(1) / across.amax(1) * along.amin(1) / along.amax(1)).sqrt()
             centring = F.binary_cross_entropy_with_logits(centredness[rows][positive], centred, reduction="sum")
@@ -132,11 +132,11 @@ class FCOSHead(Head):
         Returns:
             [A] int64 labels, -1 for background, and [A, 4] boxes (zeros for background).
         """
-        cells, per_level = output["cells"], output["per_level"]
+        map_pixels, per_level = output["map_pixels"], output["per_level"]
         if len(boxes) == 0:
-            return labels.new_full((len(cells),), -1), boxes.new_zeros((len(cells), 4))
-        centres = (cells[:, :2] + cells[:, 2:]) / 2
-        strides = cells[:, 2] - cells[:, 0]
+            return labels.new_full((len(map_pixels),), -1), boxes.new_zeros((len(map_pixels), 4))
+        centres = (map_pixels[:, :2] + map_pixels[:, 2:]) / 2
+        strides = map_pixels[:, 2] - map_pixels[:, 0]
         object_centres = (boxes[:, :2] + boxes[:, 2:]) / 2
         near = (centres[:, None] - object_centres).abs().amax(dim=2) < self.center_sampling_radius * strides[:, None]
         sides = torch.cat([centres[:, None] - boxes[:, :2], boxes[:, 2:] - centres[:, None]], dim=2)
@@ -166,7 +166,7 @@ class FCOSHead(Head):
             index = torch.cat(chosen)
             location, labels = index.div(classes, rounding_mode="floor"), index % classes
             boxes = clip_boxes_to_image(
-                self.coder.decode(row_deltas[location], output["cells"][location]), output["image_size"]
+                self.coder.decode(row_deltas[location], output["map_pixels"][location]), output["image_size"]
             )
             kept_scores = row_scores.flatten()[index]
             solid = ((boxes[:, 2:] - boxes[:, :2]) > 1e-2).all(dim=1)
@@ -176,8 +176,8 @@ class FCOSHead(Head):
         return predictions
 
 
-def map_cells(level: Tensor, stride: int) -> Tensor:
-    """Return the cells of a map as boxes in network pixels, [h * w, 4] float32, row by row."""
+def map_boxes(level: Tensor, stride: int) -> Tensor:
+    """Return the pixels of a map as boxes in network pixels, [h * w, 4] float32, row by row."""
     height, width = level.shape[-2:]
     y = torch.arange(height, device=level.device, dtype=torch.float32) * stride
     x = torch.arange(width, device=level.device, dtype=torch.float32) * stride

@@ -15,7 +15,7 @@ from mtl.heads.base import Head, Output, Prediction
 
 # Points that may be objects, per row: [N, 2] (x, y) in network pixels; [N] scores, descending; [N] int64 labels.
 Candidates = tuple[Tensor, Tensor, Tensor]
-PEAK_WINDOW = 3  # cells; what lies nearer is left to the suppression
+PEAK_WINDOW = 3  # map pixels; what lies nearer is left to the suppression
 
 
 class PointsHead(Head):
@@ -58,18 +58,18 @@ class PointsHead(Head):
         return predictions
 
 
-def where_it_counts(target: dict[str, Tensor], drawn: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Return [1, h, w], 1 where objects were looked for or are drawn, at the size (h, w) of a map; 1 where nothing is known.
+def where_it_counts(target: dict[str, Tensor], rendered: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Return [1, h, w], 1 where objects were looked for or are rendered, at the size (h, w) of a map; 1 where nothing is known.
 
     Args:
         target: Of one row; `region` [H, W] bool says where objects were looked for, if not everywhere.
-        drawn: [K, h, w] what was drawn for the objects.
+        rendered: [K, h, w] what was rendered for the objects.
         size: Of the map.
     """
     if "region" not in target:
-        return torch.ones_like(drawn[:1])
-    region = F.interpolate(target["region"][None, None].to(drawn.dtype), size=tuple(size), mode="nearest")[0]
-    return torch.maximum(region, (drawn.amax(dim=0, keepdim=True) > 0).to(drawn.dtype))
+        return torch.ones_like(rendered[:1])
+    region = F.interpolate(target["region"][None, None].to(rendered.dtype), size=tuple(size), mode="nearest")[0]
+    return torch.maximum(region, (rendered.amax(dim=0, keepdim=True) > 0).to(rendered.dtype))
 
 
 def suppress(points: Tensor, radius: float) -> Tensor:

@@ -86,7 +86,7 @@ class BlobsHead(PointsHead):
         counts = torch.ones(len(logits), 1, *size, device=logits.device)
         for row, labelled in enumerate(present.tolist()):
             if labelled:
-                truth[row] = self.draw(target[row], size)
+                truth[row] = self.render(target[row], size)
                 counts[row] = where_it_counts(target[row], truth[row, -len(self.spec.classes) :], size)
 
         def at_full_size(some_logits: Tensor, some_truth: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ class BlobsHead(PointsHead):
 
         return {"blobs": labelled_loss(at_full_size, logits, torch.cat([truth, counts], dim=1), present)}
 
-    def draw(self, target: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
+    def render(self, target: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
         """Return the target [K (+ 1), height, width] of one row."""
         points, labels, classes = target["points"], target["labels"], len(self.spec.classes)
         if self.shape == "gaussian":

@@ -48,7 +48,7 @@ class BoxCentresHead(PointsHead):
         self.detector: Head = HEADS.build(own, replace(spec, kind="detection"), channels, strides, where=where)
 
     def set_progress(self, progress: float) -> None:
-        """Tell the detector the share of training that is done."""
+        """Pass the share of training that is done to the detector."""
         self.detector.set_progress(progress)
 
     def forward(self, features: tuple[Tensor, ...], image_size: tuple[int, int]) -> Output:

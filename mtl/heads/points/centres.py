@@ -1,4 +1,4 @@
-"""Objects as the peaks of a heatmap, with an offset within the cell."""
+"""Objects as the peaks of a heatmap, with an offset within the map pixel."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ class CentresHead(PointsHead):
     """Centre heatmap with offset (CenterNet, Zhou et al. 2019, https://arxiv.org/abs/1904.07850), without sizes.
 
     Sums 1x1 projections of the maps at the output stride; after two 3x3 convolutions one 1x1 convolution gives a heatmap for
-    each class and another the position of the centre within its cell, which all classes share. The offset is learnt at the
-    centres alone, with the L1 distance in cells.
+    each class and another the position of the centre within its map pixel, which all classes share. The offset is learnt at the
+    centres alone, with the L1 distance in map pixels.
 
     Args:
         spec: The task.
         channels: Channels of the maps.
         strides: Strides of the maps; maps finer than the output are left out unless all are.
         loss: The loss of the heatmap (a name and its keys); it sees the map, not logits.
-        stride: Network pixels per cell of the heatmap. Two objects need two cells between them to be told apart.
+        stride: Network pixels per map pixel of the heatmap. Two objects need two map pixels between them to be told apart.
         sigma: Standard deviation of a target peak, in microns.
         width: Channels of the convolutions.
         norm: `batch`, or `group`, which depends on the whole window: windows of a large image then do not fit together.
-        prior_probability: Value of every cell before training; centres are rare.
+        prior_probability: Value of every map pixel before training; centres are rare.
         offset_weight: Weight of the offset's loss.
         suppression_radius: Microns below which two points are the same object, whatever their classes.
         score_threshold: Lowest peak that `decode` returns.
@@ -76,13 +76,13 @@ class CentresHead(PointsHead):
         self.offset = nn.Conv2d(width, 2, 1)
 
     def forward(self, features: tuple[Tensor, ...], image_size: tuple[int, int]) -> Output:
-        """Return `heatmap` [B, K, h, w] in [0, 1] and `offset` [B, 2, h, w], (x, y) in cells from a cell's corner."""
+        """Return `heatmap` [B, K, h, w] in [0, 1] and `offset` [B, 2, h, w], (x, y) in map pixels from the corner of one."""
         size = (-(-image_size[0] // self.stride), -(-image_size[1] // self.stride))
         maps = self.convolutions(sum_maps(features, self.positions, self.projections, size))
         return {"heatmap": self.logits(maps).float().sigmoid(), "offset": self.offset(maps).float().sigmoid()}
 
     def loss(self, output: Output, target: list[dict[str, Tensor]], present: Tensor) -> dict[str, Tensor]:
-        """Compare the heatmap with one drawn from the labelled rows' points, and the offsets at these points."""
+        """Compare the heatmap with one rendered from the labelled rows' points, and the offsets at these points."""
         heatmap = output["heatmap"]
         truth = torch.zeros_like(heatmap)
         rows = [row for row, labelled in enumerate(present.tolist()) if labelled]
@@ -99,21 +99,21 @@ class CentresHead(PointsHead):
         }
 
     def offset_loss(self, offset: Tensor, target: list[dict[str, Tensor]], rows: list[int]) -> Tensor:
-        """Compute the mean L1 distance, in cells, of the offsets at the points of some rows; 0 where there is none."""
+        """Compute the mean L1 distance, in map pixels, of the offsets at the points of some rows; 0 where there is none."""
         if not rows:
             return offset.sum() * 0.0
         points = torch.cat([target[row]["points"] for row in rows]).float() / self.stride
         row = torch.cat([target[row]["labels"].new_full((len(target[row]["points"]),), row) for row in rows])
-        cells = points.floor()
-        x, y = (cells[:, axis].long().clamp(0, offset.shape[3 - axis] - 1) for axis in (0, 1))
-        return (offset[row, :, y, x] - (points - cells)).abs().sum() / max(len(points), 1)
+        corners = points.floor()
+        x, y = (corners[:, axis].long().clamp(0, offset.shape[3 - axis] - 1) for axis in (0, 1))
+        return (offset[row, :, y, x] - (points - corners)).abs().sum() / max(len(points), 1)
 
     def candidates(self, output: Output) -> list[Candidates]:
-        """Find the peaks and move each within its cell."""
+        """Find the peaks and move each within its map pixel."""
         found = []
         peaks = find_peaks(output["heatmap"].detach(), PEAK_WINDOW, self.score_threshold, self.max_points, refine=False)
         for (middles, scores, labels), offset in zip(peaks, output["offset"].detach(), strict=True):
-            cells = middles.floor().long()
-            points = cells + offset[:, cells[:, 1], cells[:, 0]].T
+            corners = middles.floor().long()
+            points = corners + offset[:, corners[:, 1], corners[:, 0]].T
             found.append((points * self.stride, scores, labels))
         return found

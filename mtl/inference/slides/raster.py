@@ -16,7 +16,7 @@ BLOCK = 2048  # side of what is read at once for it
 DARK = 0.1  # darker than this is no glass and no tissue: what the scanner left out
 SAMPLES = 16  # windows that stand for a whole slide
 LOOKED_AT = 48  # rows and columns of windows among which they are chosen
-LARGEST_PLAIN_MASK = 2**28  # pixels of a mask that is not stored in tiles
+LARGEST_UNTILED_MASK = 2**28  # pixels of a mask that is not stored in tiles
 Size = tuple[int, int]
 Reader = Callable[[int, int, int, int], np.ndarray]
 
@@ -87,7 +87,7 @@ def sample(raster: Resized, tissue: Tissue | None, side: Size) -> np.ndarray:
 
 
 def weights(first: int, count: int, size: int, full: int) -> tuple[int, np.ndarray | None]:
-    """Say how pixels of a resized line are made from the stored ones.
+    """Return how pixels of a resized line are made from the stored ones.
 
     Args:
         first: First pixel that is wanted.
@@ -151,7 +151,7 @@ class Tissue:
 
     def within(self, x: int, y: int, width: int, height: int) -> np.ndarray:
         """Return [height, width] bool for a rectangle of the raster."""
-        rows, columns = self._cells(np.arange(y, y + height) + 0.5, 0), self._cells(np.arange(x, x + width) + 0.5, 1)
+        rows, columns = self._squares(np.arange(y, y + height) + 0.5, 0), self._squares(np.arange(x, x + width) + 0.5, 1)
         part = self._read(columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1)
         return part[np.ix_(rows - rows[0], columns - columns[0])] > 0
 
@@ -159,13 +159,13 @@ class Tissue:
         """Return [N] bool for points (x, y) of the raster that lie near each other."""
         if not len(points):
             return np.zeros(0, bool)
-        rows, columns = self._cells(points[:, 1], 0), self._cells(points[:, 0], 1)
+        rows, columns = self._squares(points[:, 1], 0), self._squares(points[:, 0], 1)
         top, left = rows.min(), columns.min()
         return self._read(left, top, columns.max() - left + 1, rows.max() - top + 1)[rows - top, columns - left] > 0
 
-    def _cells(self, places: np.ndarray, axis: int) -> np.ndarray:
-        cells = (places * (self.size[axis] / self.raster[axis])).astype(np.int64)
-        return np.clip(cells, 0, self.size[axis] - 1)
+    def _squares(self, places: np.ndarray, axis: int) -> np.ndarray:
+        squares = (places * (self.size[axis] / self.raster[axis])).astype(np.int64)
+        return np.clip(squares, 0, self.size[axis] - 1)
 
 
 def mask_of(slide: Path, folder: str | Path) -> Path:
@@ -198,12 +198,12 @@ def tissue_from_file(path: Path, slide: SlideFile, raster: Size) -> tuple[Tissue
     try:
         with tifffile.TiffFile(path) as tiff:
             page: Any = tiff.pages[0]
-            plain = not page.is_tiled and page.imagewidth * page.imagelength <= LARGEST_PLAIN_MASK
+            whole = not page.is_tiled and page.imagewidth * page.imagelength <= LARGEST_UNTILED_MASK
             flat = page.samplesperpixel == 1 and page.dtype is not None and page.dtype.kind in "bui"
-            pixels = np.asarray(page.asarray()) != 0 if plain and flat else None
+            pixels = np.asarray(page.asarray()) != 0 if whole and flat else None
     except Exception as error:  # decoders raise nearly anything
         raise DataError(f"{path}: cannot be read as a tissue mask ({str(error).splitlines()[0]}). Replace it.") from error
-    if plain and pixels is None:
+    if whole and pixels is None:
         raise DataError(
             f"{path}: has {page.samplesperpixel} channels of {page.dtype}; expected a mask with one whole number per pixel. "
             "Convert it."

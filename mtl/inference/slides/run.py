@@ -200,7 +200,7 @@ class SlidePredictor:
             outputs.write_points(folder / outputs.POINTS, scan.points["points"], scan.points["scores"], um, labels)
         threshold = float(self.predictor.thresholds.get(self.cells or "", {}).get("score", DEFAULT_THRESHOLD))
         sure = scan.points["scores"] >= threshold
-        rows, columns = scan.cell_of(scan.points["points"][sure])
+        rows, columns = scan.square_of(scan.points["points"][sure])
         bulk = self._bulk(areas, pixel, scan)
         cells = int(sure.sum()) if bulk is None else int(bulk[rows, columns].sum())
         stroma = areas.get(self.settings.stroma)
@@ -222,7 +222,7 @@ class SlidePredictor:
             "checkpoint": self.checkpoint, "settings": self.settings.model_dump(),
         }  # fmt: skip
         if picture is not None and outputs.OVERVIEW in self.files:
-            shares = [(name, counted.astype(np.float32) / np.float32(scan.cell_pixels)) for name, counted in areas.items()]
+            shares = [(name, counted.astype(np.float32) / np.float32(scan.square_pixels)) for name, counted in areas.items()]
             density = None
             if self.cells is not None:
                 extent = slide.size[0] * um[1], slide.size[1] * um[0]
@@ -233,7 +233,7 @@ class SlidePredictor:
         return summary
 
     def _note(self, area: float | None) -> str | None:
-        """Say why there is no TIL score; None where there is one."""
+        """Return why there is no TIL score; None where there is one."""
         settings = self.settings
         if self.cells is None:
             return f"no TIL score: the network has no task `{settings.cells}` that finds cells (slide.cells)"
@@ -247,17 +247,17 @@ class SlidePredictor:
     def _bulk(self, areas: dict[str, np.ndarray], pixel: float, scan: Scan) -> np.ndarray | None:
         if not self.settings.tumor_bulk or self.settings.tumor not in areas:
             return None
-        # More than half of a cell of the grid.
-        return tumor_bulk(areas[self.settings.tumor] > scan.cell_pixels / 2, float(np.sqrt(scan.cell_pixels * pixel)))
+        # More than half of a square of the grid.
+        return tumor_bulk(areas[self.settings.tumor] > scan.square_pixels / 2, float(np.sqrt(scan.square_pixels * pixel)))
 
 
 def no_stroma(bulk: bool) -> str:
-    """Word why a slide has no score."""
+    """Return why a slide has no score."""
     return "no stroma in the bulk" if bulk else "no stroma"
 
 
 def legend_lines(summary: dict[str, Any], density: np.ndarray | None) -> list[str]:
-    """Say the figures of a slide in a few words."""
+    """Return the figures of a slide as short lines."""
     score = summary["til_score"]
     lines = []
     if score is not None:

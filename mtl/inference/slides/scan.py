@@ -24,7 +24,7 @@ from mtl.stitching.joiners import PointJoiner
 from mtl.stitching.territories import Neighbourhood
 
 NO_TISSUE = 0  # in masks of slides; the classes follow from 1
-Task = tuple[Window, Neighbourhood]
+Surrounded = tuple[Window, Neighbourhood]  # a window, and where those around it lie
 
 
 class Scan:
@@ -44,7 +44,7 @@ class Scan:
 
     Attributes:
         window: Any window of the slide, for sizes and scales.
-        areas: [K, h, w] int32 working pixels of each class in each cell of a grid of the size of the overview.
+        areas: [K, h, w] int32 working pixels of each class in each square of a grid of the size of the overview.
         points: After `bands`: `points` [N, 2] in stored pixels, `scores` and `labels`, best first.
         looked_at: Windows that went through the network.
     """
@@ -68,8 +68,8 @@ class Scan:
         self._around: dict[int, Neighbourhood] = {}
 
     @property
-    def cell_pixels(self) -> float:
-        """Working pixels in a cell of `areas`."""
+    def square_pixels(self) -> float:
+        """Working pixels in a square of `areas`."""
         return self.height * self.width / (self.grid[0] * self.grid[1])
 
     def bands(self, progress: Callable[[int, int], None] = lambda done, total: None) -> Iterator[np.ndarray]:
@@ -98,8 +98,8 @@ class Scan:
             yield band
         self.points = self._join()
 
-    def cell_of(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return rows and columns of the cells of `areas` in which points [N, 2] (stored pixels) lie."""
+    def square_of(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return rows and columns of the squares of `areas` in which points [N, 2] (stored pixels) lie."""
         height, width = self.window.original_size
         found = (points * np.array([self.grid[1] / width, self.grid[0] / height])).astype(np.int64)
         return np.clip(found[:, 1], 0, self.grid[0] - 1), np.clip(found[:, 0], 0, self.grid[1] - 1)
@@ -107,7 +107,7 @@ class Scan:
     def _rows(self) -> Iterator[list[Window]]:
         return self.geometry.rows(self.raster.full, self.pixel_scale)
 
-    def _tasks(self) -> Iterator[Task]:
+    def _windows(self) -> Iterator[Surrounded]:
         """Yield the windows that show tissue, each with the windows near it."""
         for row, near in surrounded(self._rows(), self.geometry.size[0] // self.geometry.step[0] + 1):
             around = Neighbourhood(near)
@@ -116,13 +116,13 @@ class Scan:
                     yield window, around
 
     def _crops(self) -> Iterator[tuple[SampleMeta, np.ndarray]]:
-        for (window, around), pixels in ahead(self._read, self._tasks(), 2 * self.predictor.batch_size):
+        for (window, around), pixels in ahead(self._read, self._windows(), 2 * self.predictor.batch_size):
             self._around[window.index] = around
             yield SampleMeta(self.raster.slide.path.name, "", "", window), pixels.result()
 
-    def _read(self, task: Task) -> np.ndarray:
+    def _read(self, surrounded_window: Surrounded) -> np.ndarray:
         """Return the network image [C, h, w] of a window; runs in the thread that reads."""
-        window, preprocessing = task[0], self.predictor.model.preprocessing
+        window, preprocessing = surrounded_window[0], self.predictor.model.preprocessing
         pixels = self.raster.read(*_rectangle(window))
         return preprocessing.normalize(self.geometry.crop(pixels, replace(window, offset=(0.0, 0.0))))
 
@@ -148,7 +148,7 @@ class Scan:
         return found
 
     def _measure(self, found: np.ndarray, top: int) -> None:
-        """Add the pixels of each class to the cells of the grid."""
+        """Add the pixels of each class to the squares of the grid."""
         rows = ((np.arange(top, top + len(found)) + 0.5) * self.grid[0] / self.height).astype(np.int64)
         columns = ((np.arange(self.width) + 0.5) * self.grid[1] / self.width).astype(np.int64)
         lines, starts = np.unique(rows, return_index=True)
@@ -217,7 +217,7 @@ def scan_tasks(predictor: Predictor, settings: SlideConfig) -> tuple[str | None,
 
 
 def tissue_values(predictor: Predictor, task: str) -> dict[str, int]:
-    """Say which value of a slide's mask is which class."""
+    """Return the value that each class has in a slide's mask."""
     return {name: index + 1 for index, name in enumerate(predictor.specs[task].classes)}
 
 

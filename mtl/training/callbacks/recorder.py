@@ -110,7 +110,7 @@ class RunRecorder(Checkpoint):
         self.samples += len(batch) * trainer.world_size
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say at which step of the run the figures of a validation were taken."""
+        """Log at which step of the run the figures of a validation were taken."""
         self._count_on(trainer, pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -7,9 +7,9 @@ import pytest
 
 from mtl.core import plugins
 from mtl.core.errors import ConfigError
-from mtl.core.registry import ADAPTERS, BALANCERS, ENCODERS, HEADS, LOSSES, NECKS, SCHEDULERS, SOURCES, STUDY_METRICS
+from mtl.core.registry import ADAPTERS, BALANCERS, DATA_FAMILIES, ENCODERS, HEADS, LOSSES, NECKS, SCHEDULERS, STUDY_METRICS
 
-REGISTRIES = [ADAPTERS, BALANCERS, ENCODERS, HEADS, LOSSES, NECKS, SCHEDULERS, SOURCES, STUDY_METRICS]
+REGISTRIES = [ADAPTERS, BALANCERS, ENCODERS, HEADS, LOSSES, NECKS, SCHEDULERS, DATA_FAMILIES, STUDY_METRICS]
 
 
 @pytest.mark.parametrize("registry", REGISTRIES, ids=lambda registry: registry.symbol)

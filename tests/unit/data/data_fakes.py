@@ -44,7 +44,7 @@ class FakeFamily(DataFamily):
         self.root, self.patients, self.fields, self.size = root, patients, fields, size
         self.decoded: list[str] = []
 
-    def draw(self) -> FakeFamily:
+    def generate(self) -> FakeFamily:
         for number in range(self.patients * self.fields):
             image = np.full((*self.size, 3), 200, np.uint8)
             for x, y in self.points(number):

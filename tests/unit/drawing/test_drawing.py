@@ -10,7 +10,7 @@ from mtl.core.task import TaskSpec
 from mtl.core.types import Window
 from mtl.drawing.paint import paint, paint_heat, with_legend
 from mtl.drawing.palette import PALETTE, PEAK_COLOUR
-from mtl.inference.pictures import draw_case, layers_of, overlay
+from mtl.inference.pictures import draw_example, layers_of, overlay
 from mtl.inference.predictor import Prediction
 
 RED, BLUE, GREEN, CYAN = (225, 25, 25), (30, 90, 245), (20, 150, 70), (0, 255, 255)
@@ -79,8 +79,8 @@ def test_heat_covers_its_own_cells_and_its_peak_is_ringed() -> None:
 
 
 def test_case_draws_annotations_and_predictions_above_the_threshold() -> None:
-    truth = draw_case(GREY, TRUTH, SPECS, (100, 200))
-    prediction = draw_case(GREY, PREDICTION, SPECS, (100, 200), {"detection": {"score": 0.5}})
+    truth = draw_example(GREY, TRUTH, SPECS, (100, 200))
+    prediction = draw_example(GREY, PREDICTION, SPECS, (100, 200), {"detection": {"score": 0.5}})
     assert len(coloured(truth[:200], BLUE)) > len(coloured(prediction[:200], BLUE)) > 0
     assert len(coloured(truth[:200], RED)) == len(coloured(prediction[:200], RED)) > 0
     assert truth.shape[0] > 200 and truth.shape[1] == 400

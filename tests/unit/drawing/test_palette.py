@@ -9,7 +9,7 @@ import pytest
 
 from mtl.config.plan import Plan
 from mtl.core.family import DataFamily
-from mtl.core.registry import SOURCES
+from mtl.core.registry import DATA_FAMILIES
 from mtl.core.task import Colour, TaskSpec
 from mtl.core.types import Objects, Sample
 from mtl.drawing.palette import BRIGHTEST, PALETTE, colours_of, hexadecimal, on_white
@@ -19,7 +19,7 @@ from mtl.report import figures, grid
 from mtl.report.data_pages import class_colours, plot
 from mtl.runs.build import model_config
 
-FAMILIES = {name: SOURCES.build({"name": name}) for name in SOURCES.names()}
+FAMILIES = {name: DATA_FAMILIES.build({"name": name}) for name in DATA_FAMILIES.names()}
 SUITES = ("malaria_mttl", "malaria_cells", "idrid_mtl", "brain_joint", "skin_mtl", "tiger_mtl")
 SIZE = (40, 60)
 

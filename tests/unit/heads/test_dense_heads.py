@@ -74,7 +74,7 @@ def test_peaks_of_a_drawn_map_are_its_points() -> None:
     points = torch.tensor([[10.0, 20.0], [21.0, 20.0], [70.5, 50.0], [2.0, 2.0], [95.0, 63.0]])
     labels = torch.tensor([0, 0, 1, 0, 1])
     head = heatmap_head(sigma=1.0, peak_window=3)
-    drawn = head.draw({"points": points, "labels": labels}, head.size(SIZE))[None]
+    drawn = head.render({"points": points, "labels": labels}, head.size(SIZE))[None]
     found = head.decode({"heatmap": drawn})[0]
     assert len(found["points"]) == 5
     distance = torch.cdist(points, found["points"])

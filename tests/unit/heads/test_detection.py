@@ -53,7 +53,7 @@ def test_learns_one_image_by_heart(name: str) -> None:
     assert torch.equal(best["labels"][partner], LABELS)
 
 
-def test_anchor_centres_lie_in_the_middle_of_map_cells() -> None:
+def test_anchor_centres_lie_in_the_middle_of_map_pixels() -> None:
     head, features = head_of("faster_rcnn", aspect_ratios=[1.0]), maps()
     anchors = head.anchors(list(features))
     assert anchors.dtype == torch.float32
@@ -75,7 +75,7 @@ def test_anchors_keep_their_precision_under_autocast() -> None:
 
 
 def test_anchors_use_strides_not_sizes() -> None:
-    # 100 pixels give 13 cells at stride 8; dividing sizes would claim a stride of 7.
+    # 100 pixels give 13 map pixels at stride 8; dividing sizes would claim a stride of 7.
     level = torch.zeros(1, 32, 13, 13)
     anchors = head_of("faster_rcnn", levels=[3], aspect_ratios=[1.0], anchor_sizes=[28]).anchors([level])
     assert ((anchors[-1, :2] + anchors[-1, 2:]) / 2).tolist() == [100, 100]
@@ -154,9 +154,9 @@ def test_fcos_locations() -> None:
     # A cell of 28 pixels on the finest map only; the smaller of two nested boxes wins; the large one goes to a coarser map.
     boxes = torch.tensor([[20.0, 20, 48, 48], [26, 26, 42, 42], [0, 0, 128, 96]])
     labels, assigned = head.match(output, boxes, torch.tensor([0, 1, 1]))
-    cells = output["cells"]
-    centres = (cells[:, :2] + cells[:, 2:]) / 2
-    finest = torch.arange(len(cells)) < output["per_level"][0]
+    map_pixels = output["map_pixels"]
+    centres = (map_pixels[:, :2] + map_pixels[:, 2:]) / 2
+    finest = torch.arange(len(map_pixels)) < output["per_level"][0]
     inner = torch.nonzero((assigned == boxes[1]).all(1)).flatten()
     assert len(inner) and finest[inner].all()
     assert ((centres[inner] > 26) & (centres[inner] < 42)).all()
@@ -177,7 +177,7 @@ def test_fcos_decodes_what_it_is_taught() -> None:
     perfect["logits"] = torch.full_like(output["logits"], -20.0)
     perfect["logits"][0, positive, labels[positive]] = 20.0
     perfect["deltas"] = torch.zeros_like(output["deltas"])
-    perfect["deltas"][0, positive] = head.coder.encode(output["cells"][positive], boxes[positive])
+    perfect["deltas"][0, positive] = head.coder.encode(output["map_pixels"][positive], boxes[positive])
     perfect["centredness"] = torch.full_like(output["centredness"], 20.0)
     found = head.decode(perfect)[0]
     overlap, partner = box_iou(BOXES, found["boxes"]).max(dim=1)

@@ -145,7 +145,7 @@ def test_nothing_is_found_in_an_empty_map() -> None:
 
 
 def certain(head: Any, points: Tensor) -> dict[str, Any]:
-    truth = head.draw(target_of(points), SIZE)
+    truth = head.render(target_of(points), SIZE)
     logits = truth.clamp(0.01, 0.99).logit() if head.shape == "gaussian" else (2 * truth - 1) * 4
     return {"logits": logits[None], "size": SIZE}
 
@@ -181,7 +181,7 @@ def test_without_smoothing_a_flat_blob_is_found_at_its_rim() -> None:
 
 def test_a_background_channel_is_what_no_class_has() -> None:
     head = build("blobs", background=True, shape="gaussian")
-    drawn = head.draw(target_of(torch.tensor([[60.0, 40.0], [66.0, 40.0]]), torch.tensor([0, 1])), SIZE)
+    drawn = head.render(target_of(torch.tensor([[60.0, 40.0], [66.0, 40.0]]), torch.tensor([0, 1])), SIZE)
     assert drawn.shape == (3, *SIZE)
     torch.testing.assert_close(drawn[0], 1 - torch.maximum(drawn[1], drawn[2]))
     (found,) = head.decode({"logits": torch.zeros(1, 3, *SIZE), "size": SIZE})

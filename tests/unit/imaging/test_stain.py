@@ -8,7 +8,7 @@ import pytest
 
 from mtl.core.errors import ConfigError
 from mtl.data.families.tiger.family import Tiger
-from mtl.data.families.tiger.painter import Specimen, draw_region, draw_stain
+from mtl.data.families.tiger.painter import Specimen, generate_region, generate_stain
 from mtl.imaging.geometry import Geometry
 from mtl.imaging.preprocessing import Preprocessing
 from mtl.imaging.stain import METHODS, OPTICAL_DENSITY, REFERENCE_STAINS, STAINS, estimate, mix, restain
@@ -28,8 +28,8 @@ def stained(vectors: np.ndarray, seed: int = 0, strength: float = 1.0) -> np.nda
 
 def tissue(laboratory: int) -> np.ndarray:
     """The same place on the same tissue, stained in another laboratory."""
-    specimen = Specimen(5, draw_stain(np.random.default_rng(laboratory), laboratory))
-    return draw_region(specimen, (5000, 8000), (192, 192))[0]
+    specimen = Specimen(5, generate_stain(np.random.default_rng(laboratory), laboratory))
+    return generate_region(specimen, (5000, 8000), (192, 192))[0]
 
 
 def angle(a: np.ndarray, b: np.ndarray) -> float:

@@ -61,7 +61,7 @@ def make_predictor(geometry: Geometry = TILES, tasks: tuple[str, ...] = ("tissue
     return Predictor(DotModel(geometry, tasks), device="cpu", **{**settings, **options})
 
 
-def draw(height: int, width: int, seed: int = 0, dots: int = 60) -> np.ndarray:
+def generate(height: int, width: int, seed: int = 0, dots: int = 60) -> np.ndarray:
     """Tissue left of a wavy line, with nests of tumour and dark dots of several depths; glass on the right."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width]

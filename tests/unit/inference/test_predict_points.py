@@ -6,12 +6,12 @@ import csv
 from pathlib import Path
 
 import numpy as np
-from slide_tools import CELLS, TISSUE, draw, make_predictor
+from slide_tools import CELLS, TISSUE, generate, make_predictor
 
 from mtl.core.task import TaskSpec
 from mtl.drawing.paint import paint
 from mtl.inference.outputs import PredictionWriter, csv_columns
-from mtl.inference.pictures import draw_case, layers_of
+from mtl.inference.pictures import draw_example, layers_of
 from mtl.inference.predictor import Outcome
 from mtl.report.grid import draw_grid
 
@@ -24,7 +24,7 @@ def coloured(picture: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
 
 
 def test_what_is_found_is_counted_and_said() -> None:
-    prediction = make_predictor().predict(draw(150, 200), 2.0)
+    prediction = make_predictor().predict(generate(150, 200), 2.0)
     cells = prediction.tasks["cells"]
     sure = int((cells["scores"] >= 0.7).sum())
     assert 0 < sure < len(cells["scores"]) and prediction.counts == {"lymphocyte": sure}
@@ -38,7 +38,7 @@ def test_what_is_found_is_counted_and_said() -> None:
 
 
 def test_coordinates_are_those_of_the_stored_image() -> None:
-    image = draw(150, 200)
+    image = generate(150, 200)
     large = np.repeat(np.repeat(image, 2, axis=0), 2, axis=1)
     at_half, at_full = make_predictor().predict(image, 2.0), make_predictor().predict(large, 4.0)
     np.testing.assert_allclose(at_full.tasks["cells"]["points"], 2 * at_half.tasks["cells"]["points"])
@@ -50,7 +50,7 @@ def test_rows_of_the_table(tmp_path: Path) -> None:
     columns = csv_columns(specs)
     assert {"object", "x", "y", "n_lymphocyte", "tissue_stroma_area_ratio"} <= set(columns) and "parasitemia" not in columns
     assert "til_score" not in columns and {"til_score", "stroma_area_um2"} <= set(csv_columns(specs, slides=True))
-    path, image, predictor = tmp_path / "a.png", draw(100, 130), make_predictor()
+    path, image, predictor = tmp_path / "a.png", generate(100, 130), make_predictor()
     prediction = predictor.predict(image, 2.0)
     with PredictionWriter(tmp_path / "out", [path], predictor.specs) as writer:
         writer.write(Outcome(path, image, prediction))
@@ -77,15 +77,15 @@ def test_circles_are_as_large_as_the_distance_at_which_cells_are_one() -> None:
 
 
 def test_annotation_and_prediction_stand_side_by_side() -> None:
-    image = draw(96, 128)
+    image = generate(96, 128)
     prediction = make_predictor().predict(image, 2.0)
     points = np.array([[30, 40], [90, 60]], np.float32)
     boxes = np.concatenate([points - 8, points + 8], axis=1)
     region = np.ones((96, 128), bool)
     truth = {"cells": {"points": points, "labels": np.zeros(2, int), "boxes": boxes, "ids": np.arange(2), "region": region}}
-    picture = draw_case(image, truth, {"cells": CELLS}, (96, 128))
+    picture = draw_example(image, truth, {"cells": CELLS}, (96, 128))
     assert len(coloured(picture[:96], YELLOW)) > 20
     panels = draw_grid(image, truth, prediction.tasks, {"cells": CELLS}, (96, 128), prediction.thresholds)
     assert len(coloured(panels, YELLOW)) > 20
     nothing = {"cells": {key: value[:0] for key, value in truth["cells"].items()}}
-    assert not len(coloured(draw_case(image, nothing, {"cells": CELLS}, (96, 128))[:96], YELLOW))
+    assert not len(coloured(draw_example(image, nothing, {"cells": CELLS}, (96, 128))[:96], YELLOW))

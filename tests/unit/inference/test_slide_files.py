@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
-from slide_tools import draw, save
+from slide_tools import generate, save
 
 from mtl.core.errors import ConfigError, DataError
 from mtl.data.formats.slides import ScannerSlide, TiledTiff, described_spacing, is_slide, is_tissue_mask, open_slide
@@ -21,7 +21,7 @@ from mtl.inference.slides.raster import Resized, Tissue, array_reader, overview,
 
 
 def test_what_counts_as_a_slide(tmp_path: Path) -> None:
-    image = draw(100, 130)
+    image = generate(100, 130)
     assert is_slide(save(tmp_path / "tiled.tif", image)) and is_slide(save(tmp_path / "big.tiff", image, bigtiff=True))
     assert is_slide(save(tmp_path / "motorola.tif", image, byteorder=">"))
     assert not is_slide(save(tmp_path / "strips.tif", image, tile=0))
@@ -34,7 +34,7 @@ def test_what_counts_as_a_slide(tmp_path: Path) -> None:
 
 
 def test_the_largest_tiled_picture_of_a_file_is_the_slide(tmp_path: Path) -> None:
-    image = draw(128, 192)
+    image = generate(128, 192)
     options = {"photometric": "rgb", "metadata": None, "resolutionunit": "CENTIMETER"}
     for name, byteorder, big in (("a.tif", "<", False), ("b.tif", ">", True)):
         with tifffile.TiffWriter(tmp_path / name, byteorder=byteorder, bigtiff=big) as writer:
@@ -60,7 +60,7 @@ def test_the_largest_tiled_picture_of_a_file_is_the_slide(tmp_path: Path) -> Non
 
 
 def test_masks_in_strips_are_masks_where_their_slide_is_among_the_files(tmp_path: Path) -> None:
-    image = draw(64, 64)
+    image = generate(64, 64)
     for name in ("a.tif", "images/b.tif"):
         save(tmp_path / name, image)
     for name in ("a_tissue.tif", "masks/b_tissue.tif", "c_tissue.tif"):
@@ -72,7 +72,7 @@ def test_masks_in_strips_are_masks_where_their_slide_is_among_the_files(tmp_path
 
 
 def test_folders_name_slides_but_not_their_masks(tmp_path: Path) -> None:
-    image = draw(64, 64)
+    image = generate(64, 64)
     for name in ("images/b.tif", "images/a.svs", "c.tiff"):
         save(tmp_path / name, image)
     save(tmp_path / "masks" / "b_tissue.tif", image[..., 0])
@@ -91,7 +91,7 @@ def test_folders_name_slides_but_not_their_masks(tmp_path: Path) -> None:
     "options", [{}, {"compression": "jpeg"}, {"tile": 32, "bigtiff": True}, {"compression": "lzw", "byteorder": ">"}], ids=str
 )
 def test_any_rectangle_is_what_decoding_all_gives(tmp_path: Path, options: dict) -> None:
-    path = save(tmp_path / "slide.tif", draw(150, 210), **options)
+    path = save(tmp_path / "slide.tif", generate(150, 210), **options)
     whole = tifffile.imread(path)
     with open_slide(path) as slide:
         assert slide.size == (150, 210) and slide.spacing == pytest.approx((0.5, 0.5))
@@ -109,13 +109,13 @@ def test_tiles_that_are_not_stored_are_glass_and_alpha_is_dropped(tmp_path: Path
     with open_slide(tmp_path / "sparse.tif") as slide:
         pixels = slide.read(60, 0, 8, 1)
         assert pixels[0, :4].tolist() == [[9] * 3] * 4 and pixels[0, 4:].tolist() == [[255] * 3] * 4
-    clear = np.dstack([draw(64, 64), np.full((64, 64), 7, np.uint8)])
+    clear = np.dstack([generate(64, 64), np.full((64, 64), 7, np.uint8)])
     with open_slide(save(tmp_path / "rgba.tif", clear, extrasamples=["unassalpha"])) as slide:
         np.testing.assert_array_equal(slide.read(0, 0, 64, 64), clear[..., :3])
 
 
 def test_pyramids_are_found_marked_or_not(tmp_path: Path) -> None:
-    image = draw(256, 384)
+    image = generate(256, 384)
     for name, marked in (("marked.tif", 1), ("bare.tif", 0)):
         with tifffile.TiffWriter(tmp_path / name) as writer:
             for level, step in enumerate((1, 2, 4)):
@@ -132,16 +132,16 @@ def test_pyramids_are_found_marked_or_not(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("unit", "value", "um"), [("INCH", 50_800, 0.5), ("CENTIMETER", 40_000, 0.25), ("MILLIMETER", 500, 2)])
 def test_spacing_by_units(tmp_path: Path, unit: str, value: float, um: float) -> None:
-    tifffile.imwrite(tmp_path / "a.tif", draw(64, 64), tile=(64, 64), resolution=(value, value), resolutionunit=unit)
+    tifffile.imwrite(tmp_path / "a.tif", generate(64, 64), tile=(64, 64), resolution=(value, value), resolutionunit=unit)
     with open_slide(tmp_path / "a.tif") as slide:
         assert slide.spacing == pytest.approx((um, um))
 
 
 def test_a_resolution_for_screens_says_nothing(tmp_path: Path) -> None:
-    tifffile.imwrite(tmp_path / "none.tif", draw(64, 64), tile=(64, 64))
+    tifffile.imwrite(tmp_path / "none.tif", generate(64, 64), tile=(64, 64))
     printer = tmp_path / "printer.tif"
-    tifffile.imwrite(printer, draw(64, 64), tile=(64, 64), resolution=(300, 300), resolutionunit="INCH")
-    for path in (save(tmp_path / "screen.tif", draw(64, 64), spacing=None), tmp_path / "none.tif", printer):
+    tifffile.imwrite(printer, generate(64, 64), tile=(64, 64), resolution=(300, 300), resolutionunit="INCH")
+    for path in (save(tmp_path / "screen.tif", generate(64, 64), spacing=None), tmp_path / "none.tif", printer):
         with open_slide(path) as slide:
             assert slide.spacing is None
 
@@ -167,16 +167,16 @@ def test_spacing_by_descriptions(description: str, um: float | None) -> None:
 
 def test_descriptions_say_the_spacing_where_tags_do_not(tmp_path: Path) -> None:
     for spacing, um in ((None, 0.25), (0.5, 0.5)):
-        with open_slide(save(tmp_path / "a.tif", draw(64, 64), spacing=spacing, description="x|MPP = 0.25|y")) as slide:
+        with open_slide(save(tmp_path / "a.tif", generate(64, 64), spacing=spacing, description="x|MPP = 0.25|y")) as slide:
             assert slide.spacing == pytest.approx((um, um))
     facts = {"axes": "YXS", "PhysicalSizeX": 0.25, "PhysicalSizeXUnit": "\u00b5m", "PhysicalSizeY": 0.25}
-    tifffile.imwrite(tmp_path / "b.ome.tif", draw(64, 64), tile=(64, 64), photometric="rgb", metadata=facts)
+    tifffile.imwrite(tmp_path / "b.ome.tif", generate(64, 64), tile=(64, 64), photometric="rgb", metadata=facts)
     with open_slide(tmp_path / "b.ome.tif") as slide:
         assert slide.spacing == pytest.approx((0.25, 0.25))
 
 
 def test_formats_of_scanners_go_through_tiffslide(tmp_path: Path) -> None:
-    image = draw(300, 200)
+    image = generate(300, 200)
     path = save(tmp_path / "scan.svs", image)
     with open_slide(path) as slide:
         assert isinstance(slide, ScannerSlide) and slide.size == (300, 200) and slide.spacing == pytest.approx((0.5, 0.5))
@@ -188,14 +188,14 @@ def test_formats_of_scanners_go_through_tiffslide(tmp_path: Path) -> None:
 
 
 def test_broken_and_foreign_files_are_named(tmp_path: Path) -> None:
-    path = save(tmp_path / "half.tif", draw(200, 200), compression=None)
+    path = save(tmp_path / "half.tif", generate(200, 200), compression=None)
     path.write_bytes(path.read_bytes()[:60_000])
     with pytest.raises(DataError, match=r"half\.tif: cannot be read as a slide"), open_slide(path) as slide:
         slide.read(0, 0, 200, 200)
-    deep = save(tmp_path / "deep.tif", draw(64, 64).astype(np.uint16))
-    grey = save(tmp_path / "grey.tif", draw(64, 64)[..., 0])
-    inks = save(tmp_path / "inks.tif", np.dstack([draw(64, 64), draw(64, 64)[..., 0]]), photometric="separated")
-    raw = save(tmp_path / "raw.tif", draw(64, 64), photometric="ycbcr")
+    deep = save(tmp_path / "deep.tif", generate(64, 64).astype(np.uint16))
+    grey = save(tmp_path / "grey.tif", generate(64, 64)[..., 0])
+    inks = save(tmp_path / "inks.tif", np.dstack([generate(64, 64), generate(64, 64)[..., 0]]), photometric="separated")
+    raw = save(tmp_path / "raw.tif", generate(64, 64), photometric="ycbcr")
     for wrong in (deep, grey, inks, raw):
         with pytest.raises(DataError, match="expected a tiled picture in RGB of 8 bits"):
             open_slide(wrong)
@@ -204,7 +204,7 @@ def test_broken_and_foreign_files_are_named(tmp_path: Path) -> None:
 def test_what_is_missing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "imagecodecs", None)
     with pytest.raises(ConfigError, match=r"`imagecodecs` is not installed. Run: pip install 'mtl-medical\[slides\]'"):
-        open_slide(save(tmp_path / "a.tif", draw(64, 64), compression=None))
+        open_slide(save(tmp_path / "a.tif", generate(64, 64), compression=None))
 
 
 # -- other scales ------------------------------------------------------------------------------------------------------
@@ -212,7 +212,7 @@ def test_what_is_missing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("size", [(75, 105), (61, 83), (149, 210), (200, 300), (150, 210)])
 def test_a_part_of_a_resized_slide_is_that_part_of_the_whole(tmp_path: Path, size: tuple[int, int]) -> None:
-    image = draw(150, 210)
+    image = generate(150, 210)
     with open_slide(save(tmp_path / "slide.tif", image)) as slide:
         raster = Resized(slide, size)
         whole = raster.read(0, 0, size[1], size[0])
@@ -224,7 +224,7 @@ def test_a_part_of_a_resized_slide_is_that_part_of_the_whole(tmp_path: Path, siz
 
 
 def test_the_overview_is_the_same_with_and_without_a_pyramid(tmp_path: Path) -> None:
-    image = np.repeat(np.repeat(draw(128, 192), 4, axis=0), 4, axis=1)
+    image = np.repeat(np.repeat(generate(128, 192), 4, axis=0), 4, axis=1)
     with open_slide(save(tmp_path / "flat.tif", image)) as slide:
         flat = overview(slide, (64, 96))
     with tifffile.TiffWriter(tmp_path / "pyramid.tif") as writer:
@@ -244,7 +244,7 @@ def test_tissue_masks_of_any_scale(tmp_path: Path, factor: int, options: dict) -
     small = np.zeros((256 // factor, 384 // factor), np.uint8)
     small[80 // factor : 160 // factor, 200 // factor :] = 1
     path = save(tmp_path / "a_tissue.tif", small, **options)
-    with open_slide(save(tmp_path / "a.tif", draw(256, 384))) as slide:
+    with open_slide(save(tmp_path / "a.tif", generate(256, 384))) as slide:
         tissue, close = tissue_from_file(path, slide, (256, 384))
         full = np.kron(small, np.ones((factor, factor), int)) > 0
         np.testing.assert_array_equal(tissue.within(0, 0, 384, 256), full)
@@ -266,13 +266,13 @@ def test_masks_of_any_depth_count_alike_and_colours_are_no_mask(tmp_path: Path, 
     closed = []
     close = TiledTiff.close
     monkeypatch.setattr(TiledTiff, "close", lambda self: (closed.append(self.path.name), close(self))[1])
-    with open_slide(save(tmp_path / "a.tif", draw(128, 128))) as slide:
+    with open_slide(save(tmp_path / "a.tif", generate(128, 128))) as slide:
         for tile in (64, 0):
             tissue, close_mask = tissue_from_file(save(tmp_path / "a_tissue.tif", deep, tile=tile), slide, (128, 128))
             inside = tissue.within(0, 0, 128, 128)
             assert inside[:, 64:].all() and not inside[:, :64].any()
             close_mask()
-            for wrong in (draw(64, 64), deep.astype(np.float32)):
+            for wrong in (generate(64, 64), deep.astype(np.float32)):
                 with pytest.raises(DataError, match="one whole number per pixel"):
                     tissue_from_file(save(tmp_path / "b_tissue.tif", wrong, tile=tile), slide, (128, 128))
         closed.clear()
@@ -283,7 +283,7 @@ def test_masks_of_any_depth_count_alike_and_colours_are_no_mask(tmp_path: Path, 
 
 @pytest.mark.parametrize("method", ["macenko", "reinhard"])
 def test_a_sample_stains_like_the_whole_slide_and_the_overview_does_not(tmp_path: Path, method: str) -> None:
-    image = np.tile(draw(256, 256, dots=375), (4, 4, 1))
+    image = np.tile(generate(256, 256, dots=375), (4, 4, 1))
 
     def distance(estimated: dict, expected: dict) -> float:
         return max(float(np.abs(np.subtract(estimated[key], expected[key])).max()) for key in expected if key != "density")
@@ -303,13 +303,13 @@ def test_a_sample_stains_like_the_whole_slide_and_the_overview_does_not(tmp_path
 def test_a_mask_says_where_another_raster_shows_tissue() -> None:
     mask = np.zeros((10, 20), np.uint8)
     mask[5:, 10:] = 1
-    tissue = Tissue((10, 20), array_reader(mask), (33, 66))  # 3.3 pixels per cell
+    tissue = Tissue((10, 20), array_reader(mask), (33, 66))  # 3.3 pixels per square
     inside = tissue.within(0, 0, 66, 33)
     assert not inside[:16].any() and inside[17:, 34:].all() and not inside[:, :32].any()
 
 
 def test_tissue_by_colour() -> None:
-    image = draw(200, 300)
+    image = generate(200, 300)
     image[:, 280:] = 0  # what the scanner left out
     found = tissue_by_colour(image, 0.05, (200, 300)).within(0, 0, 300, 200)
     assert found[:, :200].all() and not found[:, 250:275].any() and not found[:, 285:].any()

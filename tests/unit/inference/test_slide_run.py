@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
-from slide_tools import draw, make_predictor, save
+from slide_tools import generate, make_predictor, save
 
 from mtl.config.verbs import SlideConfig
 from mtl.core.errors import DataError
@@ -42,7 +42,7 @@ def content(path: Path) -> Any:
 
 @pytest.fixture
 def stored(tmp_path: Path) -> Path:
-    return save(tmp_path / "slides" / "a.tif", draw(*SIZE))
+    return save(tmp_path / "slides" / "a.tif", generate(*SIZE))
 
 
 def test_everything_is_written_and_agrees(stored: Path, tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_everything_is_written_and_agrees(stored: Path, tmp_path: Path) -> None:
     outcome = run().predict(stored, out, lambda done, total: steps.append((done, total)))
     assert outcome.error is None and sorted(path.name for path in out.iterdir()) == FILES
     assert steps[-1] == (200, 200) and [done for done, _ in steps] == sorted(done for done, _ in steps)
-    expected = make_predictor().predict(draw(*SIZE), 2.0)
+    expected = make_predictor().predict(generate(*SIZE), 2.0)
     with tifffile.TiffFile(out / "tissue.tif") as tiff:
         page = tiff.pages[0]
         assert page.is_tiled and page.compression == tifffile.COMPRESSION.ADOBE_DEFLATE and page.dtype == np.uint8
@@ -73,7 +73,7 @@ def test_everything_is_written_and_agrees(stored: Path, tmp_path: Path) -> None:
 
 
 def test_the_true_spacing_counts_and_small_differences_resize_nothing(tmp_path: Path) -> None:
-    image = draw(200, 300)
+    image = generate(200, 300)
     exact = run().predict(save(tmp_path / "a.tif", image), tmp_path / "a").summary
     near = run().predict(save(tmp_path / "b.tif", image, spacing=0.504), tmp_path / "b").summary
     assert near["stroma_area_um2"] / exact["stroma_area_um2"] == pytest.approx((0.504 / 0.5) ** 2)
@@ -87,19 +87,19 @@ def test_the_true_spacing_counts_and_small_differences_resize_nothing(tmp_path: 
 
 
 def test_a_spacing_that_nobody_knows_must_be_given(tmp_path: Path) -> None:
-    path = save(tmp_path / "a.tif", draw(100, 100), spacing=None)
+    path = save(tmp_path / "a.tif", generate(100, 100), spacing=None)
     outcome = run().predict(path, tmp_path / "out")
     assert (
         str(outcome.error) == f"{path}: does not say how many microns a pixel measures. Set slide.spacing=<microns per pixel>."
     )
     assert run(spacing=0.5).predict(path, tmp_path / "out").summary["spacing_um"] == [0.5, 0.5]
     options = {"tile": (64, 64), "resolution": (20_000, 40_000), "resolutionunit": "CENTIMETER"}
-    tifffile.imwrite(tmp_path / "b.tif", draw(100, 100), **options)
+    tifffile.imwrite(tmp_path / "b.tif", generate(100, 100), **options)
     assert "0.5 x 0.25 microns; expected squares" in str(run().predict(tmp_path / "b.tif", tmp_path / "out").error)
 
 
 def test_a_spacing_far_from_that_of_the_network_is_refused(tmp_path: Path) -> None:
-    path = save(tmp_path / "a.tif", draw(64, 64), spacing=3.0)
+    path = save(tmp_path / "a.tif", generate(64, 64), spacing=3.0)
     assert "a pixel measures 3 microns, and this network looks at 0.5" in str(run().predict(path, tmp_path / "out").error)
     assert "a pixel measures 50 microns" in str(run(spacing=50.0).predict(path, tmp_path / "out").error)
     assert run(spacing=2.0).predict(path, tmp_path / "out").error is None
@@ -107,7 +107,7 @@ def test_a_spacing_far_from_that_of_the_network_is_refused(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("height", [512, 1024, 511])
 def test_heights_that_fill_the_tiles_of_the_mask_are_no_exception(tmp_path: Path, height: int) -> None:
-    image = draw(height, 64)
+    image = generate(height, 64)
     outcome = run(overviews=False).predict(save(tmp_path / "a.tif", image), tmp_path / "out")
     assert outcome.error is None and len(content(tmp_path / "out" / FILES[0])["points"]) > 5
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "out" / "tissue.tif").shape, image.shape[:2])
@@ -142,7 +142,7 @@ def test_masks_and_colour_say_where_tissue_is(stored: Path, tmp_path: Path) -> N
     assert by_colour["windows_with_tissue"] < by_colour["windows"]
     mask = tifffile.imread(tmp_path / "two" / "tissue.tif")
     assert (mask[:, :160] > 0).all() and not mask[:, 230:].any()
-    other = save(tmp_path / "slides" / "b.tif", draw(100, 100))
+    other = save(tmp_path / "slides" / "b.tif", generate(100, 100))
     assert "holds no `b_tissue.tif`" in str(run(tissue_masks=folder).predict(other, tmp_path / "three").error)
 
 
@@ -176,7 +176,7 @@ def test_stain_is_measured_once_and_applied_to_every_window(stored: Path, tmp_pa
     predictor = make_predictor()
     predictor.model.preprocessing = replace(predictor.model.preprocessing, stain={"method": "reinhard", "density": 0.15})
     assert run(predictor).predict(stored, tmp_path / "out").error is None
-    preprocessing, image = predictor.model.preprocessing, draw(*SIZE)
+    preprocessing, image = predictor.model.preprocessing, generate(*SIZE)
     normal = restain(image, preprocessing.stain_of(image))  # the overview is the slide itself
     expected = make_predictor().predict(normal, 2.0).mask("tissue")
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "out" / "tissue.tif") - 1, expected)
@@ -187,7 +187,7 @@ def test_stain_is_measured_once_and_applied_to_every_window(stored: Path, tmp_pa
 
 
 def test_a_finished_slide_is_left_alone_until_something_changes(tmp_path: Path) -> None:
-    stored, out = save(tmp_path / "slide.tif", draw(100, 130)), tmp_path / "out"
+    stored, out = save(tmp_path / "slide.tif", generate(100, 130)), tmp_path / "out"
     first = run().predict(stored, out)
     times = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
     predictor = make_predictor()

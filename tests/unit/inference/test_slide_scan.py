@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from slide_tools import CELLS, TILES, TISSUE, draw, make_predictor, save
+from slide_tools import CELLS, TILES, TISSUE, generate, make_predictor, save
 
 from mtl.config.verbs import SlideConfig
 from mtl.core.errors import ConfigError
@@ -37,7 +37,7 @@ def scan(
 @pytest.mark.parametrize("size", [(200, 290), (64, 64), (40, 230), (97, 64)])
 @pytest.mark.parametrize("overlap", [32, 0])
 def test_a_slide_is_predicted_like_the_image_that_it_shows(tmp_path: Path, size: tuple[int, int], overlap: int) -> None:
-    image, predictor = draw(*size), make_predictor(replace(TILES, overlap=overlap))
+    image, predictor = generate(*size), make_predictor(replace(TILES, overlap=overlap))
     found, mask = scan(save(tmp_path / "slide.tif", image), predictor)
     expected = predictor.predict(image, 2.0)
     np.testing.assert_array_equal(mask - 1, expected.mask("tissue"))
@@ -49,7 +49,7 @@ def test_a_slide_is_predicted_like_the_image_that_it_shows(tmp_path: Path, size:
 
 @pytest.mark.parametrize("spacing", [0.25, 0.31, 0.8])
 def test_other_spacings_are_brought_to_that_of_the_network(tmp_path: Path, spacing: float) -> None:
-    image, predictor = draw(*((260, 330) if spacing < 0.5 else (150, 200))), make_predictor()
+    image, predictor = generate(*((260, 330) if spacing < 0.5 else (150, 200))), make_predictor()
     found, mask = scan(save(tmp_path / "slide.tif", image, spacing), predictor, spacing)
     expected = predictor.predict(image, 1 / spacing)
     classes = expected.tasks["tissue"]["probabilities"].argmax(axis=0)
@@ -63,7 +63,7 @@ def test_other_spacings_are_brought_to_that_of_the_network(tmp_path: Path, spaci
 
 
 def test_away_from_borders_it_equals_one_pass_over_everything(tmp_path: Path) -> None:
-    image, predictor = draw(224, 288), make_predictor()
+    image, predictor = generate(224, 288), make_predictor()
     found, mask = scan(save(tmp_path / "slide.tif", image), predictor)
     whole = make_predictor(Geometry(mode="tiles", size=(224, 288), scale=2.0, overlap=32)).predict(image, 2.0)
     assert whole.window.count == 1
@@ -80,7 +80,7 @@ def test_away_from_borders_it_equals_one_pass_over_everything(tmp_path: Path) ->
 
 
 def test_glass_is_not_looked_at_and_holds_nothing(tmp_path: Path) -> None:
-    image, predictor = draw(256, 320), make_predictor()
+    image, predictor = generate(256, 320), make_predictor()
     tissue = np.zeros((64, 80), np.uint8)
     tissue[10:40, 5:30] = 1
     found, mask = scan(save(tmp_path / "slide.tif", image), predictor, tissue=tissue)
@@ -95,19 +95,19 @@ def test_glass_is_not_looked_at_and_holds_nothing(tmp_path: Path) -> None:
     assert empty.looked_at == 0 and mask.shape == (256, 320) and not mask.any() and empty.points["points"].shape == (0, 2)
 
 
-def test_areas_are_counted_in_cells_of_the_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_areas_are_counted_in_squares_of_the_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mtl.inference.slides.raster.OVERVIEW", 50)
-    found, mask = scan(save(tmp_path / "slide.tif", draw(150, 230)), make_predictor())
+    found, mask = scan(save(tmp_path / "slide.tif", generate(150, 230)), make_predictor())
     assert found.grid == (33, 50)
     for index, area in enumerate(found.areas):
         assert area.sum() == (mask == index + 1).sum()
         assert area[:11].sum() == pytest.approx((mask[:50] == index + 1).sum(), rel=0.01)
-    rows, columns = found.cell_of(np.array([[0.0, 0.0], [230.0, 150.0], [115.0, 75.0]], np.float32))
+    rows, columns = found.square_of(np.array([[0.0, 0.0], [230.0, 150.0], [115.0, 75.0]], np.float32))
     assert rows.tolist() == [0, 32, 16] and columns.tolist() == [0, 49, 25]
 
 
 def test_one_task_alone(tmp_path: Path) -> None:
-    path = save(tmp_path / "slide.tif", draw(150, 230))
+    path = save(tmp_path / "slide.tif", generate(150, 230))
     both, mask = scan(path, make_predictor())
     cells, nothing = scan(path, make_predictor(tasks=("cells",)), tasks=("cells", None))
     np.testing.assert_array_equal(cells.points["points"], both.points["points"])
@@ -118,7 +118,7 @@ def test_one_task_alone(tmp_path: Path) -> None:
 
 
 def test_a_single_mask_uses_its_threshold(tmp_path: Path) -> None:
-    image = draw(100, 130)
+    image = generate(100, 130)
     predictor = make_predictor(thresholds={"tissue": {"tumor": 0.9}})
     predictor.specs["tissue"] = replace(TISSUE, classes=("tumor",), multilabel=True)
     _, mask = scan(save(tmp_path / "slide.tif", image), predictor)
@@ -128,7 +128,7 @@ def test_a_single_mask_uses_its_threshold(tmp_path: Path) -> None:
 
 
 def test_rows_are_passed_on_as_soon_as_they_are_finished(tmp_path: Path) -> None:
-    path, predictor = save(tmp_path / "slide.tif", draw(640, 64)), make_predictor(batch_size=1)
+    path, predictor = save(tmp_path / "slide.tif", generate(640, 64)), make_predictor(batch_size=1)
     with open_slide(path) as slide:
         bands, seen = Scan(predictor, Resized(slide, slide.size), 2.0, None, *TASKS).bands(), []
         for band in bands:

@@ -19,7 +19,7 @@ from mtl.evaluation.baselines import baseline_summary, count_training
 from mtl.kinds.base import TrainingStatistics
 from mtl.metrics.evaluator import Evaluator
 from mtl.report import figures, training
-from mtl.report.page import Case, ReportContent, image_uri, write_report
+from mtl.report.page import Example, ReportContent, image_uri, write_report
 from mtl.report.tables import number
 from mtl.runs.history import history_columns, read_history
 from mtl.runs.results import load_records, save_records
@@ -121,10 +121,10 @@ def content() -> ReportContent:
     metrics = {"suite": "malaria_mttl <&>", "split": "test", "checkpoint": "checkpoints/best.ckpt", "seed": 0}
     metrics |= evaluator.summary(thresholds, bootstrap=50) | {"baseline": baseline_summary(evaluator, statistics)}
     ranked = sorted(evaluator.image_scores(thresholds).items(), key=lambda pair: pair[1])
-    cases = [Case(name, score, *pictures[name], group="Worst cases") for name, score in ranked[:2]]
-    cases += [Case(name, score, *pictures[name], group="Best cases") for name, score in ranked[-2:]]
+    examples = [Example(name, score, *pictures[name], group="Worst examples") for name, score in ranked[:2]]
+    examples += [Example(name, score, *pictures[name], group="Best examples") for name, score in ranked[-2:]]
     return ReportContent(
-        metrics, evaluator.curves(thresholds), commit="c1a63eb", duration=4321.0, best_epoch=15, cases=cases,
+        metrics, evaluator.curves(thresholds), commit="c1a63eb", duration=4321.0, best_epoch=15, examples=examples,
         split_sizes={"train": (140, 28), "val": (30, 6), "test": (12, 4)}, notes=["Boxes are derived from points."],
         config={"suite": "malaria_mttl", "seed": 0}, environment={"torch": "2.15.0"},
     )  # fmt: skip
@@ -180,7 +180,7 @@ def test_page_says_everything(page: str, content: ReportContent) -> None:
     text = " ".join(" ".join(parsed(page).text).split())
     for words in (
         "malaria_mttl <&>", "12 images of 4 patients", "no patient is in more than one", "train 140 images of 28 patients",
-        "1 h 12 min", "c1a63eb", "Boxes are derived from points.", "nothing detected", "Worst cases", "Best cases",
+        "1 h 12 min", "c1a63eb", "Boxes are derived from points.", "nothing detected", "Worst examples", "Best examples",
         "Per source", "polygons", "4 groups (patient)", "MAE per patient", "Threshold from validation: score",
         "AUPR, pixels pooled", "class AP (IoU .50:.95) AP50", "Masks compared at the size at which the network works",
     ):  # fmt: skip
@@ -281,7 +281,7 @@ def test_pixel_curves_are_steps_under_their_area() -> None:
 
 
 def test_masks_of_several_tasks_from_several_sources(tmp_path: Path) -> None:
-    """Tasks with labels of different images, their mean, one picture per case, experts and grades."""
+    """Tasks with labels of different images, their mean, one picture per example, experts and grades."""
     specs = {name: TaskSpec(name, "segmentation", (f"{name}_class",)) for name in ("small", "large")}
     specs["grade"] = TaskSpec("grade", "classification", ("a", "b"), ordinal=True)
     study = {"both": STUDY_METRICS.build({"name": "task_mean", "tasks": ["small", "large"]}, specs)}
@@ -299,20 +299,23 @@ def test_masks_of_several_tasks_from_several_sources(tmp_path: Path) -> None:
     metrics = {"suite": "s", "split": "test", "checkpoint": "c", "seed": 0} | evaluator.summary(thresholds, bootstrap=20)
     metrics["baseline"] = baseline_summary(evaluator, TrainingStatistics({"grade": [3, 1]}))
     picture = np.zeros((30, 40, 3), np.uint8)
-    cases = [Case("i00", 0.2, picture, group="Worst cases: graded"), Case("i08", 0.9, picture, picture, "Best cases: masks")]
+    examples = [
+        Example("i00", 0.2, picture, group="Worst examples: graded"),
+        Example("i08", 0.9, picture, picture, "Best examples: masks"),
+    ]
     with (tmp_path / "metrics.csv").open("w", newline="") as file:
         columns = expert_history()
         writer = csv.writer(file)
         writer.writerows([list(columns), *zip(*columns.values(), strict=True)])
-    page = write_report(tmp_path, ReportContent(metrics, evaluator.curves(thresholds), cases=cases)).read_text()
+    page = write_report(tmp_path, ReportContent(metrics, evaluator.curves(thresholds), examples=examples)).read_text()
     text = " ".join(" ".join(parsed(page).text).split())
     for words in (
         "8 labelled images", "4 labelled images", "Per task", "mean of the tasks' baselines", "quadratic weighted kappa",
-        "Masks compared at the size of the original images", "Worst cases: graded", "Intervals of small, large rest on 4",
+        "Masks compared at the size of the original images", "Worst examples: graded", "Intervals of small, large rest on 4",
     ):  # fmt: skip
         assert words in text, words
     assert "Per source" not in text  # every task has one source here
-    assert page.count('<figure class="case wide">') == 1 and page.count("Annotation of and prediction for i00") == 1
+    assert page.count('<figure class="example wide">') == 1 and page.count("Annotation of and prediction for i00") == 1
     assert page.count("Use of experts over training") == 1 and (tmp_path / "figures" / "experts.svg").is_file()
     assert "nan" not in re.findall(r"[a-z]+", text.lower()) and "None" not in text
 

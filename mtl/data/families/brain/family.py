@@ -18,7 +18,7 @@ import numpy as np
 
 from mtl.core.errors import ConfigError, DataError, unknown
 from mtl.core.family import CheckReport, DataFamily
-from mtl.core.registry import SOURCES
+from mtl.core.registry import DATA_FAMILIES
 from mtl.core.task import Colour, TaskSpec
 from mtl.core.types import Record, Sample
 from mtl.data.families.brain.files import (
@@ -61,14 +61,14 @@ class _Index:
     notes: list[str] = field(default_factory=list)
 
 
-@SOURCES.register("brain")
+@DATA_FAMILIES.register("brain")
 class Brain(DataFamily):
     """Axial slices of BraTS volumes and Kaggle pictures of brains.
 
     All slices of a labelled case are images: evaluation looks at whole volumes. A slice with `min_tumor_pixels` is of the
     class `tumor`, one without any tumour `no_tumor`; in between it has no class and, like the tumour-free slices that are not
-    drawn, is left out of training. So are slices that show hardly any brain, with tumour or without: how much brain there is
-    would give the class away. Cases without labels are left out.
+    chosen by a seed, is left out of training. So are slices that show hardly any brain, with tumour or without: how much brain
+    there is would give the class away. Cases without labels are left out.
 
     Args:
         root: Folder that holds the cases and/or the pictures, itself or one or two levels down; None looks below
@@ -157,16 +157,16 @@ class Brain(DataFamily):
         return self.with_colours(*(region_tasks() if "brats" in self.sources else []), presence_task())
 
     @classmethod
-    def draw(
+    def generate(
         cls, output: Path, *, patients: int, fields: int, seed: int, width: int | None, kind: str | None, overwrite: bool
     ) -> None:
-        """Draw `patients` volumes of `fields` slices in `brats/`, and about three pictures per volume in `kaggle/`."""
-        from mtl.data.families.brain.generator import draw_brain
+        """Generate `patients` volumes of `fields` slices in `brats/`, and about three pictures per volume in `kaggle/`."""
+        from mtl.data.families.brain.generator import generate_brain
 
         if kind is not None:
             raise ConfigError("`kind` chooses among variants of a layout; brain data have one. Leave it out.")
         given = {} if width is None else {"width": width}
-        draw_brain(output, patients, fields, seed, overwrite=overwrite, **given)
+        generate_brain(output, patients, fields, seed, overwrite=overwrite, **given)
 
     def locate(self) -> Path:
         """Return the folder that `root` names, or the first one in which there are cases or pictures."""
@@ -324,7 +324,7 @@ class Brain(DataFamily):
                     stratum=STRATA["brats"],
                     class_counts={name: int(count > 0) for name, count in pixels.items()} | _presence_counts(presence),
                     labels=tuple(labels),
-                    training=presence == "tumor" or (presence == "no_tumor" and self._drawn(case.name, z)),
+                    training=presence == "tumor" or (presence == "no_tumor" and self._chosen(case.name, z)),
                     spacing=scan.spacing,
                     case=case.name,
                 )
@@ -336,8 +336,8 @@ class Brain(DataFamily):
             return None
         return "tumor" if tumor_pixels else "no_tumor"
 
-    def _drawn(self, case: str, z: int) -> bool:
-        """Draw a tumour-free slice for training; depends on nothing but the seed, the case and the slice."""
+    def _chosen(self, case: str, z: int) -> bool:
+        """Return whether a tumour-free slice trains; depends on nothing but the seed, the case and the slice."""
         lot = hashlib.sha256(f"{self.slice_seed}/{case}/{z}".encode()).digest()[:8]
         return int.from_bytes(lot) / 2**64 < self.tumor_free_share
 

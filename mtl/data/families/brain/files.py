@@ -95,11 +95,11 @@ def find_folders(root: str | None, folders: dict[str, str | None], wanted: tuple
         DataError: They are not there.
     """
     base, found, places = os.environ.get("MTL_DATA_DIR"), {}, list[Path]()
-    kinds = " and/or ".join(SETS[name] for name in wanted)
+    is_root = " and/or ".join(SETS[name] for name in wanted)
     for name in wanted:
         given = None if root else folders[name]
         if root:
-            near = [find_root(root, "brain", kinds)]
+            near = [find_root(root, "brain", is_root)]
         elif given is not None:
             near = [Path(given)]
         else:
@@ -112,13 +112,13 @@ def find_folders(root: str | None, folders: dict[str, str | None], wanted: tuple
             raise DataError(f"`data.folders.{name}` is `{given}`; expected a folder that holds {SETS[name]}. Correct it.")
         places += near
     if not found and not any(place.is_dir() for place in places):
-        find_root(None, "brain", kinds)  # says what is wrong
+        find_root(None, "brain", is_root)  # says what is wrong
     missing = [SETS[name] for name in wanted if name not in found]
     if missing and (whole or not found):
         where = " or ".join(f"`{place}`" for place in dict.fromkeys(places))
         raise DataError(
             f"{where or 'MTL_DATA_DIR'} holds no {' and no '.join(missing)}. Set data.root, or data.folders for each set; "
-            "`mtl data synth brain` draws test data."
+            "`mtl data synth brain` generates test data."
         )
     return found
 

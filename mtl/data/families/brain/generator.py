@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mtl.core.errors import ConfigError
-from mtl.data.families.brain.painter import LABELS, SEQUENCES, Head, add_skull, draw_head, paint, tissue_of
+from mtl.data.families.brain.painter import LABELS, SEQUENCES, Head, add_skull, generate_head, paint, tissue_of
 from mtl.data.families.writing import new_folder
 
 SETS = ("brats", "kaggle")
@@ -20,8 +20,8 @@ KINDS = ((".jpg", "RGB"), (".JPG", "RGB"), (".jpeg", "L"), (".png", "L"), (".png
 CASE, PICTURE = range(2)  # purposes of random streams
 
 
-def draw_brain(output: Path, patients: int, fields: int, seed: int, width: int = 240, overwrite: bool = False) -> None:
-    """Draw volumes of patients with a tumour, and pictures of other heads with and without.
+def generate_brain(output: Path, patients: int, fields: int, seed: int, width: int = 240, overwrite: bool = False) -> None:
+    """Generate volumes of patients with a tumour, and pictures of other heads with and without.
 
     Every volume has four sequences and the labels; its first and last slices show hardly any brain, and the tumour reaches
     neither. Half of the pictures show a tumour. All show the skull; sizes, suffixes and colour modes differ. Every fifth has a
@@ -46,15 +46,15 @@ def draw_brain(output: Path, patients: int, fields: int, seed: int, width: int =
         for number in range(1, patients + 1):
             name = f"BraTS20_Training_{number:03d}"
             (folder / "brats" / name).mkdir(parents=True)
-            _draw_case(np.random.default_rng([seed, CASE, number]), folder / "brats" / name, fields, width)
+            _generate_case(np.random.default_rng([seed, CASE, number]), folder / "brats" / name, fields, width)
         for answer in ("yes", "no"):
             (folder / "kaggle" / answer).mkdir(parents=True)
         for number in range(1, PICTURES * patients + 1):
-            _draw_picture(np.random.default_rng([seed, PICTURE, number]), folder / "kaggle", number, width)
+            _generate_picture(np.random.default_rng([seed, PICTURE, number]), folder / "kaggle", number, width)
 
 
-def _draw_case(rng: np.random.Generator, folder: Path, slices: int, width: int) -> None:
-    head = draw_head(rng)
+def _generate_case(rng: np.random.Generator, folder: Path, slices: int, width: int) -> None:
+    head = generate_head(rng)
     x, y = _grid(head, (width, width))
     heights = np.linspace(-TOP, TOP, slices)
     tissues = [tissue_of(head, x, y, z, tumor=True) for z in heights]
@@ -66,10 +66,10 @@ def _draw_case(rng: np.random.Generator, folder: Path, slices: int, width: int) 
     _write_volume(folder / f"{folder.name}_seg.nii.gz", LABELS[np.stack(tissues)], spacing)
 
 
-def _draw_picture(rng: np.random.Generator, folder: Path, number: int, width: int) -> None:
-    """Draw a picture of a head of its own, and a copy of every fifth."""
+def _generate_picture(rng: np.random.Generator, folder: Path, number: int, width: int) -> None:
+    """Generate a picture of a head of its own, and a copy of every fifth."""
     tumor = number % 2 == 1
-    head = draw_head(rng)
+    head = generate_head(rng)
     height = head.tumor[2] + rng.uniform(-0.1, 0.1)
     # The head fills the picture more than it does a slice of a volume.
     size = round(width * rng.uniform(0.9, 1.3)), round(width * rng.uniform(0.8, 1.1))

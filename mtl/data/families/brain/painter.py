@@ -1,4 +1,4 @@
-"""Draws brains slice by slice as four MR sequences see them, with ventricles, folds and a tumour in three parts.
+"""Generates brains slice by slice as four MR sequences see them, with ventricles, folds and a tumour in three parts.
 
 Coordinates are those of the brain: x to the patient's left, y to the back, z to the top, each from -1 to 1; what is beyond 1 is
 skull and scalp. Slices of one head share its folds and its tumour.
@@ -36,8 +36,8 @@ class Head:
     radius: float
 
 
-def draw_head(rng: np.random.Generator) -> Head:
-    """Draw a head; its tumour lies off the middle and reaches neither the top nor the bottom."""
+def generate_head(rng: np.random.Generator) -> Head:
+    """Generate a head; its tumour lies off the middle and reaches neither the top nor the bottom."""
     angle = rng.uniform(0, 2 * np.pi)
     return Head(
         axes=(rng.uniform(0.52, 0.57), rng.uniform(0.64, 0.7)),
@@ -78,7 +78,7 @@ def paint(rng: np.random.Generator, head: Head, tissue: np.ndarray, x: np.ndarra
 
 
 def add_skull(rng: np.random.Generator, picture: np.ndarray, x: np.ndarray, y: np.ndarray, z: float) -> np.ndarray:
-    """Draw skull and scalp around a painted brain [H, W], with noise in the air."""
+    """Generate skull and scalp around a painted brain [H, W], with noise in the air."""
     beyond = _radius(x, y, z) - 1
     for brightness, edge in (SCALP, SKULL):
         ring = (picture == 0) & (beyond < edge)

@@ -19,7 +19,7 @@ import numpy as np
 
 from mtl.core.errors import ConfigError, DataError, unknown
 from mtl.core.family import CheckReport, DataFamily
-from mtl.core.registry import SOURCES
+from mtl.core.registry import DATA_FAMILIES
 from mtl.core.task import Colour, TaskSpec
 from mtl.core.types import Objects, Record, Sample
 from mtl.data.families.folders import check_usable, find_sets_root
@@ -58,7 +58,7 @@ class _Index:
     groups: list[str] | None = None
 
 
-@SOURCES.register("idrid")
+@DATA_FAMILIES.register("idrid")
 class Idrid(DataFamily):
     """Retinal photographs with lesion masks, grades and landmarks (IDRiD).
 
@@ -143,16 +143,16 @@ class Idrid(DataFamily):
         return self.with_colours(*(spec for name, specs in by_set.items() if name in (self.sets or SETS) for spec in specs))
 
     @classmethod
-    def draw(
+    def generate(
         cls, output: Path, *, patients: int, fields: int, seed: int, width: int | None, kind: str | None, overwrite: bool
     ) -> None:
-        """Draw retinal photographs, `fields` per person, in all three sets."""
-        from mtl.data.families.idrid.generator import draw_idrid
+        """Generate retinal photographs, `fields` per person, in all three sets."""
+        from mtl.data.families.idrid.generator import generate_idrid
 
         if kind is not None:
             raise ConfigError("`kind` chooses among variants of a layout; retinal photographs have one. Leave it out.")
         given = {} if width is None else {"width": width}
-        draw_idrid(output, patients, fields, seed, overwrite=overwrite, **given)
+        generate_idrid(output, patients, fields, seed, overwrite=overwrite, **given)
 
     def pixel_scale_of(self, size: tuple[int, int], name: str = "") -> float:
         """Return the width in widths of a photograph as taken."""
@@ -344,7 +344,7 @@ class Idrid(DataFamily):
         )
 
     def _unannotated(self, index: _Index) -> list[str]:
-        """Say where not a single file of a lesion exists, although images without one count as free of it."""
+        """Return a note on each lesion without a single file, since images without one count as free of it."""
         by_part: dict[str, list[Picture]] = defaultdict(list)
         for picture in index.contents.pictures:
             if picture.set_name == "segmentation":

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mtl.core.errors import DataError
 from mtl.data.formats.images import IMAGE_SUFFIXES
-from mtl.data.formats.tables import image_stem, number_of, read_cells, some
+from mtl.data.formats.tables import image_stem, number_of, read_rows, some
 
 # By name in `data.sets`: letter in sample ids, folder as distributed, word by which the folder is found.
 SETS = {
@@ -86,7 +86,7 @@ def find_sets(folder: Path) -> dict[str, Path]:
         return {}
     found = {}
     for name, (_, distributed, word) in SETS.items():
-        alike = [path for path in folders if word in path.name.casefold() and TRUTH not in _plain(path.name)]
+        alike = [path for path in folders if word in path.name.casefold() and TRUTH not in _folded(path.name)]
         exact = [path for path in alike if path.name.casefold() == distributed.casefold()]
         if exact or alike:
             found[name] = (exact or alike)[0]
@@ -190,9 +190,9 @@ def read_table(path: Path, columns: dict[str, str]) -> list[tuple[int, dict[str,
     Raises:
         DataError: The file cannot be read or lacks a column.
     """
-    rows = read_cells(path)
+    rows = read_rows(path)
     header = rows[0][1] if rows else []
-    names = [_plain(name) for name in header]
+    names = [_folded(name) for name in header]
     places = {
         key: next((index for index, name in enumerate(names) if name.startswith(begin)), None) for key, begin in columns.items()
     }
@@ -244,7 +244,7 @@ def _table_of(part: _Part, files: list[Path], what: str, contents: Contents) -> 
 
 
 def _parts(set_name: str, folder: Path, contents: Contents) -> list[_Part]:
-    inside = {_plain(path.name): path for path in _folders(folder)}
+    inside = {_folded(path.name): path for path in _folders(folder)}
     pictures, truth = (next((inside[name] for name in inside if word in name), None) for word in (ORIGINALS, TRUTH))
     if pictures is None or truth is None:
         missing = "1. Original Images" if pictures is None else "2. Groundtruths"
@@ -267,7 +267,7 @@ def _parts(set_name: str, folder: Path, contents: Contents) -> list[_Part]:
     return found
 
 
-def _plain(name: str) -> str:
+def _folded(name: str) -> str:
     """Return a name in lower case, without spaces."""
     return "".join(name.split()).casefold()
 

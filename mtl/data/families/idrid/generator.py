@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mtl.core.errors import ConfigError
-from mtl.data.families.idrid.painter import Retina, draw_ground, draw_retina
+from mtl.data.families.idrid.painter import Retina, generate_ground, generate_retina
 from mtl.data.families.writing import new_folder, write_image
 
 SETS = ("A. Segmentation", "B. Disease Grading", "C. Localization")
@@ -32,8 +32,8 @@ class _Plan:
     graded: str | None
 
 
-def draw_idrid(output: Path, patients: int, fields: int, seed: int, width: int = 480, overwrite: bool = False) -> None:
-    """Draw a data set of retinal photographs with masks (A), grades (B) and landmarks (C, the same files as B).
+def generate_idrid(output: Path, patients: int, fields: int, seed: int, width: int = 480, overwrite: bool = False) -> None:
+    """Generate a data set of retinal photographs with masks (A), grades (B) and landmarks (C, the same files as B).
 
     Two fifths of the photographs, those with the most lesions, are in A. Two thirds of these are in B too, smaller and
     compressed harder; from 15 photographs on one of them is for training in A and for test in B. The eyes of a person are alike
@@ -67,10 +67,10 @@ def draw_idrid(output: Path, patients: int, fields: int, seed: int, width: int =
                 (folder / name / "1. Original Images" / part).mkdir(parents=True)
         writer = _Writer(folder, width)
         for plan in _plans(patients, fields, seed):
-            retina = draw_retina(
+            retina = generate_retina(
                 np.random.default_rng([seed, PHOTOGRAPH, plan.person, plan.number]),
                 width,
-                draw_ground(np.random.default_rng([seed, PERSON, plan.person])),
+                generate_ground(np.random.default_rng([seed, PERSON, plan.person])),
                 grade=plan.grade,
                 edema=plan.edema,
                 soft=plan.soft,
@@ -156,7 +156,7 @@ class _Writer:
         (self.folder / SETS[2] / "1. Original Images" / PARTS[part][0] / path.name).write_bytes(path.read_bytes())
 
     def write_tables(self) -> None:
-        """Word the tables as the native ones are: spaces in headers, empty columns and rows, CRLF."""
+        """Write the tables as the native ones are: spaces in headers, empty columns and rows, CRLF."""
         for part, (_, word) in PARTS.items():
             empty = "," * 9 if part == "train" else ""
             rows = [f"{name},{grade},{edema}{empty}" for name, grade, edema in self.grades[part]]

@@ -1,4 +1,4 @@
-"""Draws retinas as a fundus camera sees them: vessels, optic disc, fovea and the lesions of diabetes.
+"""Generates retinas as a fundus camera sees them: vessels, optic disc, fovea and the lesions of diabetes.
 
 Everything is measured in pixels of a photograph 4288 wide and scaled to the requested width. As on the smears, what is dark
 adds optical density to a canvas; what is brighter than the ground (disc, exudates) takes density away.
@@ -39,20 +39,20 @@ class Retina:
     fovea: tuple[float, float]
 
 
-def draw_ground(rng: np.random.Generator) -> np.ndarray:
-    """Draw the [3] colour of a person's fundus."""
+def generate_ground(rng: np.random.Generator) -> np.ndarray:
+    """Generate the [3] colour of a person's fundus."""
     return np.asarray([198.0, 106.0, 40.0]) * np.exp(rng.normal(0, 0.08) + rng.normal(0, [0.02, 0.05, 0.1]))
 
 
-def draw_retina(
+def generate_retina(
     rng: np.random.Generator, width: int, ground: np.ndarray, *, grade: int, edema: int, soft: bool, left: bool
 ) -> Retina:
-    """Draw one photograph.
+    """Generate one photograph.
 
     Args:
         rng: Decides everything that the other arguments do not.
         width: Of the image in pixels; the height follows from the native 4288 x 2848.
-        ground: From `draw_ground`.
+        ground: From `generate_ground`.
         grade: Retinopathy 0 to 4: decides how many dark lesions there are.
         edema: 0: no hard exudates, 1: some, but none within a disc diameter of the fovea, 2: some there.
         soft: Whether there are soft exudates.
@@ -99,7 +99,7 @@ class _Lesions:
         self.masks: dict[str, np.ndarray] = {}
 
     def add(self, code: str, place: np.ndarray, radius: float, softness: float = 6.0, wobble: float = 0.05) -> None:
-        """Draw one lesion; it is visible and covers at least one pixel however small the picture is."""
+        """Generate one lesion; it is visible and covers at least one pixel however small the picture is."""
         x, y = place * self.scale
         shape = random_shape(self.rng, float(x), float(y), max(0.8, radius * self.scale), wobble, wobble)
         softness = max(0.7, softness * self.scale)
@@ -111,7 +111,7 @@ class _Lesions:
             mask[min(int(y), mask.shape[0] - 1), min(int(x), mask.shape[1] - 1)] = True
 
     def anywhere(self, allowed: Callable[[np.ndarray], bool] = lambda place: True) -> np.ndarray:
-        """Draw a place in the field, beside the optic disc."""
+        """Generate a place in the field, beside the optic disc."""
         place = self.centre
         for _ in range(100):
             angle, distance = self.rng.uniform(0, 2 * np.pi), 0.88 * FIELD_RADIUS * np.sqrt(self.rng.random())

@@ -16,7 +16,7 @@ import numpy as np
 
 from mtl.core.errors import ConfigError, DataError
 from mtl.core.family import CheckReport, DataFamily
-from mtl.core.registry import SOURCES
+from mtl.core.registry import DATA_FAMILIES
 from mtl.core.task import Colour, TaskSpec
 from mtl.core.types import Record, Sample
 from mtl.data.families.folders import find_root
@@ -38,7 +38,7 @@ def parse_name(stem: str) -> tuple[str, str] | None:
     return (patient[0] if patient else match["slide"]).replace("_", ""), f"{match['slide']}/{match['photo']}"
 
 
-@SOURCES.register("malaria_cells")
+@DATA_FAMILIES.register("malaria_cells")
 class MalariaCells(DataFamily):
     """Single red cells, infected or healthy (NIH cell_images).
 
@@ -63,22 +63,22 @@ class MalariaCells(DataFamily):
         return group.partition("/")[0].casefold()
 
     @classmethod
-    def draw(
+    def generate(
         cls, output: Path, *, patients: int, fields: int, seed: int, width: int | None, kind: str | None, overwrite: bool
     ) -> None:
-        """Draw single-cell crops, `fields` per patient."""
-        from mtl.data.families.malaria.generator import draw_malaria_cells
+        """Generate single-cell crops, `fields` per patient."""
+        from mtl.data.families.malaria.generator import generate_malaria_cells
 
         idle = [name for name, value in (("width", width), ("kind", kind)) if value is not None]
         if idle:
             raise ConfigError(f"`{idle[0]}` is for whole fields; crops of single cells have neither. Leave it out.")
-        draw_malaria_cells(output, patients=patients, cells=fields, seed=seed, overwrite=overwrite)
+        generate_malaria_cells(output, patients=patients, cells=fields, seed=seed, overwrite=overwrite)
 
     def locate(self) -> Path:
         """Return the folder that holds the two class folders."""
-        kind = " and ".join(f"`{name}/`" for name in FOLDERS)
+        is_root = " and ".join(f"`{name}/`" for name in FOLDERS)
         candidates = ("cell_images", "cell_images/cell_images", "../malaria_cells", "../cell_images")
-        root = find_root(self.root, "malaria", kind, candidates)
+        root = find_root(self.root, "malaria", is_root, candidates)
         missing = [name for name in FOLDERS if name.casefold() not in _subfolders(root)]
         if missing:
             nested = root / "cell_images"

@@ -8,14 +8,14 @@ from typing import Literal
 import numpy as np
 
 from mtl.core.errors import ConfigError
-from mtl.data.families.malaria.painter import DrawnCell, Style, draw_field, draw_single_cell, draw_style
+from mtl.data.families.malaria.painter import GeneratedCell, Style, generate_field, generate_single_cell, generate_style
 from mtl.data.families.writing import new_folder, write_image
 
 LABELS = ("Parasitized", "Uninfected", "White_Blood_Cell")
 STYLE, FIELD, CROP = range(3)  # purposes of random streams
 
 
-def draw_malaria(
+def generate_malaria(
     output: Path,
     patients: int,
     fields: int,
@@ -25,7 +25,7 @@ def draw_malaria(
     cells_per_field: tuple[int, int] = (150, 230),
     overwrite: bool = False,
 ) -> None:
-    """Draw a data set of smears. Every fourth patient is healthy; every patient has a stain and a parasite load of its own.
+    """Generate a data set of smears. Every fourth patient is healthy; every patient has a stain and a parasite load of its own.
 
     A field depends on (seed, patient, field) only, so adding patients or fields leaves earlier ones as they were.
 
@@ -59,15 +59,15 @@ def draw_malaria(
             (home / "GT").mkdir()
             for number in range(fields):
                 rng = np.random.default_rng([seed, FIELD, patient, number])
-                image, cells = draw_field(style, rng, width, cells_per_field)
+                image, cells = generate_field(style, rng, width, cells_per_field)
                 stem = _photo(patient, number)
                 write_image(home / "Img" / f"{stem}.jpg", image)
                 text = _annotation(cells, image.shape[:2], number + 1, polygons, rng)
                 (home / "GT" / f"{stem}.txt").write_text(text, encoding="utf-8")
 
 
-def draw_malaria_cells(output: Path, patients: int, cells: int, seed: int, overwrite: bool = False) -> None:
-    """Draw single-cell crops of the patients that `draw_malaria` draws for the same seed.
+def generate_malaria_cells(output: Path, patients: int, cells: int, seed: int, overwrite: bool = False) -> None:
+    """Generate single-cell crops of the patients that `generate_malaria` generates for the same seed.
 
     Args:
         output: New folder; receives `Parasitized/` and `Uninfected/`.
@@ -87,7 +87,7 @@ def draw_malaria_cells(output: Path, patients: int, cells: int, seed: int, overw
                 rng = np.random.default_rng([seed, CROP, patient, number])
                 infected = style.infected_share > 0 and number % 2 == 0
                 name = f"{_slide(patient)}_{_photo(patient, number // 20)}_cell_{number + 1}.png"
-                image = draw_single_cell(style, rng, infected)
+                image = generate_single_cell(style, rng, infected)
                 write_image(folder / ("Parasitized" if infected else "Uninfected") / name, image)
 
 
@@ -96,7 +96,7 @@ def _healthy(patient: int) -> bool:
 
 
 def _style(seed: int, patient: int) -> Style:
-    return draw_style(np.random.default_rng([seed, STYLE, patient]), _healthy(patient))
+    return generate_style(np.random.default_rng([seed, STYLE, patient]), _healthy(patient))
 
 
 def _slide(patient: int) -> str:
@@ -109,8 +109,10 @@ def _photo(patient: int, number: int) -> str:
     return f"IMG_201506{day:02d}_{second // 3600:02d}{second // 60 % 60:02d}{second % 60:02d}"
 
 
-def _annotation(cells: list[DrawnCell], size: tuple[int, int], number: int, polygons: bool, rng: np.random.Generator) -> str:
-    """Word an annotation file; without a line break at its end, like the native ones."""
+def _annotation(
+    cells: list[GeneratedCell], size: tuple[int, int], number: int, polygons: bool, rng: np.random.Generator
+) -> str:
+    """Return the text of an annotation file; without a line break at its end, like the native ones."""
     height, width = size
     lines = [f"{len(cells)},{width},{height}"]
     for index, cell in enumerate(cells):

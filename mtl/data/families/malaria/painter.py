@@ -1,4 +1,4 @@
-"""Draws Giemsa-stained thin blood smears as a phone sees them through an eyepiece.
+"""Generates Giemsa-stained thin blood smears as a phone sees them through an eyepiece.
 
 Everything is measured in pixels of a whole field 5312 wide and scaled to the requested width. Light is absorbed: each cell adds
 optical density to a canvas (so overlaps are darker), at the end background * exp(-density) is photographed.
@@ -39,8 +39,8 @@ class Style:
     radius: float
 
 
-def draw_style(rng: np.random.Generator, healthy: bool) -> Style:
-    """Draw the staining and the parasite load of a patient."""
+def generate_style(rng: np.random.Generator, healthy: bool) -> Style:
+    """Generate the staining and the parasite load of a patient."""
     share = 0.0 if healthy else float(np.clip(np.exp(rng.normal(np.log(0.06), 0.7)), 0.015, 0.25))
     return Style(
         background=np.asarray([229, 183, 174]) + rng.normal(0, [5, 8, 7]),
@@ -78,7 +78,7 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class DrawnCell:
+class GeneratedCell:
     """A cell on a picture: its class and curve in pixels of that picture."""
 
     label: int
@@ -137,13 +137,13 @@ class Canvas:
 def random_shape(
     rng: np.random.Generator, x: float, y: float, radius: float, wobble: float = 0.02, elongation: float = 0.04
 ) -> Shape:
-    """Draw a roundish shape of about the given radius."""
+    """Generate a roundish shape of about the given radius."""
     amplitudes = np.abs(rng.normal(0, [max(elongation, 1e-6), wobble, wobble / 2, wobble / 2]))
     return Shape(x, y, radius, np.minimum(amplitudes, [0.2, 0.08, 0.05, 0.05]), rng.uniform(0, 2 * np.pi, 4))
 
 
 def add_red_cell(canvas: Canvas, rng: np.random.Generator, style: Style, shape: Shape, infected: bool) -> None:
-    """Draw a red cell, with its parasites if it is infected."""
+    """Generate a red cell, with its parasites if it is infected."""
     rim = float(rng.uniform(0.0, 0.18))
     pallor = style.pallor * float(rng.uniform(0.5, 1.5))
     canvas.add(shape, style.cell * rng.uniform(0.8, 1.2), softness=max(0.6, 0.03 * shape.radius), pallor=pallor, rim=rim)
@@ -185,7 +185,7 @@ def _add_late_form(canvas: Canvas, rng: np.random.Generator, style: Style, x: fl
 
 
 def add_white_cell(canvas: Canvas, rng: np.random.Generator, style: Style, shape: Shape) -> None:
-    """Draw a leukocyte: pale cytoplasm and a lobed nucleus."""
+    """Generate a leukocyte: pale cytoplasm and a lobed nucleus."""
     canvas.add(shape, style.chromatin * np.asarray([0.35, 0.09, 0.18]), softness=max(0.8, 0.03 * shape.radius))
     lobes = int(rng.integers(2, 5))
     angle, nucleus = rng.uniform(0, 2 * np.pi), style.chromatin * np.asarray([1.5, 0.8, 1.1])
@@ -201,10 +201,10 @@ def add_white_cell(canvas: Canvas, rng: np.random.Generator, style: Style, shape
         angle += rng.uniform(1.0, 1.6)
 
 
-def draw_field(
+def generate_field(
     style: Style, rng: np.random.Generator, width: int, cells_per_field: tuple[int, int]
-) -> tuple[np.ndarray, list[DrawnCell]]:
-    """Draw one photograph of a field.
+) -> tuple[np.ndarray, list[GeneratedCell]]:
+    """Generate one photograph of a field.
 
     Args:
         style: Of the patient.
@@ -232,7 +232,7 @@ def draw_field(
         outline = shape.outline(32)
         whole = (np.linalg.norm(outline - centre, axis=1) < field_radius).all()
         if whole and (outline >= 0).all() and (outline <= [width, height]).all():
-            cells.append(DrawnCell(WHITE if white else INFECTED if infected else HEALTHY, shape))
+            cells.append(GeneratedCell(WHITE if white else INFECTED if infected else HEALTHY, shape))
     _add_debris(canvas, rng, style, scale, centre, field_radius)
     return _photograph(canvas, rng, style, centre, field_radius, scale), cells
 
@@ -321,8 +321,8 @@ def _photograph(
     return np.clip(picture + 1.0, 0, 255).astype(np.uint8)
 
 
-def draw_single_cell(style: Style, rng: np.random.Generator, infected: bool) -> np.ndarray:
-    """Draw one red cell at native scale on black, as the published crops are: about 150 x 150 px, uint8 RGB."""
+def generate_single_cell(style: Style, rng: np.random.Generator, infected: bool) -> np.ndarray:
+    """Generate one red cell at native scale on black, as the published crops are: about 150 x 150 px, uint8 RGB."""
     radius = style.radius * float(rng.normal(1, 0.05))
     shape = random_shape(rng, 0.0, 0.0, radius, 0.02, style.elongation)
     outline = shape.outline(64)

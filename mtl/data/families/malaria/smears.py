@@ -20,7 +20,7 @@ import numpy as np
 
 from mtl.core.errors import ConfigError, DataError
 from mtl.core.family import CheckReport, DataFamily, Measure
-from mtl.core.registry import SOURCES
+from mtl.core.registry import DATA_FAMILIES
 from mtl.core.task import Colour, TaskSpec
 from mtl.core.types import Objects, Record, Sample
 from mtl.data.families.folders import find_root, listed_errors, suggest_root
@@ -57,7 +57,7 @@ class _Index:
     counts: Counter[str] = field(default_factory=Counter)
 
 
-@SOURCES.register("malaria")
+@DATA_FAMILIES.register("malaria")
 class Malaria(DataFamily):
     """Thin blood smears with a point or an outline per cell (NIH-NLM-ThinBloodSmearsPf).
 
@@ -142,14 +142,14 @@ class Malaria(DataFamily):
         return [Measure("parasitemia", "percent", parasitemia, axis, self.colours["Infected"], GRADES)]
 
     @classmethod
-    def draw(
+    def generate(
         cls, output: Path, *, patients: int, fields: int, seed: int, width: int | None, kind: str | None, overwrite: bool
     ) -> None:
-        """Draw smears; `kind` is `points`, `polygons` or `both`."""
-        from mtl.data.families.malaria.generator import draw_malaria
+        """Generate smears; `kind` is `points`, `polygons` or `both`."""
+        from mtl.data.families.malaria.generator import generate_malaria
 
         given = {key: value for key, value in {"width": width, "kind": kind}.items() if value is not None}
-        draw_malaria(output, patients, fields, seed, overwrite=overwrite, **given)  # type: ignore[arg-type]
+        generate_malaria(output, patients, fields, seed, overwrite=overwrite, **given)  # type: ignore[arg-type]
 
     def person_of(self, group: str) -> str:
         """Return the patient without the running number: `143C39P4thinF` here is `C39P4thinF` among the single cells."""
@@ -158,8 +158,8 @@ class Malaria(DataFamily):
     def locate(self) -> Path:
         """Return the folder that holds the sets."""
         wanted = self.sets or list(SETS)
-        kind = " and/or ".join(f"`{name}/`" for name in wanted)
-        root = find_root(self.root, "malaria", kind, ("NIH-NLM-ThinBloodSmearsPf", ""))
+        is_root = " and/or ".join(f"`{name}/`" for name in wanted)
+        root = find_root(self.root, "malaria", is_root, ("NIH-NLM-ThinBloodSmearsPf", ""))
         present = {folder.name.casefold() for folder in _folders(root)}
         missing = [name for name in wanted if name.casefold() not in present]
         if missing and (self.sets or len(missing) == len(wanted)):
@@ -243,25 +243,25 @@ class Malaria(DataFamily):
         for set_folder in (folder for folder in _folders(root) if folder.name.casefold() in wanted):
             for folder in _folders(set_folder):
                 patient = spelling.setdefault(folder.name.casefold(), folder.name)
-                entries += [(set_folder.name, patient, image, gt) for image, gt in _pairs(folder, index)]
+                entries += [(set_folder.name, patient, image, truth) for image, truth in _pairs(folder, index)]
         uses = Counter(f"{patient}/{image.stem}".casefold() for _, patient, image, _ in entries)
         taken: set[str] = set()
-        for set_name, patient, image, gt in entries:
+        for set_name, patient, image, truth in entries:
             name = f"{patient}/{image.stem}"
             sample_id = f"{set_name}/{name}" if uses[name.casefold()] > 1 else name
             if sample_id in taken:
                 index.problems.append(f"{image}: another folder of patient {patient} in this set holds an image of this name.")
                 continue
             taken.add(sample_id)
-            record = self._record(sample_id, patient, image, gt, index)
+            record = self._record(sample_id, patient, image, truth, index)
             if record is not None:
                 index.records.append(record)
         index.records.sort(key=lambda record: record.sample_id)
         self._index = index
         return index
 
-    def _record(self, sample_id: str, patient: str, image: Path, gt: Path, index: _Index) -> Record | None:
-        annotation = read_annotation(gt)
+    def _record(self, sample_id: str, patient: str, image: Path, truth: Path, index: _Index) -> Record | None:
+        annotation = read_annotation(truth)
         if annotation.size is None:
             index.problems += annotation.problems
             return None
@@ -277,13 +277,13 @@ class Malaria(DataFamily):
                 exif = f"; the image carries EXIF orientation {orientation}" if orientation != 1 else ""
                 turn = f" They differ by a quarter turn{exif}. Coordinates must refer to the image as stored."
             index.problems.append(
-                f"{gt}:1: expected the size of {image.name}, {text(*size)}, found {text(*annotation.size)}.{turn}"
+                f"{truth}:1: expected the size of {image.name}, {text(*size)}, found {text(*annotation.size)}.{turn}"
             )
             return None
         # Only now: under a wrong size hundreds of coordinates would seem to lie outside.
         index.problems += annotation.problems
         if annotation.declared != annotation.rows:
-            index.notes.append(f"{gt}:1: {annotation.declared} rows declared, {annotation.rows} found.")
+            index.notes.append(f"{truth}:1: {annotation.declared} rows declared, {annotation.rows} found.")
         index.unknown += annotation.unknown
         index.counts += Counter("outline" if cell.is_polygon else "point" for cell in annotation.cells)
         labels = Counter(cell.label for cell in annotation.cells)
@@ -294,7 +294,7 @@ class Malaria(DataFamily):
             group=groups[self.group_by],
             source="malaria",
             path=str(image),
-            annotation=str(gt),
+            annotation=str(truth),
             size=size,
             pixel_scale=self.pixel_scale_of(size),
             stratum=parasitemia_grade(labels[0], labels[1]),
@@ -354,7 +354,7 @@ def _folders(parent: Path) -> list[Path]:
 
 
 def _holds(folder: Path, names: list[str]) -> bool:
-    """Say whether a folder holds one of some folders; one that may not be listed does not."""
+    """Return whether a folder holds one of some folders; one that may not be listed does not."""
     try:
         return bool({found.name.casefold() for found in _folders(folder)} & set(map(str.casefold, names)))
     except OSError:

@@ -19,7 +19,7 @@ import numpy as np
 
 from mtl.core.errors import ConfigError, DataError
 from mtl.core.family import CheckReport, DataFamily
-from mtl.core.registry import SOURCES
+from mtl.core.registry import DATA_FAMILIES
 from mtl.core.task import Colour, TaskSpec
 from mtl.core.types import Record, Sample
 from mtl.data.families.folders import check_usable, find_root, suggest_root
@@ -55,7 +55,7 @@ class _Index:
     groups: list[str] | None = None
 
 
-@SOURCES.register("skin")
+@DATA_FAMILIES.register("skin")
 class Skin(DataFamily):
     """Skin images with one class per attribute and, for some, a mask of the lesion.
 
@@ -123,14 +123,14 @@ class Skin(DataFamily):
         return self.with_colours(*specs)
 
     @classmethod
-    def draw(
+    def generate(
         cls, output: Path, *, patients: int, fields: int, seed: int, width: int | None, kind: str | None, overwrite: bool
     ) -> None:
-        """Draw skin lesions in the native layout, `fields` pictures per patient, two of each lesion."""
-        from mtl.data.families.skin.generator import draw_skin
+        """Generate skin lesions in the native layout, `fields` pictures per patient, two of each lesion."""
+        from mtl.data.families.skin.generator import generate_skin
 
         given: dict[str, Any] = {key: value for key, value in (("width", width), ("kind", kind)) if value is not None}
-        draw_skin(output, patients, fields, seed, overwrite=overwrite, **given)
+        generate_skin(output, patients, fields, seed, overwrite=overwrite, **given)
 
     def locate(self) -> Path:
         """Return the folder of the images."""
@@ -302,7 +302,7 @@ class Skin(DataFamily):
         return [replace(record, group=group) for record, group in zip(index.records, index.groups or [], strict=True)]
 
     def _remarks(self, index: _Index) -> list[str]:
-        """Say what a person who trains on this has to know."""
+        """Return what a person who trains on this has to know."""
         remarks, parts = [], {picture.part for picture in index.pictures.values()}
         if "val" in parts and "test" not in parts:
             remarks.append(
@@ -366,7 +366,7 @@ def _check_size(picture: Picture, size: tuple[int, int], mask_size: tuple[int, i
 
 
 def _wrong_attribute(name: str, names: Any) -> list[str]:
-    """Word what is wrong with one entry of `data.attributes`."""
+    """Return what is wrong with one entry of `data.attributes`."""
     problems = []
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", str(name)):
         problems.append(f"`data.attributes` names `{name}`; expected letters, digits and underscores. Choose another name.")

@@ -81,7 +81,7 @@ def find_layout(root: Path) -> str | None:
 
 
 def looks_alike(folder: Path) -> bool:
-    """Say at a glance, without looking into folders inside, whether this may be the folder that somebody meant."""
+    """Return whether this may be the folder that somebody meant, without looking into folders inside."""
     try:
         return (folder / "images").is_dir() or any(_is_image(path) for path in folder.glob(ISIC_IMAGES))
     except OSError:
@@ -311,7 +311,7 @@ def _masks(files: list[Path], images: _Images, contents: Contents) -> dict[str, 
     return masks
 
 
-def _load(path: Path, contents: Contents, kind: type | tuple[type, ...], expected: str) -> Any:
+def _load(path: Path, contents: Contents, form: type | tuple[type, ...], expected: str) -> Any:
     """Parse a JSON file; None, with a problem noted, where it is broken or something else."""
 
     def unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
@@ -329,7 +329,7 @@ def _load(path: Path, contents: Contents, kind: type | tuple[type, ...], expecte
     except ValueError as error:
         contents.problems.append(f"{path}: is no valid JSON: {error}. Expected {expected}.")
         return None
-    if not isinstance(content, kind):
+    if not isinstance(content, form):
         contents.problems.append(f"{path}: expected {expected}; found {type(content).__name__}.")
         return None
     return content

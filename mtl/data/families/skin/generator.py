@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mtl.core.errors import ConfigError, unknown
-from mtl.data.families.skin.painter import DIAGNOSES, SKIN_TYPES, TONES, draw_lesion, photograph
+from mtl.data.families.skin.painter import DIAGNOSES, SKIN_TYPES, TONES, generate_lesion, photograph
 from mtl.data.families.writing import new_folder, write_image
 
 CONTENTS = ("images", "masks", "labels.json", "classes.json", "splits.json", "metadata.csv")
@@ -17,10 +17,10 @@ LEAST = 3  # patients, so that each part has one
 PERSON, LESION, PICTURE = range(3)  # purposes of random streams
 
 
-def draw_skin(
+def generate_skin(
     output: Path, patients: int, fields: int, seed: int, width: int = 256, kind: str = "attributes", overwrite: bool = False
 ) -> None:
-    """Draw a data set of skin lesions: two pictures of each, masks for every fourth lesion of a part only.
+    """Generate a data set of skin lesions: two pictures of each, masks for every fourth lesion of a part only.
 
     Three fifths of the patients are for training, the others validate and test (`splits.json`). Not everyone's age and sex are
     known.
@@ -56,9 +56,9 @@ def draw_skin(
             for number in range(fields):
                 lesion = number // 2
                 diagnosis = (patient + lesion) % len(DIAGNOSES)
-                drawn = draw_lesion(np.random.default_rng([seed, LESION, patient, lesion]), DIAGNOSES[diagnosis])
+                generated = generate_lesion(np.random.default_rng([seed, LESION, patient, lesion]), DIAGNOSES[diagnosis])
                 light = np.random.default_rng([seed, PICTURE, patient, number])
-                image, mask = photograph(light, drawn, width, tone, SKIN_TYPES[skin_type])
+                image, mask = photograph(light, generated, width, tone, SKIN_TYPES[skin_type])
                 name = f"SKIN_{patient:03d}_{number:02d}"
                 write_image(folder / "images" / f"{name}.jpg", image)
                 if (first_lesion + lesion) % 4 == 1:

@@ -1,4 +1,4 @@
-"""Draws skin lesions as a dermoscope sees them: nevi, melanomas and seborrheic keratoses on skin of several tones and types.
+"""Generates skin lesions as a dermoscope sees them: nevi, melanomas, seborrheic keratoses on skin of several tones and types.
 
 Everything is measured in widths of the picture. As on the smears, what is dark adds optical density to a canvas, and what is
 bright takes density away.
@@ -44,8 +44,8 @@ class Lesion:
     spots: list[Spot]
 
 
-def draw_lesion(rng: np.random.Generator, diagnosis: str) -> Lesion:
-    """Draw a lesion whose class shows: nevi are round and of one colour, melanomas ragged and of several, keratoses dotted."""
+def generate_lesion(rng: np.random.Generator, diagnosis: str) -> Lesion:
+    """Generate a lesion whose class shows: nevi are round and of one colour, melanomas ragged and of many, keratoses dotted."""
     radius = rng.uniform(0.16, 0.26)
     if diagnosis == "nevus":
         body = Spot(0, 0, random_shape(rng, 0, 0, radius * 0.85, 0.01, 0.05), BROWN * rng.uniform(0.8, 1.2), 0.03)
@@ -74,7 +74,7 @@ def photograph(
 
     Args:
         rng: Decides place, turn, magnification and light.
-        lesion: From `draw_lesion`.
+        lesion: From `generate_lesion`.
         width: Of the picture in pixels; the height is three quarters of it.
         tone: Of the skin, 1 to 6.
         skin_type: One of `SKIN_TYPES`: dry skin has pale flakes, oily skin glints.

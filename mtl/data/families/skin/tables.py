@@ -6,7 +6,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from mtl.core.errors import DataError
-from mtl.data.formats.tables import image_stem, letters, number_of, read_cells, some
+from mtl.data.formats.tables import image_stem, letters, number_of, read_rows, some
 
 # Names of columns, in lower case and without anything but letters and digits.
 IMAGE_COLUMNS = ("image", "imageid", "isicid", "imagename")
@@ -24,7 +24,7 @@ ONE_HOT = {
     "bkl": "benign_keratosis", "df": "dermatofibroma", "vasc": "vascular_lesion", "scc": "squamous_cell_carcinoma",
 }  # fmt: skip
 UNKNOWN_CLASS = "unk"
-Row = tuple[int, str, dict[str, str]]  # line, image and cells by column
+Row = tuple[int, str, dict[str, str]]  # line, image and texts by column
 
 
 def rows_of(table: Path, images: set[str], problems: list[str], notes: list[str]) -> list[Row]:
@@ -37,18 +37,18 @@ def rows_of(table: Path, images: set[str], problems: list[str], notes: list[str]
         notes: Receives what is left out.
     """
     try:
-        cells = read_cells(table)
+        table_rows = read_rows(table)
     except DataError as error:
         problems.append(str(error))
         return []
-    header = [letters(name) for name in cells[0][1]] if cells else []
+    header = [letters(name) for name in table_rows[0][1]] if table_rows else []
     place = next((header.index(name) for name in IMAGE_COLUMNS if name in header), None)
     if place is None:
-        found = ", ".join(f"`{name}`" for name in cells[0][1][:6]) if cells else "nothing"
+        found = ", ".join(f"`{name}`" for name in table_rows[0][1][:6]) if table_rows else "nothing"
         notes.append(f"{table}: not read; expected a column {', '.join(IMAGE_COLUMNS)}, found {found}.")
         return []
     rows, gone = [], []
-    for line, row in cells[1:]:
+    for line, row in table_rows[1:]:
         values = dict(zip(header, row, strict=False))
         stem = image_stem(row[place] if place < len(row) else "")
         if stem in images:
@@ -63,10 +63,10 @@ def rows_of(table: Path, images: set[str], problems: list[str], notes: list[str]
 def read_about(rows: list[Row], table: Path, problems: list[str]) -> dict[str, dict[str, str]]:
     """Read age, sex, skin tone and ids by image, where given; arguments as for `rows_of`."""
     about: dict[str, dict[str, str]] = {}
-    for line, stem, cells in rows:
+    for line, stem, texts in rows:
         found = {}
         for key, columns in ABOUT_COLUMNS.items():
-            text = next((cells[column] for column in columns if column in cells), "")
+            text = next((texts[column] for column in columns if column in texts), "")
             if text.casefold() not in NOT_GIVEN:
                 found[key] = text
         age = number_of(found.get("age", "0"))
@@ -98,15 +98,15 @@ def read_diagnoses(rows: list[Row], table: Path, names: tuple[str, ...], attribu
         return {}
     found: dict[str, int] = {}
     unnamed: dict[str, int] = defaultdict(int)
-    for line, stem, cells in rows:
-        values = {column: number_of(cells.get(column, "")) for column in meaning if column != "neither"}
+    for line, stem, texts in rows:
+        values = {column: number_of(texts.get(column, "")) for column in meaning if column != "neither"}
         marked = [column for column, value in values.items() if value == 1]
         if not set(values.values()) <= {0.0, 1.0} or len(marked) > 1:
-            shown = ", ".join(f"{column} {cells.get(column, '') or 'nothing'}" for column in values)
+            shown = ", ".join(f"{column} {texts.get(column, '') or 'nothing'}" for column in values)
             problems.append(f"{table}:{line}: expected zeros and at most one 1, found {shown}. Correct the file.")
             continue
         if not marked and "neither" not in meaning:
-            if number_of(cells.get(UNKNOWN_CLASS, "")) != 1:
+            if number_of(texts.get(UNKNOWN_CLASS, "")) != 1:
                 problems.append(f"{table}:{line}: marks no class for `{stem}`. Correct the file.")
             continue
         column = marked[0] if marked else "neither"

@@ -37,7 +37,7 @@ class Listed:
     places: list[int] = field(default_factory=list)
 
     def misplaced(self, path: Path, size: tuple[int, int]) -> list[str]:
-        """Word which boxes do not belong to an image of (height, width): those that lie outside."""
+        """Return the errors of the boxes that do not belong to an image of (height, width): those that lie outside."""
         if self.size is not None and self.size != size:
             return [
                 f"{path}: lists `{self.name}` with {self.size[1]} x {self.size[0]} pixels, but the image has "

@@ -21,7 +21,7 @@ import numpy as np
 
 from mtl.core.errors import ConfigError, DataError, unknown
 from mtl.core.family import CheckReport, DataFamily
-from mtl.core.registry import SOURCES
+from mtl.core.registry import DATA_FAMILIES
 from mtl.core.task import Colour, TaskSpec
 from mtl.core.types import REGION, Objects, Record, Sample
 from mtl.data.families.folders import check_usable, find_sets_root
@@ -57,7 +57,7 @@ class _Index:
     values: Counter[int] = field(default_factory=Counter)  # in how many masks each value occurs
 
 
-@SOURCES.register("tiger")
+@DATA_FAMILIES.register("tiger")
 class Tiger(DataFamily):
     """Regions of slides with tissue masks and boxes of lymphocytes and plasma cells (TIGER).
 
@@ -133,14 +133,14 @@ class Tiger(DataFamily):
         return self.with_colours(*specs)
 
     @classmethod
-    def draw(
+    def generate(
         cls, output: Path, *, patients: int, fields: int, seed: int, width: int | None, kind: str | None, overwrite: bool
     ) -> None:
-        """Draw regions in the native layout, `fields` per slide, or whole slides with `fields` pieces of tissue each."""
-        from mtl.data.families.tiger.generator import draw_tiger
+        """Generate regions in the native layout, `fields` per slide, or whole slides with `fields` pieces of tissue each."""
+        from mtl.data.families.tiger.generator import generate_tiger
 
         given: dict[str, Any] = {key: value for key, value in (("width", width), ("kind", kind)) if value is not None}
-        draw_tiger(output, patients, fields, seed, overwrite=overwrite, **given)
+        generate_tiger(output, patients, fields, seed, overwrite=overwrite, **given)
 
     def pixel_scale_of(self, size: Size, name: str = "") -> float:
         """Return stored pixels per micron: by the slide in the name of the image, if there is one."""
@@ -277,7 +277,7 @@ class Tiger(DataFamily):
         )
 
     def _remarks(self, index: _Index) -> list[str]:
-        """Say what a person who trains on this has to know."""
+        """Return what a person who trains on this has to know."""
         records, remarks = index.records, []
         tissue = [record for record in records if record.knows(f"mask:{TISSUE}")]
         cells = [record for record in records if record.knows("objects")]
@@ -295,9 +295,9 @@ class Tiger(DataFamily):
             remarks.append(
                 f"Neither mask nor cell labels: {some(bare)}. Such images can be predicted, not trained on or scored."
             )
-        plain = [name for name, region in index.regions.items() if region.corners is None]
-        if plain:
-            remarks.append(f"No [x1, y1, x2, y2] in the name, which then counts as that of the slide: {some(plain)}.")
+        without_corners = [name for name, region in index.regions.items() if region.corners is None]
+        if without_corners:
+            remarks.append(f"No [x1, y1, x2, y2] in the name, which then counts as that of the slide: {some(without_corners)}.")
         if odd := [record.sample_id for record in records if _other_extent(index.regions[record.sample_id], record.size)]:
             remarks.append(f"The size is not that of the corners in the name: {some(odd)}.")
         return remarks
@@ -335,7 +335,7 @@ def _objects(listed: Listed, size: Size) -> Objects:
 
 
 def _wrong_size(region: Region, size: Size, mask_size: Size) -> str:
-    """Word that a mask does not fit its image; empty where it does."""
+    """Return the sentence for a mask that does not fit its image; empty where it does."""
     if mask_size == size:
         return ""
     return (
@@ -345,7 +345,7 @@ def _wrong_size(region: Region, size: Size, mask_size: Size) -> str:
 
 
 def _other_extent(region: Region, size: Size | None) -> bool:
-    """Say whether the corners in the name of a region contradict its size."""
+    """Return whether the corners in the name of a region contradict its size."""
     if region.corners is None or size is None:
         return False
     x1, y1, x2, y2 = region.corners
@@ -353,7 +353,7 @@ def _other_extent(region: Region, size: Size | None) -> bool:
 
 
 def _wrong_tissue(tissue: dict[str, Any]) -> list[str]:
-    """Word what is wrong with `data.tissue`."""
+    """Return what is wrong with `data.tissue`."""
     problems = []
     lists = {name: values for name, values in tissue.items() if isinstance(values, list | tuple)}
     for name, values in tissue.items():

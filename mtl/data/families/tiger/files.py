@@ -22,7 +22,7 @@ from mtl.data.formats.images import ALPHA_MODES, DEEP_MODES, IMAGE_SUFFIXES
 from mtl.data.formats.tables import some
 
 SETS = {"bcss": "tissue-bcss", "cells": "tissue-cells"}  # folder by name in `data.sets`
-LEVELS = ("", "roi-level-annotations", "wsirois/roi-level-annotations")  # below `data.root`, with the sets in it
+PLACES = ("", "roi-level-annotations", "wsirois/roi-level-annotations")  # below `data.root`, with the sets in it
 IMAGES, MASKS, COCO = "images", "masks", "tiger-coco.json"
 MASK_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".bmp"})
 HIGHEST = 7  # value of a mask
@@ -71,8 +71,8 @@ class Contents:
 
 def find_sets(folder: Path) -> dict[str, Path]:
     """Return the folders of the sets in a folder, one or two levels below, or the folder itself if it is a set."""
-    for level in LEVELS:
-        place = folder / level
+    for inner in PLACES:
+        place = folder / inner
         found = {name: path for name, word in SETS.items() if (path := _folder(place, word)) is not None}
         if found:
             return found

@@ -16,11 +16,11 @@ from mtl.data.families.tiger.painter import (
     STROMA,
     TUMOR,
     Specimen,
-    draw_region,
-    draw_stain,
+    generate_region,
+    generate_stain,
     without_lymphocytes,
 )
-from mtl.data.families.tiger.slide_generator import draw_slide
+from mtl.data.families.tiger.slide_generator import generate_slide
 from mtl.data.families.writing import new_folder, write_image
 
 KINDS = ("full", "partial", "slide")
@@ -35,10 +35,10 @@ STRIP = 0.12  # of a side: the part that nobody annotated
 SLIDE, PLACE = range(2)  # purposes of random streams
 
 
-def draw_tiger(
+def generate_tiger(
     output: Path, patients: int, fields: int, seed: int, width: int | None = None, kind: str = "full", overwrite: bool = False
 ) -> None:
-    """Draw regions of slides, or whole slides.
+    """Generate regions of slides, or whole slides.
 
     Slides come from three laboratories, in turn: TCGA slides (every other one), which have regions in `tissue-bcss/`, too, and
     `<number>B` and `<number>S`. In `tissue-cells/` one region in five is listed without a box, since there is no lymphocyte in
@@ -68,9 +68,9 @@ def draw_tiger(
         if kind == "slide":
             for number in range(patients):
                 path = folder / "images" / f"{_slide_name(seed, number)}.tif"
-                draw_slide(path, width, seed + number, pieces=fields, laboratory=_laboratory(number))
+                generate_slide(path, width, seed + number, pieces=fields, laboratory=_laboratory(number))
         else:
-            _Regions(folder / LEVEL, seed, width, kind == "full").draw(patients, fields)
+            _Regions(folder / LEVEL, seed, width, kind == "full").generate(patients, fields)
 
 
 class _Regions:
@@ -92,11 +92,11 @@ class _Regions:
             (folder / name / IMAGES).mkdir(parents=True)
             (folder / name / MASKS).mkdir()
 
-    def draw(self, slides: int, fields: int) -> None:
+    def generate(self, slides: int, fields: int) -> None:
         for number in range(slides):
             name, tcga = _slide_name(self.seed, number), number % 2 == 0
             rng = np.random.default_rng([self.seed, SLIDE, number])
-            specimen = Specimen(int(rng.integers(2**31)), draw_stain(rng, _laboratory(number)))
+            specimen = Specimen(int(rng.integers(2**31)), generate_stain(rng, _laboratory(number)))
             before = None
             for region in range(fields):
                 rng = np.random.default_rng([self.seed, PLACE, number, region])
@@ -115,7 +115,7 @@ class _Regions:
         (self.folder / SETS["cells"] / COCO).write_text(json.dumps(content), encoding="utf-8")
 
     def _tissue_only(self, specimen: Specimen, slide: str, corner: tuple[int, int], size: tuple[int, int]) -> None:
-        image, tissue, _ = draw_region(specimen, corner, size, SPACING)
+        image, tissue, _ = generate_region(specimen, corner, size, SPACING)
         name = _region_name(slide, corner, size)
         write_image(self.folder / SETS["bcss"] / IMAGES / name, image)
         self._mask("bcss", name, self._with_strip(tissue))
@@ -125,7 +125,7 @@ class _Regions:
         self.cells += 1
         if special == EMPTY:
             specimen = without_lymphocytes(specimen)
-        image, tissue, boxes = draw_region(specimen, corner, (side, side), SPACING)
+        image, tissue, boxes = generate_region(specimen, corner, (side, side), SPACING)
         name = _region_name(slide, corner, (side, side))
         write_image(self.folder / SETS["cells"] / IMAGES / name, image)
         only_mask = not self.full and special == MASK_ONLY

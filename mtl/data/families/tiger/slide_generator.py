@@ -1,4 +1,4 @@
-"""Whole synthetic slides: tiled TIFF files of any size, drawn tile by tile, with their tissue mask and the truth."""
+"""Whole synthetic slides: tiled TIFF files of any size, generated tile by tile, with their tissue mask and the truth."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import numpy as np
 from mtl.core.distribution import install_command
 from mtl.core.errors import ConfigError
 from mtl.core.files import beside, write_json
-from mtl.data.families.tiger.painter import NOTHING, Specimen, blocks, draw_block, draw_stain
+from mtl.data.families.tiger.painter import NOTHING, Specimen, blocks, generate_block, generate_stain
 
 SHRINK = 4  # side of a level in sides of the next; readers know 2, 3 and 4
 SMALLEST = 512  # pixels: a level of this size is the last
 QUALITY = 88
 
 
-def draw_slide(
+def generate_slide(
     path: Path,
     size: int | tuple[int, int],
     seed: int,
@@ -32,7 +32,7 @@ def draw_slide(
     tile: int = 512,
     pyramid: bool = True,
 ) -> Path:
-    """Draw a slide of any size in little memory; a tile depends on (seed, place) only.
+    """Generate a slide of any size in little memory; a tile depends on (seed, place) only.
 
     Beside `<folder>/images/<slide>.tif`, which is `path`, it writes `tissue-masks/<slide>_tissue.tif` (1 tissue, 0 glass, as
     many pixels), `truth/<slide>_classes.tif` (native mask values) and `truth/<slide>.json`: `points`, the middles of all
@@ -45,7 +45,7 @@ def draw_slide(
         seed: Of everything random.
         spacing: Microns per pixel, written into the resolution tags.
         pieces: Pieces of tissue on the glass.
-        laboratory: Who stained it, see `draw_stain`.
+        laboratory: Who stained it, see `generate_stain`.
         tile: Side of the tiles in pixels, a multiple of 16.
         pyramid: Add smaller copies, each a quarter as wide as the one before.
 
@@ -58,7 +58,7 @@ def draw_slide(
     try:
         import tifffile
     except ImportError as error:
-        raise ConfigError(f"Drawing slides needs tifffile. Run: {install_command('slides')}.") from error
+        raise ConfigError(f"Generating slides needs tifffile. Run: {install_command('slides')}.") from error
     height, width = (size, size) if isinstance(size, int) else size
     if min(height, width) < 1 or tile < 16 or tile % 16 or pieces < 1 or not spacing > 0:
         raise ConfigError(
@@ -70,21 +70,21 @@ def draw_slide(
     for other in (path.parent, folder / "tissue-masks", folder / "truth"):
         other.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng([seed, 3])
-    stain = draw_stain(rng, laboratory)
+    stain = generate_stain(rng, laboratory)
     specimen = Specimen(seed, stain, _pieces(rng, pieces, (height * spacing, width * spacing)))
-    drawing = _Drawing(specimen, (height, width), spacing, tile)
+    generated = _GeneratedSlide(specimen, (height, width), spacing, tile)
     with beside(path) as place, tifffile.TiffWriter(place, bigtiff=3 * height * width > 2**31) as file:
         options: dict[str, Any] = {"photometric": "rgb", "compression": "jpeg", **_tags(tile, spacing)}
-        file.write(drawing.tiles(), shape=(height, width, 3), dtype=np.uint8, compressionargs={"level": QUALITY}, **options)
-        for number, level in enumerate(drawing.levels() if pyramid else (), start=1):
+        file.write(generated.tiles(), shape=(height, width, 3), dtype=np.uint8, compressionargs={"level": QUALITY}, **options)
+        for number, level in enumerate(generated.levels() if pyramid else (), start=1):
             options |= _tags(tile, spacing * SHRINK**number)
             file.write(level, subfiletype=1, compressionargs={"level": QUALITY}, **options)
     masks = {folder / "tissue-masks" / f"{name}_tissue.tif": True, folder / "truth" / f"{name}_classes.tif": False}
     for target, binary in masks.items():
         with beside(target) as place, tifffile.TiffWriter(place) as file:
             options = {"photometric": "minisblack", "compression": "zlib", **_tags(tile, spacing)}
-            file.write(drawing.masks(binary), shape=(height, width), dtype=np.uint8, **options)
-    write_json(folder / "truth" / f"{name}.json", drawing.truth())
+            file.write(generated.masks(binary), shape=(height, width), dtype=np.uint8, **options)
+    write_json(folder / "truth" / f"{name}.json", generated.truth())
     return path
 
 
@@ -94,8 +94,8 @@ def _tags(tile: int, spacing: float) -> dict[str, Any]:
 
 
 @dataclass
-class _Drawing:
-    """A slide that is drawn once, tile by tile; what else is needed of it stays in memory, small.
+class _GeneratedSlide:
+    """A slide that is generated once, tile by tile; what else is needed of it stays in memory, small.
 
     Attributes:
         specimen: The tissue.
@@ -116,13 +116,13 @@ class _Drawing:
     _small: np.ndarray | None = None
 
     def tiles(self) -> Iterator[np.ndarray]:
-        """Draw the tiles [tile, tile, 3], row by row; those at the edge are filled up with their last pixels."""
+        """Generate the tiles [tile, tile, 3], row by row; those at the edge are filled up with their last pixels."""
         shape = -(-self.size[0] // SHRINK), -(-self.size[1] // SHRINK), 3
         with tempfile.TemporaryFile() as file:  # the map keeps the file
             self._small = np.memmap(file, np.uint8, "w+", shape=shape)
         for rows, columns in blocks(self.size, self.tile):
             part = rows.stop - rows.start, columns.stop - columns.start
-            image, tissue, cells = draw_block(self.specimen, (columns.start, rows.start), part, self.spacing)
+            image, tissue, cells = generate_block(self.specimen, (columns.start, rows.start), part, self.spacing)
             self.points.append(np.stack([cells.x, cells.y], axis=1))
             self.counts += np.bincount(tissue.ravel(), minlength=8)
             self._packed.append(zlib.compress(self._filled(tissue).tobytes(), 1))
@@ -145,7 +145,7 @@ class _Drawing:
             yield (tissue != NOTHING).astype(np.uint8) if binary else tissue
 
     def truth(self) -> dict[str, Any]:
-        """Return what is known of the whole slide once it is drawn."""
+        """Return what is known of the whole slide once it is generated."""
         area = self.counts * (self.spacing / 1000) ** 2
         return {
             "spacing": self.spacing,

@@ -11,7 +11,7 @@ import pytest
 
 from mtl.core.errors import ConfigError, DataError
 from mtl.data.families.brain.family import Brain
-from mtl.data.families.brain.generator import draw_brain
+from mtl.data.families.brain.generator import generate_brain
 from mtl.imaging.intensity import brain_mask
 from mtl.imaging.preprocessing import Preprocessing
 from mtl.report.data_pages import show_samples, write_stats
@@ -66,15 +66,15 @@ def test_repeatable_and_safe(tmp_path: Path) -> None:
         return {str(path.relative_to(folder)): content(path) for path in sorted(folder.rglob("*.*"))}
 
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        draw_brain(tmp_path / name, patients=1, fields=3, seed=seed, width=48)
+        generate_brain(tmp_path / name, patients=1, fields=3, seed=seed, width=48)
     assert contents(tmp_path / "a") == contents(tmp_path / "b") != contents(tmp_path / "c")
     with pytest.raises(DataError, match="overwrite=true"):
-        draw_brain(tmp_path / "a", patients=1, fields=3, seed=1, width=48)
+        generate_brain(tmp_path / "a", patients=1, fields=3, seed=1, width=48)
     for wrong in ({"patients": 0}, {"fields": 2}, {"width": 20}, {"seed": -1}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
-            draw_brain(tmp_path / "d", **{"patients": 1, "fields": 3, "seed": 0, "width": 64, **wrong})
+            generate_brain(tmp_path / "d", **{"patients": 1, "fields": 3, "seed": 0, "width": 64, **wrong})
     with pytest.raises(ConfigError, match="`kind`"):
-        Brain.draw(tmp_path / "d", patients=1, fields=3, seed=0, width=64, kind="both", overwrite=False)
+        Brain.generate(tmp_path / "d", patients=1, fields=3, seed=0, width=64, kind="both", overwrite=False)
 
 
 def test_figures_and_tables(brains: Path, tmp_path: Path) -> None:

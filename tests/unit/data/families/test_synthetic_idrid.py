@@ -11,7 +11,7 @@ from PIL import Image
 
 from mtl.core.errors import ConfigError, DataError
 from mtl.data.families.idrid.family import GRADES, LESIONS, Idrid
-from mtl.data.families.idrid.generator import draw_idrid
+from mtl.data.families.idrid.generator import generate_idrid
 from mtl.data.pipeline.splits import hash_records, make_split
 
 
@@ -54,7 +54,7 @@ def test_it_passes_the_check(retinas: Path) -> None:
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_small_sets_have_all_parts_and_grades(tmp_path: Path, seed: int) -> None:
-    draw_idrid(tmp_path / "out", patients=8, fields=2, seed=seed, width=96)
+    generate_idrid(tmp_path / "out", patients=8, fields=2, seed=seed, width=96)
     family = Idrid(root=str(tmp_path / "out"))
     records = family.records()
     graded = [record for record in records if record.source == "idrid_grading"]
@@ -68,7 +68,7 @@ def test_small_sets_have_all_parts_and_grades(tmp_path: Path, seed: int) -> None
 
 
 def test_the_smallest_set(tmp_path: Path) -> None:
-    draw_idrid(tmp_path / "out", patients=2, fields=2, seed=0, width=64)
+    generate_idrid(tmp_path / "out", patients=2, fields=2, seed=0, width=64)
     parts = {record.sample_id.rpartition("/")[0] for record in Idrid(root=str(tmp_path / "out")).records()}
     assert parts == {"A/train", "A/test", "B/train", "B/test", "C/train", "C/test"}
 
@@ -92,7 +92,7 @@ def test_lesions_are_where_the_masks_say(retinas: Path) -> None:
 
 def test_grades_follow_the_lesions(tmp_path: Path) -> None:
     """Among photographs that are in A and B, the grade of edema says whether exudates are close to the fovea."""
-    draw_idrid(tmp_path / "out", patients=12, fields=3, seed=4, width=240)
+    generate_idrid(tmp_path / "out", patients=12, fields=3, seed=4, width=240)
     family = Idrid(root=str(tmp_path / "out"))
     by_group: dict[str, dict[str, Any]] = {}
     for record in family.records():
@@ -127,7 +127,7 @@ def test_copies_are_smaller(retinas: Path) -> None:
 
 def test_repeatable(tmp_path: Path) -> None:
     for name, seed in (("a", 5), ("b", 5), ("c", 6)):
-        draw_idrid(tmp_path / name, patients=2, fields=2, seed=seed, width=64)
+        generate_idrid(tmp_path / name, patients=2, fields=2, seed=seed, width=64)
     first, again, other = (files(tmp_path / name) for name in "abc")
     assert first == again
     pictures = [name for name in first if name.endswith(".jpg")]
@@ -136,16 +136,16 @@ def test_repeatable(tmp_path: Path) -> None:
 
 def test_existing_folders_are_safe(tmp_path: Path) -> None:
     output = tmp_path / "out"
-    draw_idrid(output, 2, 2, 0, width=64)
+    generate_idrid(output, 2, 2, 0, width=64)
     before = files(output)
     with pytest.raises(DataError, match="exists already"):
-        draw_idrid(output, 2, 2, 1, width=64)
+        generate_idrid(output, 2, 2, 1, width=64)
     assert files(output) == before
-    draw_idrid(output, 2, 2, 1, width=64, overwrite=True)
+    generate_idrid(output, 2, 2, 1, width=64, overwrite=True)
     assert files(output) != before
     (output / "thesis.doc").write_text("years of work")
     with pytest.raises(DataError, match=r"not made by this command: it holds `thesis\.doc`"):
-        draw_idrid(output, 2, 2, 2, width=64, overwrite=True)
+        generate_idrid(output, 2, 2, 2, width=64, overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
@@ -155,24 +155,24 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr("mtl.data.families.idrid.generator._write_mask", fail)
     with pytest.raises(OSError, match="disk is full"):
-        draw_idrid(tmp_path / "out", 2, 2, 0, width=64)
+        generate_idrid(tmp_path / "out", 2, 2, 0, width=64)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_wrong_settings(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        draw_idrid(tmp_path / "out", 0, 0, -1, width=10)
+        generate_idrid(tmp_path / "out", 0, 0, -1, width=10)
     assert len(caught.value.problems) == 4
     with pytest.raises(ConfigError, match="at least 4 photographs"):
-        draw_idrid(tmp_path / "out", 3, 1, 0)
+        generate_idrid(tmp_path / "out", 3, 1, 0)
     settings = {"patients": 2, "fields": 2, "seed": 0, "width": None, "overwrite": False}
     with pytest.raises(ConfigError, match="`kind` chooses among variants of a layout; retinal photographs have one"):
-        Idrid.draw(tmp_path / "out", kind="points", **settings)
+        Idrid.generate(tmp_path / "out", kind="points", **settings)
 
 
 def test_speed(tmp_path: Path) -> None:
     start = time.perf_counter()
-    draw_idrid(tmp_path / "out", patients=6, fields=2, seed=0, width=240)
+    generate_idrid(tmp_path / "out", patients=6, fields=2, seed=0, width=240)
     assert (time.perf_counter() - start) / 12 < 0.5  # about 0.035 s on an idle core; generous for a busy machine
 
 

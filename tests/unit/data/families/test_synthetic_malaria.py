@@ -8,7 +8,7 @@ import pytest
 
 from mtl.core.errors import ConfigError, DataError
 from mtl.data.families.malaria.cells import MalariaCells
-from mtl.data.families.malaria.generator import draw_malaria, draw_malaria_cells
+from mtl.data.families.malaria.generator import generate_malaria, generate_malaria_cells
 from mtl.data.families.malaria.smears import Malaria
 from mtl.imaging.outlines import fill_outlines
 
@@ -69,9 +69,9 @@ def test_infected_cells_hold_something_dark(smears: Path) -> None:
 
 
 def test_only_seed_patient_and_field_decide(tmp_path: Path) -> None:
-    draw_malaria(tmp_path / "small", patients=2, fields=1, seed=5, width=256)
-    draw_malaria(tmp_path / "large", patients=3, fields=2, seed=5, width=256)
-    draw_malaria(tmp_path / "other", patients=2, fields=1, seed=6, width=256)
+    generate_malaria(tmp_path / "small", patients=2, fields=1, seed=5, width=256)
+    generate_malaria(tmp_path / "large", patients=3, fields=2, seed=5, width=256)
+    generate_malaria(tmp_path / "other", patients=2, fields=1, seed=6, width=256)
     small, large, other = (files(tmp_path / name) for name in ("small", "large", "other"))
     assert len(small) == 4 and len(large) == 12
     assert all(large[name] == content for name, content in small.items())
@@ -80,7 +80,7 @@ def test_only_seed_patient_and_field_decide(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("kind", "folder"), [("points", "Point Set"), ("polygons", "Polygon Set")])
 def test_kinds_and_counts(tmp_path: Path, kind: str, folder: str) -> None:
-    draw_malaria(tmp_path / "out", 2, 1, 0, width=320, kind=kind, cells_per_field=(20, 30))  # type: ignore[arg-type]
+    generate_malaria(tmp_path / "out", 2, 1, 0, width=320, kind=kind, cells_per_field=(20, 30))  # type: ignore[arg-type]
     assert [path.name for path in (tmp_path / "out").iterdir()] == [folder]
     for record in Malaria(root=str(tmp_path / "out")).records():
         assert 15 <= record.class_counts["Infected"] + record.class_counts["Healthy"] <= 32
@@ -88,16 +88,16 @@ def test_kinds_and_counts(tmp_path: Path, kind: str, folder: str) -> None:
 
 def test_existing_folders_are_safe(tmp_path: Path) -> None:
     output = tmp_path / "out"
-    draw_malaria(output, 1, 1, 0, width=128)
+    generate_malaria(output, 1, 1, 0, width=128)
     before = files(output)
     with pytest.raises(DataError, match="exists already"):
-        draw_malaria(output, 1, 1, 1, width=128)
+        generate_malaria(output, 1, 1, 1, width=128)
     assert files(output) == before
-    draw_malaria(output, 1, 1, 1, width=128, overwrite=True)
+    generate_malaria(output, 1, 1, 1, width=128, overwrite=True)
     assert files(output) != before
     (output / "thesis.doc").write_text("years of work")
     with pytest.raises(DataError, match=r"not made by this command: it holds `thesis\.doc`"):
-        draw_malaria(output, 1, 1, 2, width=128, overwrite=True)
+        generate_malaria(output, 1, 1, 2, width=128, overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
@@ -107,16 +107,16 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr("mtl.data.families.malaria.generator.write_image", fail)
     with pytest.raises(OSError, match="disk is full"):
-        draw_malaria(tmp_path / "out", 1, 1, 0, width=128)
+        generate_malaria(tmp_path / "out", 1, 1, 0, width=128)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_wrong_settings(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        draw_malaria(tmp_path / "out", 0, 0, -1, kind="circles")  # type: ignore[arg-type]
+        generate_malaria(tmp_path / "out", 0, 0, -1, kind="circles")  # type: ignore[arg-type]
     assert len(caught.value.problems) == 4
     with pytest.raises(ConfigError):
-        draw_malaria_cells(tmp_path / "out", 0, 1, 0)
+        generate_malaria_cells(tmp_path / "out", 0, 1, 0)
 
 
 def test_cells(cells: Path) -> None:
@@ -138,5 +138,5 @@ def test_cells(cells: Path) -> None:
 
 def test_speed(tmp_path: Path) -> None:
     start = time.perf_counter()
-    draw_malaria(tmp_path / "out", 2, 2, 0, width=1024)
+    generate_malaria(tmp_path / "out", 2, 2, 0, width=1024)
     assert (time.perf_counter() - start) / 4 < 1.5  # about 0.13 s on an idle core; generous for a busy machine

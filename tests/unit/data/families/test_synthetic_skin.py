@@ -9,8 +9,8 @@ import pytest
 
 from mtl.core.errors import ConfigError, DataError
 from mtl.data.families.skin.family import Skin
-from mtl.data.families.skin.generator import draw_skin
-from mtl.data.families.skin.painter import DIAGNOSES, SKIN_TYPES, draw_lesion, photograph
+from mtl.data.families.skin.generator import generate_skin
+from mtl.data.families.skin.painter import DIAGNOSES, SKIN_TYPES, generate_lesion, photograph
 from mtl.data.formats.images import read_mask, read_rgb
 
 TWO = {"diagnosis": list(DIAGNOSES), "skin_type": list(SKIN_TYPES)}
@@ -49,7 +49,7 @@ def test_classes_show() -> None:
     for name in DIAGNOSES:
         values = []
         for seed in range(6):
-            lesion = draw_lesion(np.random.default_rng(seed), name)
+            lesion = generate_lesion(np.random.default_rng(seed), name)
             image, mask = photograph(np.random.default_rng(100 + seed), lesion, 96, 2, "normal")
             values.append(image[mask].std(axis=0).mean())
         spread[name] = np.mean(values)
@@ -58,7 +58,7 @@ def test_classes_show() -> None:
 
 def test_plain_ids_and_seeds(tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        draw_skin(tmp_path / name, patients=3, fields=3, seed=seed, width=48, kind="ids")
+        generate_skin(tmp_path / name, patients=3, fields=3, seed=seed, width=48, kind="ids")
     labels = json.loads((tmp_path / "a" / "labels.json").read_text())
     assert set(labels.values()) <= {0, 1, 2} and len(labels) == 9 and Skin(root=str(tmp_path / "a")).check().errors == []
     with (tmp_path / "a" / "metadata.csv").open() as file:
@@ -69,10 +69,10 @@ def test_plain_ids_and_seeds(tmp_path: Path) -> None:
 
 def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="`patients` is 2; expected at least 3"):
-        draw_skin(tmp_path / "new", patients=2, fields=1, seed=0)
+        generate_skin(tmp_path / "new", patients=2, fields=1, seed=0)
     with pytest.raises(ConfigError, match="Unknown kind `polygons`"):
-        draw_skin(tmp_path / "new", patients=3, fields=1, seed=0, kind="polygons")
+        generate_skin(tmp_path / "new", patients=3, fields=1, seed=0, kind="polygons")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("")
     with pytest.raises(DataError, match="Nothing is replaced"):
-        draw_skin(tmp_path / "mine", patients=3, fields=1, seed=0, overwrite=True)
+        generate_skin(tmp_path / "mine", patients=3, fields=1, seed=0, overwrite=True)

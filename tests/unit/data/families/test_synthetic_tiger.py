@@ -10,7 +10,7 @@ import pytest
 from mtl.cli.data import run
 from mtl.core.errors import ConfigError, DataError
 from mtl.data.families.tiger.family import Tiger
-from mtl.data.families.tiger.generator import draw_tiger
+from mtl.data.families.tiger.generator import generate_tiger
 from mtl.data.families.tiger.painter import (
     INFLAMED,
     NECROSIS,
@@ -19,8 +19,8 @@ from mtl.data.families.tiger.painter import (
     STROMA,
     TUMOR,
     Specimen,
-    draw_region,
-    draw_stain,
+    generate_region,
+    generate_stain,
     without_lymphocytes,
 )
 from mtl.data.formats.images import read_rgb
@@ -29,7 +29,7 @@ SIDE = 384
 
 
 def specimen(seed: int = 5) -> Specimen:
-    return Specimen(seed, draw_stain(np.random.default_rng(1), 0))
+    return Specimen(seed, generate_stain(np.random.default_rng(1), 0))
 
 
 def files(root: Path) -> dict[str, bytes]:
@@ -41,8 +41,8 @@ def files(root: Path) -> dict[str, bytes]:
 
 def test_any_part_fits_the_whole() -> None:
     """Tissue and cells are functions of the place, so that a slide can be drawn tile by tile."""
-    whole, mask, boxes = draw_region(specimen(), (3000, 5000), (SIDE, SIDE))
-    part, part_mask, part_boxes = draw_region(specimen(), (3100, 5060), (200, 150))
+    whole, mask, boxes = generate_region(specimen(), (3000, 5000), (SIDE, SIDE))
+    part, part_mask, part_boxes = generate_region(specimen(), (3100, 5060), (200, 150))
     np.testing.assert_array_equal(part_mask, mask[60:260, 100:250])
     middle = (boxes[:, :2] + boxes[:, 2:]) / 2
     mine = ((middle >= [100, 60]) & (middle < [250, 260])).all(axis=1)
@@ -50,20 +50,20 @@ def test_any_part_fits_the_whole() -> None:
     # Noise is that of the tile; everything else is the same, up to its edges.
     gap = np.abs(part.astype(int) - whole[60:260, 100:250])
     assert np.percentile(gap, 99) < 25 and gap[:4].mean() < 8 and np.median(gap) <= 5
-    again = draw_region(specimen(), (3000, 5000), (SIDE, SIDE))[0]
+    again = generate_region(specimen(), (3000, 5000), (SIDE, SIDE))[0]
     np.testing.assert_array_equal(again, whole)
-    assert (draw_region(specimen(6), (3000, 5000), (SIDE, SIDE))[1] != mask).any()
+    assert (generate_region(specimen(6), (3000, 5000), (SIDE, SIDE))[1] != mask).any()
 
 
 def test_another_spacing_shows_the_same_tissue() -> None:
-    _, mask, boxes = draw_region(specimen(), (3000, 5000), (SIDE, SIDE), 0.5)
-    image, fine, fine_boxes = draw_region(specimen(), (6000, 10000), (2 * SIDE, 2 * SIDE), 0.25)
+    _, mask, boxes = generate_region(specimen(), (3000, 5000), (SIDE, SIDE), 0.5)
+    image, fine, fine_boxes = generate_region(specimen(), (6000, 10000), (2 * SIDE, 2 * SIDE), 0.25)
     assert image.shape == (2 * SIDE, 2 * SIDE, 3) and (fine[::2, ::2] == mask).mean() > 0.98
     np.testing.assert_allclose(sorted(map(tuple, fine_boxes / 2)), sorted(map(tuple, boxes)), atol=1e-6)
 
 
 def test_lymphocytes_are_dark_where_they_are_said_to_be() -> None:
-    image, mask, boxes = draw_region(specimen(), (5000, 8000), (512, 512))
+    image, mask, boxes = generate_region(specimen(), (5000, 8000), (512, 512))
     red = image[..., 0].astype(float)
     columns, rows = np.floor((boxes[:, :2] + boxes[:, 2:]) / 2).astype(int).T
     assert len(boxes) > 40 and red[rows, columns].max() < 120
@@ -71,11 +71,11 @@ def test_lymphocytes_are_dark_where_they_are_said_to_be() -> None:
     assert np.median(elsewhere) > red[rows, columns].max() + 30
     assert 11 < np.median(boxes[:, 2:] - boxes[:, :2]) < 16  # 5.5 to 8 microns
     assert set(mask[rows, columns]) <= {TUMOR, STROMA, NECROSIS, INFLAMED}
-    assert len(draw_region(without_lymphocytes(specimen()), (5000, 8000), (512, 512))[2]) == 0
+    assert len(generate_region(without_lymphocytes(specimen()), (5000, 8000), (512, 512))[2]) == 0
 
 
 def test_lymphocytes_touch_but_do_not_hide_each_other() -> None:
-    _, _, boxes = draw_region(specimen(), (5000, 8000), (512, 512))
+    _, _, boxes = generate_region(specimen(), (5000, 8000), (512, 512))
     middle, radius = (boxes[:, :2] + boxes[:, 2:]) / 4, (boxes[:, 2:] - boxes[:, :2]).mean(axis=1) / 4  # microns
     distance = np.hypot(*(middle[:, None] - middle).transpose(2, 0, 1))
     np.fill_diagonal(distance, np.inf)
@@ -85,7 +85,7 @@ def test_lymphocytes_touch_but_do_not_hide_each_other() -> None:
 
 def test_tissues_look_different() -> None:
     """Mean and deviation of the colours tell classes apart, so that a network can learn them."""
-    image, mask, _ = draw_region(specimen(), (3000, 5000), (768, 768))
+    image, mask, _ = generate_region(specimen(), (3000, 5000), (768, 768))
     colours = {value: image[mask == value].astype(float) for value in (TUMOR, STROMA, REST)}
     assert all(len(some) > 2000 for some in colours.values())
     means = {value: some.mean(axis=0) for value, some in colours.items()}
@@ -146,7 +146,7 @@ def test_regions_of_both_sets_overlap(regions: Path) -> None:
 
 
 def test_partial_labels(tmp_path: Path) -> None:
-    draw_tiger(tmp_path / "out", patients=4, fields=3, seed=1, width=64, kind="partial")
+    generate_tiger(tmp_path / "out", patients=4, fields=3, seed=1, width=64, kind="partial")
     records = Tiger(root=str(tmp_path / "out")).records()
     known = [(record.sample_id.partition("/")[0], record.labels) for record in records]
     assert {("cells", ("objects",)), ("cells", ("mask:tissue",)), ("cells", ()), ("bcss", ("mask:tissue",))} == set(known)
@@ -154,7 +154,7 @@ def test_partial_labels(tmp_path: Path) -> None:
 
 def test_seeds(tmp_path: Path) -> None:
     for name, patients, seed in (("a", 2, 1), ("b", 2, 1), ("c", 2, 2), ("d", 3, 1)):
-        draw_tiger(tmp_path / name, patients, 1, seed, width=64)
+        generate_tiger(tmp_path / name, patients, 1, seed, width=64)
     images = {name: {key: value for key, value in files(tmp_path / name).items() if key.endswith(".png")} for name in "abcd"}
     assert images["a"] == images["b"] and set(images["a"].values()).isdisjoint(images["c"].values())
     assert images["a"].items() <= images["d"].items()
@@ -162,14 +162,14 @@ def test_seeds(tmp_path: Path) -> None:
 
 def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        draw_tiger(tmp_path / "out", 0, 0, -1, width=8)
+        generate_tiger(tmp_path / "out", 0, 0, -1, width=8)
     assert len(caught.value.problems) == 4
     with pytest.raises(ConfigError, match="Did you mean `slide`"):
-        draw_tiger(tmp_path / "out", 1, 1, 0, kind="slides")
+        generate_tiger(tmp_path / "out", 1, 1, 0, kind="slides")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("")
     with pytest.raises(DataError, match="Nothing is replaced"):
-        draw_tiger(tmp_path / "mine", 1, 1, 0, width=64, overwrite=True)
+        generate_tiger(tmp_path / "mine", 1, 1, 0, width=64, overwrite=True)
 
 
 # -- slides ------------------------------------------------------------------------------------------------------------
@@ -205,9 +205,9 @@ def test_tiles_do_not_show(slide: Path, tmp_path: Path) -> None:
     """Other tiles, the same slide: only noise and compression differ."""
     import tifffile
 
-    from mtl.data.families.tiger.slide_generator import draw_slide
+    from mtl.data.families.tiger.slide_generator import generate_slide
 
-    other = draw_slide(tmp_path / "images" / "105S.tif", (700, 900), seed=3, tile=512, pyramid=False)
+    other = generate_slide(tmp_path / "images" / "105S.tif", (700, 900), seed=3, tile=512, pyramid=False)
     truths = [json.loads((path.parent.parent / "truth" / "105S.json").read_text()) for path in (slide, other)]
     assert sorted(truths[0].pop("points")) == sorted(truths[1].pop("points")) and truths[0] == truths[1]
     a, b = (tifffile.imread(path).astype(int) for path in (slide, other))
@@ -234,13 +234,13 @@ def test_slides_on_the_command_line(tmp_path: Path) -> None:
 
 def test_pieces_of_tissue(tmp_path: Path) -> None:
     tifffile = pytest.importorskip("tifffile", reason="slides need the extra `slides`")
-    from mtl.data.families.tiger.slide_generator import draw_slide
+    from mtl.data.families.tiger.slide_generator import generate_slide
 
     counts = []
     for pieces in (1, 4):
-        draw_slide(tmp_path / "images" / f"{pieces}.tif", 192, 1, pieces=pieces, spacing=4.0)
+        generate_slide(tmp_path / "images" / f"{pieces}.tif", 192, 1, pieces=pieces, spacing=4.0)
         mask = tifffile.imread(tmp_path / "tissue-masks" / f"{pieces}_tissue.tif")
         counts.append(int(np.count_nonzero(np.diff(mask[48].astype(int)) == 1)))
     assert counts == [1, 2]
     with pytest.raises(ConfigError, match="a spacing above 0"):
-        draw_slide(tmp_path / "images" / "x.tif", 192, 1, spacing=0)
+        generate_slide(tmp_path / "images" / "x.tif", 192, 1, spacing=0)

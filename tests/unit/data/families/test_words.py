@@ -12,7 +12,7 @@ import pytest
 
 import mtl
 from mtl.cli.main import guarded
-from mtl.core.registry import SOURCES
+from mtl.core.registry import DATA_FAMILIES
 
 PACKAGE = Path(mtl.__file__).parent
 # By folder of a family: what nobody else's images show.
@@ -45,7 +45,7 @@ def sentences(path: Path) -> Iterator[str]:
 
 
 def test_every_family_is_looked_at() -> None:
-    assert set(FAMILIES) == set(SOURCES.names())
+    assert set(FAMILIES) == set(DATA_FAMILIES.names())
     folders = {path.name for path in (PACKAGE / "data" / "families").iterdir() if (path / "__init__.py").is_file()}
     assert set(THINGS) == folders
     assert foreign("`kind` chooses what experts drew on smears", "brain") and not foreign("smears of red cells", "malaria")

@@ -72,7 +72,7 @@ def dataset_of(family: Tiger, scale: float = 2.0, tasks: list[str] | None = None
     return SampleDataset(family, family.records(), family.specs(), Preprocessing(geometry), tasks=tasks)
 
 
-def draw_folder(root: Path) -> Path:
+def generate_folder(root: Path) -> Path:
     """One region with tissue, four of the other set: both labels, listed without boxes, nothing, a mask only."""
     level = root / "tiger" / "wsirois" / "roi-level-annotations"
     for name in (BOTH, EMPTY, NEITHER, MASKED):

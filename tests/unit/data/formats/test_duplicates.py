@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mtl.core.errors import DataError
-from mtl.data.families.idrid.generator import draw_idrid
+from mtl.data.families.idrid.generator import generate_idrid
 from mtl.data.formats.duplicates import connected, fingerprint, near_duplicates
 
 
@@ -109,7 +109,7 @@ def test_connected() -> None:
 @pytest.mark.parametrize(("width", "patients"), [(160, 8), (480, 5)])
 def test_drawn_retinas(tmp_path: Path, width: int, patients: int) -> None:
     """Copies are far above the threshold, all other pairs far below it."""
-    draw_idrid(tmp_path / "out", patients, 2, seed=1, width=width)
+    generate_idrid(tmp_path / "out", patients, 2, seed=1, width=width)
     images = {letter: sorted((tmp_path / "out").glob(f"{letter}.*/1. Original Images/*/*.jpg")) for letter in "AB"}
     files = images["A"] + images["B"]
     clusters = near_duplicates(files)

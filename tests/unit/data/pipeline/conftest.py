@@ -12,7 +12,7 @@ from mtl.imaging.preprocessing import Preprocessing
 @pytest.fixture
 def family(tmp_path: Path) -> FakeFamily:
     (tmp_path / "images").mkdir()
-    return FakeFamily(tmp_path / "images").draw()
+    return FakeFamily(tmp_path / "images").generate()
 
 
 @pytest.fixture

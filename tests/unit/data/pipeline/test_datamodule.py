@@ -153,8 +153,8 @@ def test_evaluation_counts_every_window_once(family, tiles, world_size):
 def test_evaluation_never_augments(family, stretch):
     module = make(family, stretch)
     assert equal(epoch_of(module, module.val_dataloader()), epoch_of(module, module.val_dataloader()))
-    plain, augmented = module.plain("train"), module.dataset("train")
-    assert plain.transform is None and augmented.transform is not None and module.dataset("val").transform is None
+    bare, augmented = module.unaugmented("train"), module.dataset("train")
+    assert bare.transform is None and augmented.transform is not None and module.dataset("val").transform is None
     assert make(family, stretch).dataset("test").random_offset is False
 
 
@@ -166,7 +166,7 @@ class Sparse(FakeFamily):
 
 
 def test_training_draws_less_than_the_split_that_is_scored(tmp_path, stretch):
-    family = Sparse(tmp_path, fields=3).draw()
+    family = Sparse(tmp_path, fields=3).generate()
     module = make(family, stretch, loader={"batch_size": 2})
     module.setup("fit")
     whole = sorted(name for name, split in module.split.items() if split == "train")
@@ -175,15 +175,15 @@ def test_training_draws_less_than_the_split_that_is_scored(tmp_path, stretch):
     stage = module.for_stage(["grade"], None, module.config.loader, seed=3)
     for one in (module, stage):
         assert [record.sample_id for record in one.records_by_split["train"]] == whole
-        assert [record.sample_id for record in one.drawn_records] == drawn
+        assert [record.sample_id for record in one.training_records] == drawn
         assert [record.sample_id for record in one.dataset("train").records] == drawn
         assert one.samples_per_epoch == len(drawn) and one.class_counts("train")["infected"] == len(drawn)
         assert {meta.sample_id for batch in one.train_dataloader() for meta in batch.meta} == set(drawn)
         assert [meta.sample_id for batch in one.evaluation_dataloader("train") for meta in batch.meta] == whole
-        assert [one.plain("train").truth(name).sample_id for name in whole] == whole
+        assert [one.unaugmented("train").truth(name).sample_id for name in whole] == whole
         assert {row["split"]: row["images"] for row in one.split_table} == {"train": 4, "val": 3, "test": 3}
     assert len(module.dataset("val")) == len(module.dataset("test")) == 3
-    assert module.for_stage(["grade"], ("elsewhere",), module.config.loader, seed=3).drawn_records == []
+    assert module.for_stage(["grade"], ("elsewhere",), module.config.loader, seed=3).training_records == []
 
 
 def test_class_aware_sampling_prefers_the_priority_class(family, tiles):

@@ -11,7 +11,7 @@ from mtl.core.types import REGION, Record, Sample
 from mtl.data.pipeline.cache import prepare
 from mtl.data.pipeline.collate import Collate
 from mtl.data.pipeline.dataset import SampleDataset
-from mtl.data.pipeline.sampling import Draw
+from mtl.data.pipeline.sampling import SampledItem
 from mtl.data.pipeline.transforms import Transform
 from mtl.imaging.geometry import Geometry
 from mtl.imaging.preprocessing import Preprocessing
@@ -85,21 +85,21 @@ def test_targets_lie_on_their_pixels(family, mode, augment):
 def test_items_depend_on_seed_epoch_position_and_index_only(family, tiles):
     first, second = make(family, tiles, True, random_offset=True), make(family, tiles, True, random_offset=True)
     _ = first[3], first[4]  # what was read before must not matter
-    a, b = first[Draw(2, 5, 7)], second[Draw(2, 5, 7)]
+    a, b = first[SampledItem(2, 5, 7)], second[SampledItem(2, 5, 7)]
     assert same(a["image"], b["image"]) and same(a["targets"], b["targets"]) and a["meta"] == b["meta"]
-    for other in (Draw(3, 5, 7), Draw(2, 6, 7)):
+    for other in (SampledItem(3, 5, 7), SampledItem(2, 6, 7)):
         assert not same(a["image"], second[other]["image"])
-    assert not same(a["image"], make(family, tiles, True, random_offset=True, seed=1)[Draw(2, 5, 7)]["image"])
+    assert not same(a["image"], make(family, tiles, True, random_offset=True, seed=1)[SampledItem(2, 5, 7)]["image"])
     second.set_epoch(2)
-    assert same(second[7]["image"], first[Draw(2, 7, 7)]["image"])
+    assert same(second[7]["image"], first[SampledItem(2, 7, 7)]["image"])
 
 
 def test_random_offset_moves_tiles_between_epochs(family, tiles):
     dataset = make(family, tiles, random_offset=True)
-    offsets = {dataset[Draw(epoch, 0, 3)]["meta"].window.offset for epoch in range(10)}
+    offsets = {dataset[SampledItem(epoch, 0, 3)]["meta"].window.offset for epoch in range(10)}
     assert len(offsets) > 5
     fixed = make(family, tiles)
-    assert len({fixed[Draw(epoch, 0, 3)]["meta"].window.offset for epoch in range(10)}) == 1
+    assert len({fixed[SampledItem(epoch, 0, 3)]["meta"].window.offset for epoch in range(10)}) == 1
 
 
 def test_cached_and_uncached_items_are_equal(family, tmp_path):
@@ -213,7 +213,7 @@ def test_targets_follow_their_pixels_when_the_border_is_cut_off(mode, augment):
     assert dataset.windows[0][0].content == Bordered.picture
     seen = 0
     for number in range(len(dataset)):
-        item = dataset[Draw(1, number, number)]
+        item = dataset[SampledItem(1, number, number)]
         white = item["image"][0] > 0.7
         for task in ("mask", "drawn"):
             marked = item["targets"][task][0] > 0
@@ -272,7 +272,7 @@ class Pointed(FakeFamily):
 @pytest.fixture
 def pointed(tmp_path) -> Pointed:
     (tmp_path / "points").mkdir()
-    return Pointed(tmp_path / "points").draw()
+    return Pointed(tmp_path / "points").generate()
 
 
 def test_points_are_kept_by_their_centres(pointed, tiles):
@@ -319,7 +319,7 @@ def test_points_move_with_their_pixels(pointed, name):
     dataset = SampleDataset(pointed, pointed.records(), pointed.specs(), preprocessing, transform, random_offset=True)
     seen = 0
     for index in range(len(dataset)):
-        item = dataset[Draw(1, index, index)]
+        item = dataset[SampledItem(1, index, index)]
         dark, target = item["image"][2] < 0.65, item["targets"]["cells"]  # blue: disc 140, ground 200
         points, boxes = target["points"], target["boxes"]
         assert (points >= 0).all() and (points < 64).all() and len(boxes) == len(points)

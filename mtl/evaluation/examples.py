@@ -11,11 +11,11 @@ from mtl.kinds.base import rules_of
 from mtl.metrics.evaluator import Evaluator
 
 Thresholds = dict[str, dict[str, float]]
-WORST, BEST = "Worst cases", "Best cases"
+WORST, BEST = "Worst examples", "Best examples"
 LONGEST = 1000  # pixels of the longer side of annotated masks that are kept for pictures
 
 
-class CaseKeeper:
+class ExampleKeeper:
     """Keeps predictions and truths of the worst and best images while a split is scored; called after each image.
 
     No more than twice `count` images per source are held, and no mask of the original raster.
@@ -69,8 +69,11 @@ def extremes(scores: dict[str, float], sources: dict[str, str], count: int) -> l
         suffix = f": {source}" if len(names) > 1 else ""
         half = (len(mine) + 1) // 2
         found += [(f"{WORST if place < half else BEST}{suffix}", name) for place, name in enumerate(mine)]
-    # All worst cases before all best ones.
-    return [*(case for case in found if case[0].startswith(WORST)), *(case for case in found if case[0].startswith(BEST))]
+    # All worst examples before all best ones.
+    return [
+        *(example for example in found if example[0].startswith(WORST)),
+        *(example for example in found if example[0].startswith(BEST)),
+    ]
 
 
 def masks_for_pictures(truth: ImageResult, specs: dict[str, TaskSpec]) -> ImageResult:

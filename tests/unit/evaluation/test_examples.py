@@ -11,8 +11,8 @@ from torch import nn
 
 from mtl.core.task import TaskSpec
 from mtl.core.types import ImageResult, SampleMeta, TaskBatch, Window
-from mtl.evaluation import cases
-from mtl.evaluation.cases import CaseKeeper, extremes, masks_for_pictures
+from mtl.evaluation import examples
+from mtl.evaluation.examples import ExampleKeeper, extremes, masks_for_pictures
 from mtl.inference.scoring import WholeImageScorer
 from mtl.metrics.evaluator import Evaluator
 
@@ -38,11 +38,11 @@ def test_each_source_shows_its_worst_and_best() -> None:
     scores = {f"a{n}": n / 10 for n in range(7)} | {"b0": 0.9, "b1": 0.1, "b2": float("nan")}
     sources = {name: name[0] for name in scores}
     assert extremes(scores, sources, 2) == [
-        ("Worst cases: a", "a0"), ("Worst cases: a", "a1"), ("Worst cases: b", "b1"),
-        ("Best cases: a", "a5"), ("Best cases: a", "a6"), ("Best cases: b", "b0"),
+        ("Worst examples: a", "a0"), ("Worst examples: a", "a1"), ("Worst examples: b", "b1"),
+        ("Best examples: a", "a5"), ("Best examples: a", "a6"), ("Best examples: b", "b0"),
     ]  # fmt: skip
     alone = extremes({"a0": 0.3, "a1": 0.2, "a2": 0.5}, dict.fromkeys(("a0", "a1", "a2"), "a"), 2)
-    assert alone == [("Worst cases", "a1"), ("Worst cases", "a0"), ("Best cases", "a2")]
+    assert alone == [("Worst examples", "a1"), ("Worst examples", "a0"), ("Best examples", "a2")]
     assert extremes(scores, sources, 0) == []
 
 
@@ -51,7 +51,7 @@ def test_keeper_holds_no_more_than_it_shows_whatever_the_order() -> None:
     kept = []
     for order in (range(20), reversed(range(20))):
         evaluator = Evaluator(SPECS)
-        keeper = CaseKeeper(evaluator, THRESHOLDS, 2)
+        keeper = ExampleKeeper(evaluator, THRESHOLDS, 2)
         for index in order:
             found = pair(f"i{index:02d}", "left" if index < 12 else "right", float(values[index]))
             evaluator.update(*found)
@@ -74,8 +74,8 @@ def test_masks_of_the_original_are_kept_small(monkeypatch: pytest.MonkeyPatch) -
     found = pair("i", "left", None, mask)
     evaluator.update(*found)
     for longest, size, place in ((1000, (64, 96), [32, 48]), (24, (16, 24), [8, 12])):
-        monkeypatch.setattr(cases, "LONGEST", longest)
-        keeper = CaseKeeper(evaluator, THRESHOLDS, 1)
+        monkeypatch.setattr(examples, "LONGEST", longest)
+        keeper = ExampleKeeper(evaluator, THRESHOLDS, 1)
         keeper(*found)
         small = keeper.results["i"][1].tasks["mask"]["mask"]
         assert small.shape == (1, *size) and small.dtype == np.uint8 and np.argwhere(small[0]).tolist() == [place]
