@@ -66,7 +66,7 @@ def test_everything_is_written_and_agrees(stored: Path, tmp_path: Path) -> None:
     summary = content(out / "til-score.json")
     stroma = (expected.mask("tissue") == 1).sum() * 0.25
     assert summary["cells"] == expected.counts["lymphocyte"] and summary["stroma_area_um2"] == pytest.approx(stroma)
-    assert summary["til_score"] == pytest.approx(til_score(summary["cells"], stroma)) and summary["til_score"] > 0
+    assert summary["til_score"] == pytest.approx(til_score(summary["cells"], stroma, 8.0)) and summary["til_score"] > 0
     assert summary["checkpoint"] == "abc" and summary["thresholds"]["cells"] == {"score": 0.7}
     assert summary["spacing_um"] == pytest.approx([0.5, 0.5]) and summary["tumor_bulk"] is False
     assert cv2.imread(str(out / "overview.png")).shape[1] == 3 * 260 + 16
@@ -287,7 +287,7 @@ def test_only_what_lies_in_the_bulk_counts(stored: Path, tmp_path: Path, monkeyp
     assert bulk["cells"] == inside[y.astype(int), x.astype(int)].sum() < plain["cells"]
     assert bulk["stroma_area_um2"] == pytest.approx((inside & (mask == 2)).sum() * 0.25) and bulk["stroma_area_um2"] > 0
     assert bulk["bulk_area_um2"] == pytest.approx(inside.sum() * 0.25)
-    assert bulk["til_score"] == pytest.approx(til_score(bulk["cells"], bulk["stroma_area_um2"]))
+    assert bulk["til_score"] == pytest.approx(til_score(bulk["cells"], bulk["stroma_area_um2"], 8.0))
     rows = [slide_row(stored, summary) for summary in (plain, bulk)]
     assert "cells_in_bulk" not in rows[0] and rows[1]["cells_in_bulk"] == bulk["cells"]
     assert rows[0]["n_lymphocyte"] == rows[1]["n_lymphocyte"] == plain["cells"]
@@ -310,5 +310,5 @@ def test_density_and_overview() -> None:
     assert np.ptp(cells[50, 30]) > 50 and np.ptp(cells[5, 90]) == 0
     assert draw_overview(picture, [], None, None, [], {}).shape[1] == 200
     facts = {"til_score": math.nan, "cells": 3, "stroma_area_um2": 2e6, "tumor_bulk": True}
-    assert legend_lines(facts, None)[0] == "TIL score: no stroma in the bulk" and math.isnan(til_score(3, 0.0))
+    assert legend_lines(facts, None)[0] == "TIL score: no stroma in the bulk" and math.isnan(til_score(3, 0.0, 8.0))
     assert legend_lines({**facts, "tumor_bulk": False}, None)[0] == "TIL score: no stroma"
