@@ -232,7 +232,8 @@ def _check_fit(values: dict[str, Any], family_of: Callable[[], DataFamily]) -> l
             problems.append(unknown("feature source", head["features"], sources, f"heads.{task}.features"))
     if problems:
         return problems
-    problems += _check_names(values, active) + _check_deciders(values["study_metrics"], {task: specs[task] for task in active})
+    problems += _check_names(values, active)
+    problems += _check_deciders(values["study_metrics"], {task: specs[task] for task in active})
     given = values["backbone"].get("in_chans")
     if given is not None and given != family.channels:
         problems.append(
@@ -265,7 +266,7 @@ def _check_deciders(study: dict[str, dict[str, Any]], specs: dict[str, TaskSpec]
         if first != decider:
             problems.append(
                 f"`{where}` is `{decider}`, but `{other}` is `{first}`, and the counts of `{task}` can follow one of them only. "
-                f"Set both to the same task, or one of them to null."
+                "Set both to the same task, or one of them to null."
             )
     return [problem for problem in problems if problem]
 

@@ -167,9 +167,9 @@ class StudyMetric(ABC):
     """A number of the whole study, made from one or several tasks (parasitemia, the mean over lesions, the TIL score).
 
     It is built from its settings in the configuration of a run wherever a run is judged or used, so that evaluation and
-    prediction mean the same by it. Sub-classes are registered with `@STUDY_METRICS.register("name")`; keyword-only arguments are
-    YAML keys. A key `task` (one name), `tasks` (a list) or `classes_from` (one name, or null) names what it is made from, so that
-    a run without one of these tasks can leave the metric out.
+    prediction mean the same by it. Sub-classes are registered with `@STUDY_METRICS.register("name")`; keyword-only arguments
+    are YAML keys. A key `task` (one name), `tasks` (a list) or `classes_from` (one name, or null) names what it is made from,
+    so that a run without one of these tasks can leave the metric out.
 
     Args:
         specs: Active tasks by name.
@@ -180,14 +180,15 @@ class StudyMetric(ABC):
         deciders: By detection task, the task whose class stands for the one that the detector gives to a box. The boxes of
             predictions and records then carry what it says of them (`mtl.core.decision.box_probabilities`), and one network
             has to predict both.
-        says: What a prediction gives a value of: `image`, `slide` (sub-classes of `SlideMetric`) or nothing. The value of an image
-            is written under the name that the configuration gives the metric, into JSON, a column and the legend of pictures.
+        says: What a prediction gives a value of: `image`, `slide` (sub-classes of `SlideMetric`) or nothing. The value of an
+            image is written under the name that the configuration gives the metric: in JSON, as a column, in the legend of
+            pictures.
         sign: Unit of its values.
         digits: Decimals of its column in `predictions.csv`.
     """
 
     tasks: tuple[str, ...] = ()
-    deciders: Mapping[str, str] = {}  # noqa: RUF012 (never changed)
+    deciders: Mapping[str, str] = {}
     says: ClassVar[Literal["", "image", "slide"]] = ""
     sign: ClassVar[str] = ""
     digits: ClassVar[int] = 4

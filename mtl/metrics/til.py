@@ -47,8 +47,8 @@ class TilScore(SlideMetric):
     - `pearson_<unit>`: Pearson r, NaN below 3 values or when one side is constant.
     - `<unit>s_without_stroma`: groups in which no stroma was predicted; their predicted score counts as 0.
 
-    Groups without annotated stroma have no true value and are left out. All are NaN where none is left. Its baseline is the mean
-    over the training groups.
+    Groups without annotated stroma have no true value and are left out. All are NaN where none is left. Its baseline is the
+    mean over the training groups.
 
     Args:
         specs: Active tasks by name.

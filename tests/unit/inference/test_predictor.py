@@ -8,9 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from torch import Tensor
 
 from mtl.core.errors import DataError
+from mtl.core.registry import STUDY_METRICS
 from mtl.imaging.geometry import Geometry
+from mtl.inference.outputs import csv_columns
+from mtl.inference.pictures import layers_of
 from mtl.inference.predictor import Predictor
 
 GEOMETRIES = {
@@ -157,3 +161,40 @@ def test_stopping_early_leaves_no_thread(make_model, field, tmp_path: Path) -> N
     next(stream)
     stream.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("read")]
+
+
+def test_another_task_decides_the_classes_that_count(make_model, field, study) -> None:
+    """The picture, the file and the value follow the deciding task; each object keeps the class of the detector beside it."""
+    model = make_model()
+    original = model.row
+
+    def contrary(image: Tensor) -> dict[str, dict[str, Tensor]]:
+        rows = original(image)
+        rows["roi"]["probabilities"] = rows["roi"]["probabilities"].flip(1)
+        return rows
+
+    model.row = contrary
+    decided = {"by_roi": STUDY_METRICS.build({"name": "parasitemia", "classes_from": "roi"}, model.specs)}
+    prediction = Predictor(model, device="cpu", study=decided).predict(field[0])
+    assert prediction.counts == {"Infected": 17, "Healthy": 7}
+    assert prediction.study == {"by_roi": pytest.approx(100 * 17 / 24)}
+    content = prediction.to_json()
+    objects = content["tasks"]["detection"]["objects"]
+    assert content["by_roi"] == prediction.study["by_roi"] and content["counts"] == prediction.counts
+    assert sum(entry["class"] == "Infected" for entry in objects) == 7
+    assert sum(entry["roi"]["class_name"] == "Infected" for entry in objects) == 17
+    shown = layers_of(prediction.tasks, model.specs, prediction.size, {}, prediction.window, decided)
+    assert [text for _, text in shown.legend][:3] == ["Infected 17", "Healthy 7", "by_roi 70.8 %"]
+    strict = Predictor(model, device="cpu", study=decided, thresholds={"roi": {"Healthy": 0.95}}).predict(field[0])
+    assert strict.counts == {"Infected": 24, "Healthy": 0}
+    both = Predictor(model, device="cpu", study={**study, **decided}).predict(field[0])
+    assert both.study == {"parasitemia": pytest.approx(100 * 7 / 24), "by_roi": pytest.approx(100 * 17 / 24)}
+    assert both.counts == {"Infected": 17, "Healthy": 7}
+    both_shown = layers_of(both.tasks, model.specs, both.size, {}, both.window, both.study_metrics)
+    assert {"parasitemia 29.2 %", "by_roi 70.8 %"} <= {text for _, text in both_shown.legend}
+
+
+def test_a_run_without_study_metrics_says_nothing(make_model, field) -> None:
+    prediction = Predictor(make_model(), device="cpu").predict(field[0])
+    assert prediction.study == {} and "parasitemia" not in prediction.to_json()
+    assert "parasitemia" not in csv_columns(prediction.specs)
