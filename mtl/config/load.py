@@ -265,7 +265,7 @@ def _check_deciders(study: dict[str, dict[str, Any]], specs: dict[str, TaskSpec]
         first, other = chosen.setdefault(task, (decider, where))
         if first != decider:
             problems.append(
-                f"`{where}` is `{decider}`, but `{other}` is `{first}`, and the counts of `{task}` can follow one of them only. "
+                f"`{where}` is `{decider}`, but `{other}` is `{first}`, and the counts of `{task}` can follow one only. "
                 "Set both to the same task, or one of them to null."
             )
     return [problem for problem in problems if problem]
@@ -325,8 +325,8 @@ def _check_names(values: dict[str, Any], active: list[str]) -> list[str]:
             )
         if name in SAID_OF_IMAGES:
             problems.append(
-                f"`study_metrics.{name}` has the name of what predictions say of every image. Give the metric another key than "
-                f"{', '.join(sorted(SAID_OF_IMAGES))}."
+                f"`study_metrics.{name}` has the name of what predictions say of every image. Give the metric another key "
+                f"than {', '.join(sorted(SAID_OF_IMAGES))}."
             )
         alone = {"task": metric.get("task"), "classes_from": metric.get("classes_from")}
         named = {key: [task] if task else [] for key, task in alone.items()} | {"tasks": metric.get("tasks", [])}

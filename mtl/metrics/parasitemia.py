@@ -29,8 +29,8 @@ class Parasitemia(StudyMetric):
     - `pearson_image`, `pearson_<unit>`: Pearson r, NaN below 3 values or when one side is constant.
     - `images_without_cells`: images in which no red cell was detected; their predicted parasitemia counts as 0.
 
-    Images (groups) without an annotated red cell have no true value and are left out; a prediction without a detected one has no
-    value. Its baseline is the mean over the training images.
+    Images (groups) without an annotated red cell have no true value and are left out; a prediction without a detected one has
+    no value. Its baseline is the mean over the training images.
 
     Args:
         specs: Active tasks by name.
@@ -163,8 +163,8 @@ class Parasitemia(StudyMetric):
             labels = self._labels(record, thresholds)
             if labels is None:
                 raise DataError(
-                    f"The records of task `{self.task}` lack `{box_probabilities(self.decider)}`, which parasitemia.classes_from"
-                    f"={self.decider} needs: they were made without it. Evaluate the run again."
+                    f"The records of task `{self.task}` lack `{box_probabilities(self.decider)}`, which "
+                    f"parasitemia.classes_from={self.decider} needs: they were made without it. Evaluate the run again."
                 )
             sure = record["scores"] >= np.float32(thresholds[self.task]["score"])
             counts.append(np.bincount(labels[sure], minlength=len(self.specs[self.task].classes)))

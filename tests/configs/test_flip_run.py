@@ -20,8 +20,8 @@ from PIL import Image
 
 from mtl.config import schema, verbs
 from mtl.config.plan import Plan
-from mtl.core.errors import ConfigError
 from mtl.core.decision import box_probabilities
+from mtl.core.errors import ConfigError
 from mtl.core.task import TaskSpec
 from mtl.core.types import ImageResult, Window
 from mtl.experiments.train import train

@@ -136,7 +136,7 @@ def test_a_task_that_classifies_boxes_decides_their_class_at_its_threshold(build
 
 def test_records_made_without_the_deciding_task_are_refused(build: Any) -> None:
     evaluator = decided(build, ([0.9], [0.9]), carried=False)
-    with pytest.raises(DataError, match="lack `probabilities_of_roi`.*Evaluate the run again"):
+    with pytest.raises(DataError, match=r"lack `probabilities_of_roi`.*Evaluate the run again"):
         evaluator.compute(evaluator.default_thresholds())
 
 
