@@ -15,6 +15,7 @@ from mtl.config.parts import HEAD_KEYS, check_part, plugins_of, validate
 from mtl.config.schema import ComposedConfig, DataConfig, DataGenericConfig, RunConfig
 from mtl.config.stages import check_stages, part_names
 from mtl.core import plugins
+from mtl.core.decision import deciding_problem
 from mtl.core.errors import ConfigError, MtlError, unknown
 from mtl.core.family import DataFamily
 from mtl.core.parts import ENCODER, neck_chain
@@ -23,6 +24,11 @@ from mtl.core.task import TaskSpec, higher_is_better
 
 ANY_KIND = "any"
 NECK_KEYS = frozenset({"shared", "features"})
+# What the JSON files and the table of predictions hold of an image, under these names.
+SAID_OF_IMAGES = frozenset({
+    "image", "width", "height", "counts", "thresholds", "tasks", "object", "task", "class", "score", "x_min", "y_min", "x_max",
+    "y_max", "x", "y",
+})  # fmt: skip
 DATA_KEYS = frozenset(DataGenericConfig.model_fields)
 # Sections that are one part, and sections that hold several by name.
 SECTIONS: tuple[tuple[Registry, str], ...] = (
@@ -227,6 +233,7 @@ def _check_fit(values: dict[str, Any], family_of: Callable[[], DataFamily]) -> l
     if problems:
         return problems
     problems += _check_names(values, active)
+    problems += _check_deciders(values["study_metrics"], {task: specs[task] for task in active})
     given = values["backbone"].get("in_chans")
     if given is not None and given != family.channels:
         problems.append(
@@ -244,6 +251,24 @@ def _check_fit(values: dict[str, Any], family_of: Callable[[], DataFamily]) -> l
             "passed backwards only once per step, not once per task. Set runtime.compile=false, or choose another balancer."
         )
     return problems + check_stages(values, family.sources, logged)
+
+
+def _check_deciders(study: dict[str, dict[str, Any]], specs: dict[str, TaskSpec]) -> list[str]:
+    """Check tasks whose class is to stand for that of a detected box; what is switched off leaves its metric out."""
+    problems: list[str | None] = []
+    chosen: dict[str, tuple[str, str]] = {}
+    for name, metric in study.items():
+        task, decider, where = metric.get("task"), metric.get("classes_from"), f"study_metrics.{name}.classes_from"
+        if not decider or task not in specs or decider not in specs:
+            continue
+        problems.append(deciding_problem(specs, task, decider, where))
+        first, other = chosen.setdefault(task, (decider, where))
+        if first != decider:
+            problems.append(
+                f"`{where}` is `{decider}`, but `{other}` is `{first}`, and the counts of `{task}` can follow one only. "
+                "Set both to the same task, or one of them to null."
+            )
+    return [problem for problem in problems if problem]
 
 
 def _check_necks(necks: dict[str, dict[str, Any]]) -> list[str]:
@@ -298,7 +323,14 @@ def _check_names(values: dict[str, Any], active: list[str]) -> list[str]:
                 f"`study_metrics.{name}` has the name of a task, so that their results could not be told apart. Give the "
                 f"metric another key; the tasks are {', '.join(known)}."
             )
-        for key, tasks in (("task", [metric.get("task", known[0])]), ("tasks", metric.get("tasks", []))):
+        if name in SAID_OF_IMAGES:
+            problems.append(
+                f"`study_metrics.{name}` has the name of what predictions say of every image. Give the metric another key "
+                f"than {', '.join(sorted(SAID_OF_IMAGES))}."
+            )
+        alone = {"task": metric.get("task"), "classes_from": metric.get("classes_from")}
+        named = {key: [task] if task else [] for key, task in alone.items()} | {"tasks": metric.get("tasks", [])}
+        for key, tasks in named.items():
             problems += [unknown("task", n, known, f"study_metrics.{name}.{key}") for n in tasks if n not in known]
     parts = part_names(values["necks"], values["heads"])
     problems += [unknown("part", n, parts, "optimizer.parts") for n in values["optimizer"]["parts"] if n not in parts]

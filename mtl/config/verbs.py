@@ -36,9 +36,9 @@ class SlideConfig(Strict):
     tissue_masks: str | None = None
     min_saturation: float | None = Field(0.05, gt=0, lt=1)
     tumor_bulk: bool = False
-    cells: str = "cells"
-    tissue: str = "tissue"
-    stroma: str = "stroma"
+    cells: str | None = None
+    tissue: str | None = None
+    stroma: str | None = None
     tumor: str = "tumor"
 
 

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from mtl.core.errors import unknown
 from mtl.core.task import TaskSpec
+from mtl.core.types import Arrays
 
 DEFAULT_THRESHOLD = 0.5
 
@@ -46,3 +48,52 @@ def predicted_labels(probabilities: np.ndarray, spec: TaskSpec, thresholds: Mapp
     """
     limits = np.array([thresholds.get(name, DEFAULT_THRESHOLD) for name in spec.classes])
     return np.asarray(probabilities, np.float64) >= limits
+
+
+def box_probabilities(task: str) -> str:
+    """Return the key under which the boxes of a detection task carry [N, C], what another task says of each of them."""
+    return f"probabilities_of_{task}"
+
+
+def labels_of_boxes(found: Arrays, task: str, spec: TaskSpec, thresholds: Mapping[str, float]) -> np.ndarray | None:
+    """Return the [N] int64 classes that another task gives to boxes.
+
+    Args:
+        found: Of the detection task, predicted or annotated.
+        task: The task that decides.
+        spec: What it is.
+        thresholds: Its own.
+
+    Returns:
+        The annotated classes where these are annotated boxes, which have no score; None where that task said nothing of them.
+    """
+    if "scores" not in found:
+        return np.asarray(found["labels"], np.int64)
+    key = box_probabilities(task)
+    return predicted_classes(found[key], spec, thresholds) if key in found else None
+
+
+def deciding_problem(specs: Mapping[str, TaskSpec], task: str, decider: str, where: str) -> str | None:
+    """Return why a task cannot decide the classes of the boxes of another one; None where it can.
+
+    Args:
+        specs: Active tasks by name.
+        task: The detection task.
+        decider: The task that is to decide.
+        where: The key that names it.
+    """
+    fitting = [name for name, spec in specs.items() if spec.rules.of_boxes]
+    if decider not in fitting:
+        return unknown("task that classifies boxes", decider, fitting or ["none"], where)
+    first = next(name for name, spec in specs.items() if spec.kind == specs[task].kind)
+    if task != first:
+        return (
+            f"`{where}` is `{decider}`, which looks at the boxes of `{first}`, not of `{task}`. Count the boxes of `{first}`."
+        )
+    ours, theirs = specs[task].classes, specs[decider].classes
+    if ours != theirs:
+        return (
+            f"`{where}` is `{decider}`, which tells {', '.join(theirs)} apart; expected the classes of `{task}`: "
+            f"{', '.join(ours)}. Choose data settings that give both the same classes, or set {where}=null."
+        )
+    return None

@@ -19,11 +19,13 @@ class Kind(ABC):
         lower_is_better: Those of its metrics that improve when they fall.
         exclusive: One of several classes is true of an image or object, so that their probabilities add up to 1.
         fixed_scale: Its heads say lengths in microns, so the network has to see a fixed number of pixels per micron.
+        of_boxes: Its predictions are about the boxes of the first detection task, row by row.
     """
 
     lower_is_better: ClassVar[frozenset[str]] = frozenset()
     exclusive: ClassVar[bool] = False
     fixed_scale: ClassVar[bool] = False
+    of_boxes: ClassVar[bool] = False
 
     @abstractmethod
     def metrics_of(self, spec: TaskSpec) -> tuple[str, ...]:

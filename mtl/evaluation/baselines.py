@@ -6,7 +6,7 @@ labels, matching and metrics are identical.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from mtl.core.decision import predicted_classes
 from mtl.core.task import TaskSpec
 from mtl.core.types import Record
 from mtl.kinds.base import RecordChange, TrainingStatistics, rules_of
-from mtl.metrics.base import TaskMetric, mean_of
+from mtl.metrics.base import StudyMetric, TaskMetric, Truths
 from mtl.metrics.breakdown import by_source
 from mtl.metrics.classification import BINARY_METRICS
 from mtl.metrics.evaluator import Evaluator
@@ -24,7 +24,7 @@ from mtl.metrics.points import MM2
 
 def count_training(
     specs: dict[str, TaskSpec], records: Iterable[Record], means: dict[str, float] | None = None,
-    percentages: dict[str, tuple[str, str]] | None = None,
+    study: Mapping[str, StudyMetric] | None = None, truths: Truths = lambda records: iter(()),
 ) -> TrainingStatistics:  # fmt: skip
     """Count classes in the index of the training images.
 
@@ -32,8 +32,9 @@ def count_training(
         specs: Active tasks by name.
         records: Training records; each counts for the tasks whose label it knows. One that does not say which it knows is
             unlabelled where it has neither annotation file nor counts. Those that only serve evaluation do not count.
-        means: Mean training value by study metric, or by task where the records do not tell it.
-        percentages: By study metric (`parasitemia`), the names of its positive and negative object class.
+        means: Mean training value by task where the records do not tell it.
+        study: Study metrics whose training value is wanted, by name.
+        truths: Reads annotations for those of them that the records do not suffice.
     """
     some = [r for r in records if r.training and (r.labels or r.annotation is not None or r.class_counts)]
     statistics = TrainingStatistics(means=dict(means or {}))
@@ -52,10 +53,7 @@ def count_training(
                 source: rules.class_counts(spec, [record for record in labelled if record.source == source])
                 for source in sorted({record.source for record in labelled})
             }
-    for name, (positive, negative) in (percentages or {}).items():
-        counts = [(r.class_counts.get(positive, 0), r.class_counts.get(negative, 0)) for r in some]
-        shares = [100.0 * first / (first + second) for first, second in counts if first + second]
-        statistics.means[name] = float(mean_of(np.array(shares)))
+    statistics.means |= {name: metric.training_value(some, truths) for name, metric in (study or {}).items()}
     return statistics
 
 
@@ -69,7 +67,7 @@ def baseline_summary(evaluator: Evaluator, statistics: TrainingStatistics) -> di
     """Score the baseline of every task and study metric on the images that the evaluator holds.
 
     Each kind of task knows the baselines that make sense for it (`TaskKind.baselines`); of several the best by the primary
-    metric counts. Parasitemia and TIL score: the mean of training. A mean over tasks: that of their baselines.
+    metric counts. A study metric knows its own (`StudyMetric.baseline`).
 
     Returns:
         By task: `name` says what the baseline does, `metrics` holds its numbers (NaN where undefined). Classification tasks
@@ -81,18 +79,8 @@ def baseline_summary(evaluator: Evaluator, statistics: TrainingStatistics) -> di
         if len(statistics.by_source.get(task, {})) > 1:
             found[task]["from_source"] = _from_source(evaluator, task, statistics)
     for name, study in evaluator.study.items():
-        if made := study.baseline(found):
+        if made := study.baseline(found, evaluator.metrics, statistics.means.get(name, float("nan"))):
             found[name] = made
-            continue
-        constant = statistics.means.get(name)
-        if constant is None:
-            continue
-        agreement = study.details(evaluator.metrics, evaluator.default_thresholds()).get("agreement", {})
-        metrics = {}
-        for unit, pairs in agreement.items():
-            metrics[f"mae_{unit}"] = float(mean_of(np.abs(np.asarray(pairs["true"], np.float64) - constant)))
-            metrics[f"pearson_{unit}"] = float("nan")
-        found[name] = {"name": f"training mean {constant:.3g}", "metrics": metrics}
     return found
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from mtl.config.plan import Plan
 from mtl.core.types import ImageResult, Record
@@ -14,7 +13,6 @@ from mtl.evaluation.baselines import count_training
 from mtl.evaluation.examples import ExampleKeeper
 from mtl.kinds.base import TrainingStatistics
 from mtl.metrics.evaluator import Evaluator
-from mtl.metrics.til import TilScore
 from mtl.runs.loading import LoadedModel
 from mtl.runs.results import main_metrics
 
@@ -70,28 +68,19 @@ class Evaluation:
         return self.examples.results
 
 
-def training_statistics(datamodule: MultiTaskDataModule, plan: Plan, evaluator: Evaluator) -> TrainingStatistics:
-    """Count classes in the training images, for the baselines.
+def training_statistics(datamodule: MultiTaskDataModule, evaluator: Evaluator) -> TrainingStatistics:
+    """Count classes in the training images and take the training values of study metrics, for the baselines.
 
     For another folder than that of the training run its own images stand in; the baseline is then a little too good.
     """
     records = datamodule.training_records if datamodule.has_split else datamodule.records
-    study = plan.config.study_metrics.items()
-    percentages = {name: (metric["infected"], metric["healthy"]) for name, metric in study if "infected" in metric}
-    means = _mean_scores(datamodule, evaluator, records)
-    return count_training(evaluator.specs, records, means=means, percentages=percentages)
 
+    def truths(chosen: Iterable[Record]) -> Iterator[ImageResult]:
+        names = [record.sample_id for record in chosen]
+        images = datamodule.unaugmented("train" if datamodule.has_split else "all") if names else None
+        return (images.truth(name) for name in names) if images else iter(())
 
-def _mean_scores(datamodule: MultiTaskDataModule, evaluator: Evaluator, records: list[Record]) -> dict[str, float]:
-    """Average the TIL score of the training slides, for which their masks have to be read; left out where none has one."""
-    means: dict[str, float] = {}
-    for name, metric in evaluator.study.items():
-        if isinstance(metric, TilScore):
-            both = [r.sample_id for r in records if all(r.knows(evaluator.specs[task].label) for task in metric.tasks)]
-            images = datamodule.unaugmented("train" if datamodule.has_split else "all") if both else None
-            mean = metric.mean_of_truth(images.truth(sample_id) for sample_id in both) if images else float("nan")
-            means |= {name: mean} if np.isfinite(mean) else {}
-    return means
+    return count_training(evaluator.specs, records, study=evaluator.study, truths=truths)
 
 
 def budget(plan: Plan, datamodule: MultiTaskDataModule) -> int | None:

@@ -155,13 +155,21 @@ def _joined(runs: list[RunSummary]) -> list[RunSummary]:
     for arm, seed in dict.fromkeys((run.arm, run.seed) for run in runs):
         mine = [run for run in runs if (run.arm, run.seed) == (arm, seed)]
         tasks = {task for run in mine for task in run.evaluator.specs}
-        own = {name: metric for name, metric in study.items() if metric.tasks and tasks.issuperset(metric.tasks)}
+        # With its own settings where a run has them: arms may differ in these.
+        kept = {name: metric for run in mine for name, metric in run.evaluator.study.items()}
+        own = {
+            name: kept.get(name, metric)
+            for name, metric in study.items()
+            if name in kept or (metric.tasks and tasks.issuperset(metric.tasks) and not metric.deciders)
+        }
         baseline = {task: entry for run in mine for task, entry in run.baseline.items()}
-        made = {name: metric.baseline(baseline) for name, metric in own.items() if name not in baseline}
+        evaluator = Evaluator.joined([run.evaluator for run in mine], own)
+        missing = {name: metric for name, metric in own.items() if name not in baseline}
+        made = {name: metric.baseline(baseline, evaluator.metrics, float("nan")) for name, metric in missing.items()}
         joined.append(
             replace(
                 mine[0],
-                evaluator=Evaluator.joined([run.evaluator for run in mine], own),
+                evaluator=evaluator,
                 thresholds={task: values for run in mine for task, values in run.thresholds.items()},
                 baseline=baseline | {name: entry for name, entry in made.items() if entry},
             )

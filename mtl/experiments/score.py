@@ -158,7 +158,7 @@ def score(
     resamples = settings.bootstrap if bootstrap is None else bootstrap
     summary = evaluator.summary(loaded.thresholds, resamples)
     notes += summary.pop("notes")
-    summary["baseline"] = baseline_summary(evaluator, training_statistics(datamodule, plan, evaluator))
+    summary["baseline"] = baseline_summary(evaluator, training_statistics(datamodule, evaluator))
     notes += source_notes(summary["tasks"], summary["baseline"])
     return Evaluation(summary, evaluator, loaded, plan, datamodule, split, notes, kept)
 

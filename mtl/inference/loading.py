@@ -14,6 +14,7 @@ def load_predictor(checkpoint: str | Path, device: str = "auto") -> Predictor:
     """Load a checkpoint as a `Predictor`."""
     from mtl.config.load import build_family
     from mtl.inference.predictor import Predictor
+    from mtl.runs.build import build_study
 
     loaded = load_model(checkpoint, device)
     family = build_family(loaded.config.data)
@@ -21,4 +22,5 @@ def load_predictor(checkpoint: str | Path, device: str = "auto") -> Predictor:
         loaded.model, device=next(loaded.model.parameters()).device, thresholds=loaded.thresholds,
         pixel_scale=family.pixel_scale_of, microns=family.microns, modalities=family.modalities,
         picture_modality=family.picture_modality,
+        study=build_study(loaded.config.study_metrics, family, loaded.model.specs),
     )  # fmt: skip

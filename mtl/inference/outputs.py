@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +23,7 @@ from mtl.inference.predictor import Outcome
 from mtl.inference.slides.outputs import SCORE, SlideOutcome
 from mtl.inference.volumes import CaseOutcome, VolumePrediction
 from mtl.kinds.base import rules_of
+from mtl.metrics.base import StudyMetric
 
 OBJECT_COLUMNS = ["object", "task", "class", "score", "x_min", "y_min", "x_max", "y_max", "x", "y"]
 SLIDE_COLUMNS = ["til_score", "stroma_area_um2", "cells_in_bulk"]
@@ -77,11 +78,12 @@ class PredictionWriter:
         overlays: Write overlays.
         masks: Write masks, confidence maps and heatmaps.
         slides: Some inputs are predicted as slides.
+        study: Study metrics of the run; those that have a value of an image get a column.
     """
 
     def __init__(
         self, folder: str | Path, paths: Iterable[Path], specs: dict[str, TaskSpec], overlays: bool = True, masks: bool = True,
-        slides: bool = False,
+        slides: bool = False, study: Mapping[str, StudyMetric] | None = None,
     ) -> None:  # fmt: skip
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -89,12 +91,13 @@ class PredictionWriter:
         self.specs = specs
         self.overlays = overlays
         self.masks = masks
+        self.study = dict(study or {})
         self.table = self.folder / "predictions.csv"
         remove_stale(self.table)
         self._whole = ExitStack()
         partial = self._whole.enter_context(beside(self.table))
         self._file: IO[str] | None = partial.open("w", newline="", encoding="utf-8")
-        columns = csv_columns(specs, any(map(is_case, self.names)), slides)
+        columns = csv_columns(specs, any(map(is_case, self.names)), slides, self.study)
         self._rows = csv.DictWriter(self._file, columns, restval="", extrasaction="raise")
         self._rows.writeheader()
 
@@ -113,7 +116,7 @@ class PredictionWriter:
         else:
             assert isinstance(outcome, Outcome) and outcome.image is not None
             content = {"image": str(outcome.path), **prediction.to_json()}
-            self._rows.writerows(csv_rows(outcome.path, content, self.specs))
+            self._rows.writerows(csv_rows(outcome.path, content, self.specs, self.study))
             if self.masks:
                 for task, key, class_name, pixels in map_images(prediction):
                     file = f"{name}_{'_'.join(_slug(word) for word in (task, class_name, *SUFFIX_OF[key]) if word)}.png"
@@ -153,15 +156,23 @@ class PredictionWriter:
         self.close()
 
 
-def csv_columns(specs: dict[str, TaskSpec], volumes: bool = False, slides: bool = False) -> list[str]:
-    """Return the columns of `predictions.csv` for a set of tasks; `volumes`, `slides`: there are some among the inputs."""
+def csv_columns(
+    specs: dict[str, TaskSpec], volumes: bool = False, slides: bool = False, study: Mapping[str, StudyMetric] | None = None
+) -> list[str]:
+    """Return the columns of `predictions.csv` for a set of tasks.
+
+    Args:
+        specs: The tasks.
+        volumes: There are some among the inputs.
+        slides: There are some among the inputs.
+        study: Study metrics by name.
+    """
     finds_objects = any(rules_of(spec).finds for spec in specs.values())
     columns = ["image", "width", "height", *(OBJECT_COLUMNS if finds_objects else [])]
     counted = counting_task(specs, specs)
     if counted is not None:
         columns += [f"n_{name}" for name in specs[counted].classes]
-        if rules_of(specs[counted]).finds == "boxes" and {"Infected", "Healthy"} <= set(specs[counted].classes):
-            columns.append("parasitemia")
+    columns += [name for name, metric in (study or {}).items() if metric.says == "image"]
     for task, spec in specs.items():
         rules = rules_of(spec)
         columns += rules.columns(spec)
@@ -172,12 +183,15 @@ def csv_columns(specs: dict[str, TaskSpec], volumes: bool = False, slides: bool 
     return [*columns, *(["slices"] if volumes else []), *(SLIDE_COLUMNS if slides else [])]
 
 
-def csv_rows(path: Path, content: dict[str, Any], specs: dict[str, TaskSpec]) -> list[dict[str, Any]]:
+def csv_rows(
+    path: Path, content: dict[str, Any], specs: dict[str, TaskSpec], study: Mapping[str, StudyMetric] | None = None
+) -> list[dict[str, Any]]:
     """Return the rows of one image, of which `content` is the JSON: one per object, or a single one if there is none."""
     image: dict[str, Any] = {"image": _harmless(str(path)), "width": content["width"], "height": content["height"]}
     image |= {f"n_{name}": count for name, count in content.get("counts", {}).items()}
-    if content.get("parasitemia") is not None:
-        image["parasitemia"] = round(content["parasitemia"], 4)
+    for name, metric in (study or {}).items():
+        if content.get(name) is not None:
+            image[name] = round(content[name], metric.digits)
     rows: list[dict[str, Any]] = []
     for task, entry in content["tasks"].items():
         image |= rules_of(specs[task]).column_values(specs[task], entry)

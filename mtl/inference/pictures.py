@@ -11,8 +11,9 @@ from mtl.core.types import Arrays, Window
 from mtl.drawing.layers import Layers
 from mtl.drawing.paint import fit, paint, paint_heat, side_by_side, with_legend
 from mtl.drawing.palette import PAPER, colours_of
-from mtl.inference.prediction import Prediction
+from mtl.inference.prediction import Prediction, decided_tasks, study_values
 from mtl.kinds.base import TaskPrediction, mask_classes, rules_of
+from mtl.metrics.base import StudyMetric
 
 
 def layers_of(
@@ -21,8 +22,11 @@ def layers_of(
     size: tuple[int, int],
     thresholds: Mapping[str, Mapping[str, float]] | None = None,
     window: Window | None = None,
+    study: Mapping[str, StudyMetric] | None = None,
 ) -> Layers:
     """Turn predictions or truths (the two forms of `ImageResult.tasks`) into layers.
+
+    What a study metric says of the image stands in the legend below the first task that it is made from.
 
     Args:
         tasks: By task; boxes and points in pixels of a raster of the given size.
@@ -30,24 +34,21 @@ def layers_of(
         size: (height, width) of that raster.
         thresholds: By task; applied to whatever has scores or probabilities.
         window: Of the image, where the raster is the original and maps belong to the working raster.
+        study: Study metrics by name.
     """
+    study, thresholds = study or {}, thresholds or {}
+    values = study_values(study, tasks, thresholds)
+    tasks = decided_tasks(tasks, specs, thresholds, study)
     thin = frozenset(name for spec in specs.values() for name in spec.unremarkable)
     colours, names = colours_of(specs.values()), mask_classes(specs, tasks)
     layers = Layers(mask_names=names, colours=colours, unremarkable=thin, window=window)
     for task, arrays in tasks.items():
-        found = TaskPrediction(specs[task], arrays, size, window, (thresholds or {}).get(task, {}))
+        found = TaskPrediction(specs[task], arrays, size, window, thresholds.get(task, {}))
         rules_of(specs[task]).draw(layers, found)
-        if specs[task].kind == "detection":
-            _add_parasitemia(layers, found)
+        for name, value in values.items():
+            if value is not None and study[name].tasks[:1] == (task,):
+                layers.legend.append((PAPER, f"{name} {value:.1f} {study[name].sign}".rstrip()))
     return layers
-
-
-def _add_parasitemia(layers: Layers, found: TaskPrediction) -> None:
-    counts = np.bincount(found.arrays["labels"][found.kept].astype(np.int64), minlength=len(found.spec.classes))
-    by_name = dict(zip(found.spec.classes, counts, strict=True))
-    cells = by_name.get("Infected", 0) + by_name.get("Healthy", 0)
-    if {"Infected", "Healthy"} <= by_name.keys() and cells:
-        layers.legend.append((PAPER, f"parasitemia {100 * by_name['Infected'] / cells:.1f} %"))
 
 
 def overlay(image: np.ndarray, prediction: Prediction, longest: int = 1600) -> np.ndarray:
@@ -58,7 +59,9 @@ def overlay(image: np.ndarray, prediction: Prediction, longest: int = 1600) -> n
         prediction: What was predicted for it.
         longest: Longer side of one panel in pixels.
     """
-    layers = layers_of(prediction.tasks, prediction.specs, prediction.size, prediction.thresholds, prediction.window)
+    layers = layers_of(
+        prediction.tasks, prediction.specs, prediction.size, prediction.thresholds, prediction.window, prediction.study_metrics
+    )
     base = fit(image, longest)
     panels = [paint(base, layers)]
     if layers.heat is not None:
@@ -73,6 +76,7 @@ def draw_example(
     size: tuple[int, int],
     thresholds: Mapping[str, Mapping[str, float]] | None = None,
     longest: int = 1000,
+    study: Mapping[str, StudyMetric] | None = None,
 ) -> np.ndarray:
     """Draw the annotation or the prediction of one image: boxes, contours and peaks, the heatmap beside it, a legend below.
 
@@ -83,9 +87,10 @@ def draw_example(
         size: (height, width) of the raster in which boxes and points are given (`window.working_size`).
         thresholds: Decision thresholds by task; None for an annotation.
         longest: Longer side of one panel.
+        study: Study metrics by name.
     """
     base = fit(image, longest)
-    layers = layers_of({task: tasks[task] for task in tasks if task in specs}, specs, size, thresholds)
+    layers = layers_of({task: tasks[task] for task in tasks if task in specs}, specs, size, thresholds, study=study)
     panels = [paint(base, layers)]
     if layers.heat is not None:
         panels.append(paint_heat(base, layers))

@@ -67,7 +67,7 @@ def predict(
     problems, done, finished = [], Counter[str](), 0
     with (
         Progress(transient=True, disable=not sys.stdout.isatty()) as progress,
-        PredictionWriter(Path(output), paths, predictor.specs, overlays, masks, slides is not None) as writer,
+        PredictionWriter(Path(output), paths, predictor.specs, overlays, masks, slides is not None, predictor.study) as writer,
     ):
         bar = progress.add_task("predicting", total=len(paths))
         for form, group in groupby(paths, key=forms.__getitem__):

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from mtl.core.decision import labels_of_boxes
 from mtl.core.task import TaskSpec
 from mtl.core.types import Arrays, Window
 from mtl.kinds.base import DIGITS, TaskPrediction, first_of, rules_of
 from mtl.kinds.classes import class_entry
+from mtl.metrics.base import StudyMetric, deciders_of
 
 
 @dataclass
@@ -30,12 +32,14 @@ class Prediction:
             `probabilities` [K, h, w]. heatmap: `heatmap` [K, h, w], `stride` (working pixels), `points`, `scores`, `labels`.
             points: `points` [N, 2], `scores`, `labels`, best first, and `radius` (): working pixels within which two points
             would be one cell. classification: `probabilities` [C]. regression: `value` ().
+        study_metrics: Of the run, by name.
     """
 
     window: Window
     specs: dict[str, TaskSpec]
     thresholds: dict[str, dict[str, float]]
     tasks: dict[str, Arrays]
+    study_metrics: Mapping[str, StudyMetric] = field(default_factory=dict)
     _found: dict[str, TaskPrediction] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -71,22 +75,22 @@ class Prediction:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Number of objects per class of `counting_task` at the stored threshold; empty where no task finds objects."""
+        """Number of objects per class of `counting_task` at the stored threshold; empty where no task finds objects.
+
+        Where a study metric has another task decide the classes of boxes, these count.
+        """
         task = counting_task(self.specs, self.tasks)
         if task is None:
             return {}
         classes = self.specs[task].classes
-        found = np.bincount(self.objects(task)["labels"], minlength=len(classes))
+        decided = decided_tasks(self.tasks, self.specs, self.thresholds, self.study_metrics)
+        found = np.bincount(decided[task]["labels"][self.of(task).kept], minlength=len(classes))
         return {name: int(found[index]) for index, name in enumerate(classes)}
 
     @property
-    def parasitemia(self) -> float | None:
-        """Infected / (infected + healthy) red cells in percent; None without these classes or without cells."""
-        counts = self.counts
-        if "Infected" not in counts or "Healthy" not in counts:
-            return None
-        cells = counts["Infected"] + counts["Healthy"]
-        return 100.0 * counts["Infected"] / cells if cells else None
+    def study(self) -> dict[str, float | None]:
+        """By name of a study metric that has a value of an image, that value; None where this image has none."""
+        return study_values(self.study_metrics, self.tasks, self.thresholds)
 
     def mask(self, task: str, size: tuple[int, int] | None = None) -> np.ndarray:
         """Return the hard mask of a segmentation task.
@@ -154,9 +158,12 @@ class Prediction:
         content: dict[str, Any] = {"width": width, "height": height}
         if counting_task(self.specs, self.tasks) is not None:
             content["counts"] = self.counts
-        if self.detection_task is not None:
-            content["parasitemia"] = self.parasitemia
-        return {**content, "thresholds": {task: self.thresholds.get(task, {}) for task in self.tasks}, "tasks": tasks}
+        return {
+            **content,
+            **self.study,
+            "thresholds": {task: self.thresholds.get(task, {}) for task in self.tasks},
+            "tasks": tasks,
+        }
 
     def _summary(self, task: str) -> dict[str, Any]:
         rules = rules_of(self.specs[task])
@@ -169,6 +176,39 @@ class Prediction:
                 for row, probabilities in rows:
                     row[other] = class_entry(probabilities, self.specs[other], self.of(other).thresholds, DIGITS)
         return entry
+
+
+def study_values(
+    study: Mapping[str, StudyMetric], tasks: Mapping[str, Arrays], thresholds: Mapping[str, Mapping[str, float]]
+) -> dict[str, float | None]:
+    """Return the values of one image, predicted or annotated, by study metric that has one of images.
+
+    Args:
+        study: By name.
+        tasks: As `ImageResult.tasks`.
+        thresholds: By task.
+    """
+    return {name: metric.value(tasks, thresholds) for name, metric in study.items() if metric.says == "image"}
+
+
+def decided_tasks(
+    tasks: Mapping[str, Arrays], specs: Mapping[str, TaskSpec], thresholds: Mapping[str, Mapping[str, float]],
+    study: Mapping[str, StudyMetric],
+) -> dict[str, Arrays]:  # fmt: skip
+    """Return tasks with boxes in the classes in which study metrics count them.
+
+    Args:
+        tasks: As `ImageResult.tasks`, predicted or annotated.
+        specs: The tasks.
+        thresholds: By task.
+        study: By name.
+    """
+    found = dict(tasks)
+    for task, decider in deciders_of(study.values()).items():
+        if task in found:
+            labels = labels_of_boxes(found[task], decider, specs[decider], thresholds.get(decider, {}))
+            found[task] = found[task] if labels is None else {**found[task], "labels": labels}
+    return found
 
 
 def counting_task(specs: Mapping[str, TaskSpec], among: Iterable[str]) -> str | None:

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from mtl.core.decision import box_probabilities
 from mtl.core.errors import DataError
 from mtl.core.task import TaskSpec
 from mtl.core.types import Arrays, ImageResult, SampleMeta, Window
 from mtl.data.formats.images import grey_channels, grey_values, read_grey, read_rgb
 from mtl.inference.ahead import ahead
 from mtl.inference.prediction import Prediction
+from mtl.metrics.base import StudyMetric
 from mtl.stitching.stitcher import Stitcher
 
 PixelScale = float | Callable[[tuple[int, int], str], float]
@@ -60,6 +62,7 @@ class Predictor:
             at the preprocessing: whoever standardises a foreground takes grey values.
         picture_modality: Which channel a picture fills, or `repeat` for all of them.
         microns: The reference pixel is a micron (`DataFamily.microns`); slides need that.
+        study: Study metrics of the run, by name; predictions say what they say of an image or a slide, and nothing without.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class Predictor:
         modalities: Sequence[str] | None = None,
         picture_modality: str = "repeat",
         microns: bool = False,
+        study: Mapping[str, StudyMetric] | None = None,
     ) -> None:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -88,6 +92,7 @@ class Predictor:
         self.modalities = tuple(modalities)
         self.picture_modality = picture_modality
         self.microns = microns
+        self.study = dict(study or {})
 
     def predict(self, image: np.ndarray, pixel_scale: float | None = None) -> Prediction:
         """Predict one image.
@@ -212,7 +217,11 @@ class Predictor:
                 arrays["boxes"] = points_to_original(arrays["boxes"].reshape(-1, 2, 2), window).reshape(-1, 4)
             if "points" in arrays:
                 arrays["points"] = points_to_original(arrays["points"], window)
-        return Prediction(window, self.specs, self.thresholds, {task: tasks[task] for task in self.specs if task in tasks})
+        for task, decider in {pair for metric in self.study.values() for pair in metric.deciders.items()}:
+            if decider in tasks:
+                tasks[task][box_probabilities(decider)] = tasks[decider]["probabilities"]
+        ordered = {task: tasks[task] for task in self.specs if task in tasks}
+        return Prediction(window, self.specs, self.thresholds, ordered, self.study)
 
 
 def check_image(image: np.ndarray, channels: int) -> np.ndarray:

@@ -8,8 +8,9 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
+from mtl.core.decision import box_probabilities
 from mtl.core.types import ImageResult, TaskBatch
-from mtl.heads.base import Output
+from mtl.heads.base import Output, Prediction
 from mtl.metrics.evaluator import Evaluator
 from mtl.model import MultiTaskModel
 from mtl.stitching.stitcher import Stitcher
@@ -43,13 +44,16 @@ class WholeImageScorer:
         self.truth = truth
         self.keep = keep
         self.stitcher = Stitcher(model.specs)
+        self.deciders = {pair for metric in evaluator.study.values() for pair in metric.deciders.items()}
 
     def update(self, outputs: dict[str, Output], batch: TaskBatch) -> None:
         """Take one batch.
 
-        RoI classes are judged at the annotated boxes, so that the figure does not depend on the detector.
+        RoI classes are judged at the annotated boxes, so that the figure does not depend on the detector. Where a study metric
+        has them decide the classes of detected boxes, the same outputs are decoded at these as well.
         """
         predictions = self.model.decode(outputs, annotated_boxes(self.model, batch))
+        self._decide(outputs, predictions)
         for row, meta in enumerate(batch.meta):
             arrays = {task: to_arrays(rows[row]) for task, rows in predictions.items()}
             for task, head in self.model.heads.items():
@@ -65,6 +69,15 @@ class WholeImageScorer:
             self.evaluator.update(result, truth)
             if self.keep is not None:
                 self.keep(result, truth)
+
+    def _decide(self, outputs: dict[str, Output], predictions: dict[str, list[Prediction]]) -> None:
+        """Add to detected boxes what a deciding task says of each; it travels with them."""
+        for task, decider in self.deciders:
+            found = predictions[task]
+            head: Any = self.model.heads[decider]
+            said = head.decode(outputs[decider], boxes=[row["boxes"] for row in found])
+            for row, other in zip(found, said, strict=True):
+                row[box_probabilities(decider)] = other["probabilities"]
 
 
 def annotated_boxes(model: MultiTaskModel, batch: TaskBatch) -> list[Tensor] | None:

@@ -131,7 +131,7 @@ class TrainingStatistics:
         images: By task, the number of labelled training images.
         by_source: By task whose classes can be guessed from the source of an image, and source, per class the number of
             training images.
-        means: By task or study metric, the mean training value of a number.
+        means: By task, the mean training value of a number; by study metric its training value, NaN where it has none.
         densities: By task whose objects are points, per class the number of points per mm2 of its labelled training images.
     """
 
@@ -150,7 +150,6 @@ class TaskKind(Kind):
         metric_class: What measures it.
         finds: What its predictions list: boxes or points with scores and labels; empty where they list nothing.
         counted: Counts per class of an image come from such a task (the first that finds boxes, else the first of points).
-        of_boxes: Its predictions are about the boxes of a detection task, row by row.
         areas: Its predictions are masks.
         image_level: It says one thing of a whole image; of a volume, one thing of each slice.
         guessable: How frequent its classes are in a source is a guess at them, so that a source can give them away.
@@ -159,7 +158,6 @@ class TaskKind(Kind):
     metric_class: ClassVar[type[TaskMetric]]
     finds: ClassVar[Literal["", "boxes", "points"]] = ""
     counted: ClassVar[bool] = False
-    of_boxes: ClassVar[bool] = False
     areas: ClassVar[bool] = False
     image_level: ClassVar[bool] = False
     guessable: ClassVar[bool] = False

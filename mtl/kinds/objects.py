@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mtl.core.decision import box_probabilities
 from mtl.core.task import TaskSpec
 from mtl.core.types import Arrays, Objects
 from mtl.imaging.outlines import Size
@@ -82,8 +83,9 @@ def members(spec: TaskSpec, objects: Objects, object_classes: tuple[str, ...]) -
 
 
 def without_predictions(record: dict[str, Any]) -> dict[str, Any]:
-    """Drop the predicted objects of a record."""
-    return {key: record[key][:0] for key in ("scores", "labels", "hits")}
+    """Drop the predicted objects of a record, with what other tasks say of them."""
+    dropped = ["scores", "labels", "hits", *(key for key in record if key.startswith(box_probabilities("")))]
+    return {key: record[key][:0] for key in dropped}
 
 
 def _tensors(row: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -6,15 +6,17 @@ import copy
 import re
 from abc import ABC, abstractmethod
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 
 from mtl.core.task import TaskSpec
-from mtl.core.types import Arrays, ImageResult
+from mtl.core.types import Arrays, ImageResult, Record
 
 Value = TypeVar("Value")
+# Reads the annotation of some images, pixels included, image by image.
+Truths = Callable[[Iterable[Record]], Iterator[ImageResult]]
 
 # Decision thresholds that are tried for scores of objects and peaks.
 SCORE_GRID = tuple(round(step / 100, 2) for step in range(1, 100))
@@ -164,8 +166,10 @@ class TaskMetric(ABC):
 class StudyMetric(ABC):
     """A number of the whole study, made from one or several tasks (parasitemia, the mean over lesions, the TIL score).
 
-    Sub-classes are registered with `@STUDY_METRICS.register("name")`; keyword-only arguments are YAML keys. A key `task` (one
-    name) or `tasks` (a list) names what it is made from, so that a run without one of these tasks can leave the metric out.
+    It is built from its settings in the configuration of a run wherever a run is judged or used, so that evaluation and
+    prediction mean the same by it. Sub-classes are registered with `@STUDY_METRICS.register("name")`; keyword-only arguments
+    are YAML keys. A key `task` (one name), `tasks` (a list) or `classes_from` (one name, or null) names what it is made from,
+    so that a run without one of these tasks can leave the metric out.
 
     Args:
         specs: Active tasks by name.
@@ -173,9 +177,21 @@ class StudyMetric(ABC):
 
     Attributes:
         tasks: Names of the tasks it is made from.
+        deciders: By detection task, the task whose class stands for the one that the detector gives to a box. The boxes of
+            predictions and records then carry what it says of them (`mtl.core.decision.box_probabilities`), and one network
+            has to predict both.
+        says: What a prediction gives a value of: `image`, `slide` (sub-classes of `SlideMetric`) or nothing. The value of an
+            image is written under the name that the configuration gives the metric: in JSON, as a column, in the legend of
+            pictures.
+        sign: Unit of its values.
+        digits: Decimals of its column in `predictions.csv`.
     """
 
     tasks: tuple[str, ...] = ()
+    deciders: Mapping[str, str] = {}
+    says: ClassVar[Literal["", "image", "slide"]] = ""
+    sign: ClassVar[str] = ""
+    digits: ClassVar[int] = 4
 
     def __init__(self, specs: dict[str, TaskSpec], unit: str = "patient") -> None:
         self.specs = specs
@@ -212,9 +228,74 @@ class StudyMetric(ABC):
         """Return what a reader must know of the numbers that `compute` gave."""
         return []
 
-    def baseline(self, found: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
-        """Return the metrics of a baseline made from those of the tasks; None where it needs something else."""
+    def value(self, tasks: Mapping[str, Arrays], thresholds: Mapping[str, Mapping[str, float]]) -> float | None:
+        """Return the value of one image, predicted or annotated, of a metric that `says` one of images.
+
+        Args:
+            tasks: As `ImageResult.tasks`; objects at any place, boxes with what the `deciders` say of them.
+            thresholds: By task; applied to what has scores or probabilities, 0.5 unless named.
+
+        Returns:
+            None where the image has no value.
+        """
         return None
+
+    def training_value(self, records: Sequence[Record], truths: Truths) -> float:
+        """Return what the training images say, for a baseline; NaN where they say nothing.
+
+        Args:
+            records: Annotated images of the training split.
+            truths: Reads annotations with their masks; for those that the index does not suffice.
+        """
+        return float("nan")
+
+    def baseline(
+        self, found: Mapping[str, dict[str, Any]], metrics: Mapping[str, TaskMetric], training_value: float
+    ) -> dict[str, Any] | None:
+        """Return a baseline as `name` and `metrics`; None where there is none.
+
+        The training value, whatever the image shows, is compared with what `details` names as true.
+
+        Args:
+            found: Baselines of the tasks.
+            metrics: By task, with the records of the images that are scored.
+            training_value: From `training_value`; NaN where it is not known.
+        """
+        if not np.isfinite(training_value):
+            return None
+        thresholds = {task: metrics[task].default_thresholds for task in self.tasks}
+        values = {}
+        for unit, pairs in self.details(dict(metrics), thresholds).get("agreement", {}).items():
+            values[f"mae_{unit}"] = float(mean_of(np.abs(np.asarray(pairs["true"], np.float64) - training_value)))
+            values[f"pearson_{unit}"] = float("nan")
+        return {"name": f"training mean {training_value:.3g}", "metrics": values}
+
+
+class SlideMetric(StudyMetric):
+    """A study metric that a slide has a value of too: how many cells there are in how much of one class of tissue.
+
+    Attributes:
+        cells: The task that finds the cells.
+        tissue: The task that tells the tissue.
+        stroma: The class of it whose area counts.
+    """
+
+    says = "slide"
+    cells: str
+    tissue: str
+    stroma: str
+
+    @abstractmethod
+    def of_slide(self, cells: float, area_um2: float) -> float:
+        """Return the value of a slide with so many cells and square microns; NaN where it has none."""
+
+
+def deciders_of(study: Iterable[StudyMetric]) -> dict[str, str]:
+    """Return by detection task which task decides the classes of its boxes; of several the first."""
+    found: dict[str, str] = {}
+    for metric in study:
+        found = {**metric.deciders, **found}
+    return found
 
 
 def case_of(record: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from mtl.core.decision import box_probabilities
 from mtl.core.types import Arrays
 from mtl.metrics.base import SCORE_GRID, mean_of, nearest_best, precision_recall_f1, ratio
 from mtl.metrics.matching import IOU_THRESHOLDS, RECALLS, RankedMetric, box_iou, match_boxes, ranked_record
@@ -39,7 +40,9 @@ class DetectionMetric(RankedMetric):
             mine = labels == label
             hits[mine] = match_boxes(box_iou(boxes[mine], truth_boxes[truth_labels == label]))
         counts = np.bincount(truth_labels, minlength=len(self.spec.classes))
-        return ranked_record(np.asarray(prediction["scores"])[order], labels, hits, counts)
+        # What other tasks say of the boxes stays with them, so that it is decided when thresholds are known.
+        others = {key: np.asarray(value)[order] for key, value in prediction.items() if key.startswith(box_probabilities(""))}
+        return ranked_record(np.asarray(prediction["scores"])[order], labels, hits, counts) | others
 
     def choose_thresholds(self) -> dict[str, float]:
         """Pick the score threshold with the highest macro F1."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from mtl.core.errors import ConfigError
+from mtl.core.decision import DEFAULT_THRESHOLD, box_probabilities, deciding_problem, labels_of_boxes
+from mtl.core.errors import ConfigError, DataError
 from mtl.core.registry import STUDY_METRICS
 from mtl.core.task import TaskSpec
-from mtl.metrics.base import StudyMetric, TaskMetric, bland_altman, mean_of, weighted_pearson
+from mtl.core.types import Arrays, Record
+from mtl.metrics.base import StudyMetric, TaskMetric, Truths, bland_altman, mean_of, weighted_pearson
 from mtl.metrics.detection import DetectionMetric
 
 Thresholds = dict[str, dict[str, float]]
@@ -26,7 +29,8 @@ class Parasitemia(StudyMetric):
     - `pearson_image`, `pearson_<unit>`: Pearson r, NaN below 3 values or when one side is constant.
     - `images_without_cells`: images in which no red cell was detected; their predicted parasitemia counts as 0.
 
-    Images (groups) without an annotated red cell have no true value and are left out.
+    Images (groups) without an annotated red cell have no true value and are left out; a prediction without a detected one has
+    no value. Its baseline is the mean over the training images.
 
     Args:
         specs: Active tasks by name.
@@ -34,11 +38,15 @@ class Parasitemia(StudyMetric):
         task: The detection task that counts.
         infected: Its class of infected red cells.
         healthy: Its class of uninfected red cells.
+        classes_from: A task that classifies boxes and whose class stands for that of the detector; null keeps the detector's.
     """
+
+    says = "image"
+    sign = "%"
 
     def __init__(
         self, specs: dict[str, TaskSpec], unit: str = "patient", *, task: str = "detection", infected: str = "Infected",
-        healthy: str = "Healthy",
+        healthy: str = "Healthy", classes_from: str | None = None,
     ) -> None:  # fmt: skip
         super().__init__(specs, unit)
         if task not in specs or specs[task].kind != "detection":
@@ -53,7 +61,12 @@ class Parasitemia(StudyMetric):
                 f"Study metric `parasitemia` needs the classes `{infected}` and `{healthy}` in task `{task}`; it has "
                 f"{', '.join(classes)} ({', '.join(missing)} missing). Use data with both classes or remove the metric."
             )
-        self.task, self.tasks = task, (task,)
+        self.task, self.tasks, self.decider = task, (task,), classes_from
+        if classes_from:
+            if problem := deciding_problem(specs, task, classes_from, "parasitemia.classes_from"):
+                raise ConfigError(problem)
+            self.tasks, self.deciders = (task, classes_from), {task: classes_from}
+        self.classes = infected, healthy
         self.columns = [classes.index(infected), classes.index(healthy)]
 
     def compute(
@@ -91,20 +104,71 @@ class Parasitemia(StudyMetric):
                 "names": [name for name, keep in zip(names[unit], known, strict=True) if keep]
             }
         silent = int(((predicted.sum(1) == 0) & (true.sum(1) > 0)).sum())
-        return {"agreement": agreement, "without_truth": left_out, "images_without_cells": silent, "sign": "%"}
+        return {"agreement": agreement, "without_truth": left_out, "images_without_cells": silent, "sign": self.sign}
 
     def notes(self, values: dict[str, float]) -> list[str]:
-        """Return what images without a detected red cell count as."""
+        """Return who decides the classes, and what images without a detected red cell count as."""
         silent = values.get("images_without_cells", 0)
-        return [f"{silent:.0f} images in which no red cell was detected count as 0 %."] if silent else []
+        decided = [f"the class of each detected cell is that of task `{self.decider}`."] if self.decider else []
+        return decided + ([f"{silent:.0f} images in which no red cell was detected count as 0 %."] if silent else [])
+
+    def value(self, tasks: Mapping[str, Arrays], thresholds: Mapping[str, Mapping[str, float]]) -> float | None:
+        """Return the parasitemia of one image in percent; None without red cells, or where nothing decided their classes."""
+        found = tasks.get(self.task)
+        labels = None if found is None else self._labels(found, thresholds)
+        if found is None or labels is None:
+            return None
+        if "scores" in found:
+            limit = thresholds.get(self.task, {}).get("score", DEFAULT_THRESHOLD)
+            labels = labels[np.asarray(found["scores"] >= np.float32(limit))]
+        counts = np.bincount(labels, minlength=len(self.specs[self.task].classes))[self.columns]
+        return float(_percent(counts[None])[0]) if counts.sum() else None
+
+    def training_value(self, records: Sequence[Record], truths: Truths) -> float:
+        """Return the mean over the images with annotated red cells, of which the index knows the counts."""
+        spec = self.specs[self.task]
+        members = dict(zip(spec.classes, spec.members, strict=True)) if spec.members else {}
+        shares = []
+        for record in (record for record in records if record.knows(spec.label)):
+            infected, healthy = (
+                sum(record.class_counts.get(member, 0) for member in members.get(name, (name,))) for name in self.classes
+            )
+            shares += [100.0 * infected / (infected + healthy)] if infected + healthy else []
+        return float(mean_of(np.array(shares)))
+
+    def _labels(self, found: Arrays, thresholds: Mapping[str, Mapping[str, float]]) -> np.ndarray | None:
+        """[N] class of each box; None where the task that decides said nothing of them."""
+        if not self.decider:
+            return np.asarray(found["labels"], np.int64)
+        return labels_of_boxes(found, self.decider, self.specs[self.decider], thresholds.get(self.decider, {}))
 
     def _counts(self, metric: TaskMetric, thresholds: Thresholds) -> tuple[np.ndarray, np.ndarray]:
         """Detected and annotated (infected, healthy) counts, each [records, 2]."""
         assert isinstance(metric, DetectionMetric)
         if not metric.records:
             return np.zeros((0, 2)), np.zeros((0, 2))
-        predicted = metric.counts_at(thresholds[self.task]["score"])[1]
+        limit = thresholds[self.task]["score"]
+        if self.decider:
+            key = ("decided", self.decider, limit, tuple(sorted(thresholds[self.decider].items())))
+            predicted = metric.cached(key, lambda: self._decided(metric.records, thresholds))
+        else:
+            predicted = metric.counts_at(limit)[1]
         return predicted[:, self.columns], metric.ranking.truth[:, self.columns].astype(np.float64)
+
+    def _decided(self, records: Sequence[dict[str, Any]], thresholds: Thresholds) -> np.ndarray:
+        """[records, classes] detections from the score threshold on, in the classes that the deciding task gives them."""
+        assert self.decider is not None
+        counts = []
+        for record in records:
+            labels = self._labels(record, thresholds)
+            if labels is None:
+                raise DataError(
+                    f"The records of task `{self.task}` lack `{box_probabilities(self.decider)}`, which "
+                    f"parasitemia.classes_from={self.decider} needs: they were made without it. Evaluate the run again."
+                )
+            sure = record["scores"] >= np.float32(thresholds[self.task]["score"])
+            counts.append(np.bincount(labels[sure], minlength=len(self.specs[self.task].classes)))
+        return np.array(counts, np.float64)
 
     def _grouped(
         self, metric: TaskMetric, predicted: np.ndarray, true: np.ndarray, weight: np.ndarray

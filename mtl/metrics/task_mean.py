@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,9 @@ class TaskMean(StudyMetric):
         undefined = [name for name, value in values.items() if not np.isfinite(value)]
         return [f"no mean of {', '.join(undefined)}, because a task has no such value here."] if undefined else []
 
-    def baseline(self, found: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
+    def baseline(
+        self, found: Mapping[str, dict[str, Any]], metrics: Mapping[str, TaskMetric], training_value: float
+    ) -> dict[str, Any] | None:
         """Average the baselines of the tasks."""
         if not all(task in found for task in self.tasks):
             return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,15 +11,15 @@ import numpy as np
 from mtl.core.errors import ConfigError, unknown
 from mtl.core.registry import STUDY_METRICS
 from mtl.core.task import TaskSpec
-from mtl.core.types import ImageResult
-from mtl.metrics.base import StudyMetric, TaskMetric, bland_altman, mean_of, ratio, weighted_pearson
+from mtl.core.types import Record
+from mtl.metrics.base import SlideMetric, TaskMetric, Truths, bland_altman, mean_of, ratio, weighted_pearson
 from mtl.metrics.points import PointsMetric
 from mtl.metrics.segmentation import SegmentationMetric
 
 Thresholds = dict[str, dict[str, float]]
 
 
-def til_score(cells: float, stroma_area_um2: float, cell_diameter_um: float = 8.0) -> float:
+def til_score(cells: float, stroma_area_um2: float, cell_diameter_um: float) -> float:
     """Return the percentage of the stroma that the cells cover, each counted as a square.
 
     The rule of the TIGER challenge's baseline (https://github.com/DIAGNijmegen/pathology-tiger-baseline). It may exceed 100,
@@ -37,7 +37,7 @@ def til_score(cells: float, stroma_area_um2: float, cell_diameter_um: float = 8.
 
 
 @STUDY_METRICS.register("til_score")
-class TilScore(StudyMetric):
+class TilScore(SlideMetric):
     """Agreement of the TIL score from predicted cells and stroma with that from the annotation.
 
     Over the images that are labelled for both tasks; cells count from the stored threshold on. Per group (slide) counts and
@@ -47,7 +47,8 @@ class TilScore(StudyMetric):
     - `pearson_<unit>`: Pearson r, NaN below 3 values or when one side is constant.
     - `<unit>s_without_stroma`: groups in which no stroma was predicted; their predicted score counts as 0.
 
-    Groups without annotated stroma have no true value and are left out. All are NaN where none is left.
+    Groups without annotated stroma have no true value and are left out. All are NaN where none is left. Its baseline is the
+    mean over the training groups.
 
     Args:
         specs: Active tasks by name.
@@ -56,6 +57,8 @@ class TilScore(StudyMetric):
         stroma: Class of the latter.
         cell_diameter: Microns; a cell counts as a square of this side.
     """
+
+    sign = "%"
 
     def __init__(
         self, specs: dict[str, TaskSpec], unit: str = "patient", *, tasks: list = ["cells", "tissue"],  # noqa: B006 (a literal)
@@ -102,24 +105,25 @@ class TilScore(StudyMetric):
         known = np.isfinite(true)
         pairs = bland_altman(np.nan_to_num(predicted[known]), true[known])
         pairs["names"] = [name for name, keep in zip(names, known, strict=True) if keep]
-        return {"agreement": {self.unit: pairs}, "without_truth": {self.unit: int((~known).sum())}, "sign": "%"}
+        return {"agreement": {self.unit: pairs}, "without_truth": {self.unit: int((~known).sum())}, "sign": self.sign}
 
-    def mean_of_truth(self, truths: Iterable[ImageResult]) -> float:
-        """Return the mean score over groups by the annotation of images that are labelled for both tasks, for baselines.
+    def of_slide(self, cells: float, area_um2: float) -> float:
+        """Return the TIL score of a slide in percent; NaN where there is no stroma."""
+        return til_score(cells, area_um2, self.diameter)
 
-        Args:
-            truths: In the working raster, with the truth of both tasks.
-        """
+    def training_value(self, records: Sequence[Record], truths: Truths) -> float:
+        """Return the mean score over the groups whose images are labelled for both tasks, for which their masks are read."""
         cells: Counter[str] = Counter()
         areas: dict[str, float] = {}
         index = self.specs[self.tissue].classes.index(self.stroma)
-        for truth in truths:
+        both = [record for record in records if all(record.knows(self.specs[task].label) for task in self.tasks)]
+        for truth in truths(both):
             x, y = truth.window.working_pixels_per_reference
             mask = truth.tasks[self.tissue]["mask"]
             inside = mask[index] > 0 if self.specs[self.tissue].multilabel else mask == index
             cells[truth.group] += len(truth.tasks[self.cells]["labels"])
             areas[truth.group] = areas.get(truth.group, 0.0) + np.count_nonzero(inside) / (x * y)
-        return float(mean_of(np.array([til_score(cells[group], area, self.diameter) for group, area in areas.items()])))
+        return float(mean_of(np.array([self.of_slide(cells[group], area) for group, area in areas.items()])))
 
     def notes(self, values: dict[str, float]) -> list[str]:
         """Return what is not there to compare."""

@@ -91,7 +91,8 @@ def _add_references(truth: ImageResult, prediction: ImageResult, specs: dict[str
 
 
 def _draw(evaluation: Evaluation, image: np.ndarray, result: ImageResult, thresholds: Any) -> np.ndarray:
-    return draw_example(image, result.tasks, evaluation.loaded.model.specs, result.window.working_size, thresholds, LONGEST)
+    specs, study = evaluation.loaded.model.specs, evaluation.evaluator.study
+    return draw_example(image, result.tasks, specs, result.window.working_size, thresholds, LONGEST, study)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mtl.balancing.base import Balancer
 from mtl.config.plan import Plan
 from mtl.config.schema import Part
+from mtl.core.family import DataFamily
 from mtl.core.registry import BALANCERS, STUDY_METRICS
 from mtl.core.task import TaskSpec
 from mtl.drawing.palette import coloured, colours_of
+from mtl.metrics.base import StudyMetric
 from mtl.metrics.evaluator import Evaluator
 from mtl.model import MultiTaskModel
 
@@ -44,15 +46,8 @@ def build_balancer(settings: Part, tasks: Sequence[str]) -> Balancer:
 
 
 def build_evaluator(plan: Plan, specs: dict[str, TaskSpec]) -> Evaluator:
-    """Build the evaluator of a run for tasks as the network or stored records know them.
-
-    Study metrics of tasks that are switched off, and those whose classes the data settings leave out, are not computed.
-    """
-    study = {
-        name: STUDY_METRICS.build(settings, specs, where=f"study_metrics.{name}")
-        for name, settings in plan.config.study_metrics.items()
-        if specs.keys() >= set(_needs(settings)) and not _missing_classes(settings, plan, specs)
-    }
+    """Build the evaluator of a run for tasks as the network or stored records know them."""
+    study = build_study(plan.config.study_metrics, plan.family, specs)
     evaluation = plan.config.evaluation
     return Evaluator(
         specs, study, hit_radius=evaluation.hit_radius, score_weights=evaluation.score_weights,
@@ -60,11 +55,28 @@ def build_evaluator(plan: Plan, specs: dict[str, TaskSpec]) -> Evaluator:
     )  # fmt: skip
 
 
+def build_study(sections: Mapping[str, Part], family: DataFamily, specs: dict[str, TaskSpec]) -> dict[str, StudyMetric]:
+    """Build the study metrics of a run by name, for its evaluation and for predictions of its network.
+
+    Those of tasks that are switched off, and those whose classes the data settings leave out, are left out.
+
+    Args:
+        sections: `study_metrics` of the configuration.
+        family: Of its data.
+        specs: The tasks as the network or stored records know them.
+    """
+    return {
+        name: STUDY_METRICS.build(settings, specs, family.group_by, where=f"study_metrics.{name}")
+        for name, settings in sections.items()
+        if specs.keys() >= set(_needs(settings)) and not _missing_classes(settings, family, specs)
+    }
+
+
 def dropped_study_metrics(plan: Plan, specs: dict[str, TaskSpec]) -> list[str]:
     """Return one line per study metric that is left out because its classes are not there with these data settings."""
     lines = []
     for name, settings in plan.config.study_metrics.items():
-        missing = _missing_classes(settings, plan, specs) if specs.keys() >= set(_needs(settings)) else []
+        missing = _missing_classes(settings, plan.family, specs) if specs.keys() >= set(_needs(settings)) else []
         if missing:
             tasks = _needs(settings)
             have = f"task {tasks[0]} has" if len(tasks) == 1 else f"tasks {' and '.join(tasks)} have"
@@ -73,12 +85,12 @@ def dropped_study_metrics(plan: Plan, specs: dict[str, TaskSpec]) -> list[str]:
 
 
 def _needs(settings: Part) -> list[str]:
-    """Tasks that a study metric is made from: its keys `task` and `tasks`."""
-    return [task for task in [settings.get("task"), *settings.get("tasks", [])] if task is not None]
+    """Tasks that a study metric is made from: its keys `task`, `tasks` and `classes_from`."""
+    return [task for task in [settings.get("task"), *settings.get("tasks", []), settings.get("classes_from")] if task]
 
 
-def _missing_classes(settings: Part, plan: Plan, specs: dict[str, TaskSpec]) -> list[str]:
+def _missing_classes(settings: Part, family: DataFamily, specs: dict[str, TaskSpec]) -> list[str]:
     """Classes the metric names that the data know but its tasks do not have; a misspelt name is left to the metric."""
-    known = plan.family.known_classes()
+    known = family.known_classes()
     present = [name for task in _needs(settings) for name in specs[task].classes]
     return [value for value in settings.values() if isinstance(value, str) and value in known and value not in present]

@@ -20,6 +20,7 @@ from PIL import Image
 
 from mtl.config import schema, verbs
 from mtl.config.plan import Plan
+from mtl.core.decision import box_probabilities
 from mtl.core.errors import ConfigError
 from mtl.core.task import TaskSpec
 from mtl.core.types import ImageResult, Window
@@ -170,7 +171,10 @@ def results(specs: dict[str, TaskSpec]) -> list[tuple[ImageResult, ImageResult]]
         exact = {"boxes": boxes, "labels": labels}
         guess: dict[str, Any] = {"detection": noisy | {"scores": scores}, "second": exact | {"scores": scores}}
         guess["heatmap"] = heat | {"points": points + shift, "scores": scores, "labels": cells}
-        truth: dict[str, Any] = {"detection": exact, "second": exact}
+        said = rng.dirichlet([1, 1, 1], 9).astype(np.float32)
+        guess["detection"] |= {box_probabilities("roi"): said}
+        guess["roi"] = {"probabilities": said, "ids": np.arange(9)}
+        truth: dict[str, Any] = {"detection": exact, "second": exact, "roi": {"labels": labels, "ids": np.arange(9)}}
         truth["heatmap"] = {"points": points, "labels": cells}
         name = (f"s{number}", f"p{number}", "malaria", window)
         pairs.append(tuple(ImageResult(*name, {task: tasks[task] for task in specs}) for tasks in (guess, truth)))
@@ -184,6 +188,7 @@ def test_evaluation_and_study_metrics(base: dict[str, Any]) -> None:
     specs = {
         "detection": TaskSpec("detection", "detection", classes),
         "second": TaskSpec("second", "detection", classes),
+        "roi": TaskSpec("roi", "roi_classification", classes),
         "heatmap": TaskSpec("heatmap", "heatmap", ("Infected",)),
     }
 
@@ -194,7 +199,8 @@ def test_evaluation_and_study_metrics(base: dict[str, Any]) -> None:
         values = evaluator.compute(evaluator.default_thresholds())
         return [values, evaluator.score(values)]
 
-    study = {"parasitemia": {"name": "parasitemia", "task": "detection", "infected": "Infected", "healthy": "Healthy"}}
+    keys = {"task": "detection", "infected": "Infected", "healthy": "Healthy", "classes_from": None}
+    study = {"parasitemia": {"name": "parasitemia", **keys}}
     flips = {
         "evaluation.hit_radius": Flip(10.0),
         "evaluation.score_weights": Flip({"detection": 5.0}),
@@ -202,6 +208,7 @@ def test_evaluation_and_study_metrics(base: dict[str, Any]) -> None:
         "study_metrics.parasitemia.task": Flip("second"),
         "study_metrics.parasitemia.infected": Flip("WBC"),
         "study_metrics.parasitemia.healthy": Flip("WBC"),
+        "study_metrics.parasitemia.classes_from": Flip("roi"),
     }
     assert set(base["study_metrics"]["parasitemia"]) == {"name", *study["parasitemia"]}
     assert dead_keys(observe, {"evaluation": base["evaluation"], "study_metrics": study}, flips) == []

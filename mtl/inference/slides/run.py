@@ -33,10 +33,10 @@ from mtl.inference.slides.raster import (
     tissue_by_colour,
     tissue_from_file,
 )
-from mtl.inference.slides.scan import NO_TISSUE, Scan, scan_tasks, tissue_values
+from mtl.inference.slides.scan import NO_TISSUE, Scan, completed_settings, scan_tasks, slide_metric, tissue_values
 from mtl.inference.slides.tumor_bulk import tumor_bulk
 
-FORMAT = 2  # of the results; a higher one makes finished slides start again
+FORMAT = 3  # of the results; a higher one makes finished slides start again
 # Spacings that differ by less are taken for equal: nothing is resized, and areas and distances use the true one.
 SAME_SPACING = 0.02
 LARGEST_FACTOR = 4.0  # a slide that is enlarged by more shows the network nothing that it knows
@@ -49,7 +49,7 @@ class SlidePredictor:
 
     Args:
         predictor: Of a network that can be used on slides.
-        settings: The keys of `slide`.
+        settings: The keys of `slide`; what they leave out is taken from the run.
         checkpoint: sha256 of the checkpoint.
         masks: Write `tissue.tif`.
         overviews: Write `overview.png`.
@@ -62,8 +62,9 @@ class SlidePredictor:
     def __init__(
         self, predictor: Predictor, settings: SlideConfig, checkpoint: str, masks: bool = True, overviews: bool = True
     ) -> None:
-        self.predictor, self.settings, self.checkpoint = predictor, settings, checkpoint
         self.cells, self.tissue = scan_tasks(predictor, settings)
+        self.predictor, self.settings, self.checkpoint = predictor, completed_settings(predictor, settings), checkpoint
+        self.metric = slide_metric(predictor)
         if settings.tissue_masks is not None and not Path(settings.tissue_masks).is_dir():
             raise DataError(
                 f"`slide.tissue_masks={settings.tissue_masks}` is no folder; expected one with <slide>_tissue.tif. Correct it, "
@@ -190,8 +191,6 @@ class SlidePredictor:
         picture: np.ndarray | None,
     ) -> dict[str, Any]:  # fmt: skip
         """Write the cells and the overview; return the content of `til-score.json`."""
-        from mtl.metrics.til import til_score
-
         specs, pixel = self.predictor.specs, network_um[0] * network_um[1]
         areas = dict(zip(specs[self.tissue].classes, scan.areas, strict=True)) if self.tissue else {}
         names = specs[self.cells].classes if self.cells else ()
@@ -203,13 +202,13 @@ class SlidePredictor:
         rows, columns = scan.square_of(scan.points["points"][sure])
         bulk = self._bulk(areas, pixel, scan)
         cells = int(sure.sum()) if bulk is None else int(bulk[rows, columns].sum())
-        stroma = areas.get(self.settings.stroma)
+        stroma = areas.get(self.settings.stroma or "")
         area = None if stroma is None else float((stroma if bulk is None else stroma[bulk]).sum()) * pixel
         counts = np.bincount(scan.points["labels"][sure], minlength=len(names))
         grid_um = um[0] * slide.size[1] / scan.grid[1], um[1] * slide.size[0] / scan.grid[0]
         summary = {
             "slide": str(slide.path), "width": slide.size[1], "height": slide.size[0],
-            "til_score": til_score(cells, area) if self.cells is not None and area is not None else None,
+            "til_score": self.metric.of_slide(cells, area) if self.metric and self.cells and area is not None else None,
             "note": self._note(area),
             "cells": cells if self.cells is not None else None, "stroma_area_um2": area,
             "tumor_bulk": self.settings.tumor_bulk,
@@ -236,9 +235,11 @@ class SlidePredictor:
         """Return why there is no TIL score; None where there is one."""
         settings = self.settings
         if self.cells is None:
-            return f"no TIL score: the network has no task `{settings.cells}` that finds cells (slide.cells)"
+            return f"no TIL score: the network has no task{_named(settings.cells)} that finds cells (slide.cells)"
         if self.tissue is None:
-            return f"no TIL score: the network has no task `{settings.tissue}` that tells the tissue (slide.tissue)"
+            return f"no TIL score: the network has no task{_named(settings.tissue)} that tells the tissue (slide.tissue)"
+        if self.metric is None:
+            return "no TIL score: the run has no study metric that scores slides (study_metrics)"
         if area is None:
             names = ", ".join(self.predictor.specs[self.tissue].classes)
             return f"no TIL score: `{self.tissue}` has no class `{settings.stroma}`; set slide.stroma to one of {names}"
@@ -249,6 +250,10 @@ class SlidePredictor:
             return None
         # More than half of a square of the grid.
         return tumor_bulk(areas[self.settings.tumor] > scan.square_pixels / 2, float(np.sqrt(scan.square_pixels * pixel)))
+
+
+def _named(task: str | None) -> str:
+    return "" if task is None else f" `{task}`"
 
 
 def no_stroma(bulk: bool) -> str:

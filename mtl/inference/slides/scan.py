@@ -19,6 +19,7 @@ from mtl.inference.ahead import ahead
 from mtl.inference.predictor import Predictor, points_to_original
 from mtl.inference.slides.raster import Resized, Tissue, overview_size
 from mtl.kinds.base import rules_of
+from mtl.metrics.base import SlideMetric
 from mtl.stitching.blending import BlendedMaps
 from mtl.stitching.joiners import PointJoiner
 from mtl.stitching.territories import Neighbourhood
@@ -169,6 +170,10 @@ class Scan:
 def scan_tasks(predictor: Predictor, settings: SlideConfig) -> tuple[str | None, str | None]:
     """Return the tasks that a slide is asked for, (points, classes), as far as the network has them.
 
+    Args:
+        predictor: Of the network.
+        settings: As given; what they leave out is taken from the run.
+
     Raises:
         ConfigError: The network cannot be used on slides; the message says why.
     """
@@ -187,12 +192,12 @@ def scan_tasks(predictor: Predictor, settings: SlideConfig) -> tuple[str | None,
         for name, used in whole.items()
         if used
     ]
-    specs = predictor.specs
-    cells = settings.cells if settings.cells in specs and rules_of(specs[settings.cells]).fixed_scale else None
-    tissue = settings.tissue if settings.tissue in specs and rules_of(specs[settings.tissue]).areas else None
+    specs, asked = predictor.specs, completed_settings(predictor, settings)
+    cells = asked.cells if asked.cells in specs and rules_of(specs[asked.cells]).fixed_scale else None
+    tissue = asked.tissue if asked.tissue in specs and rules_of(specs[asked.tissue]).areas else None
     if cells is None and tissue is None and not problems:
         problems.append(
-            f"This network has neither a task `{settings.cells}` that finds points nor a task `{settings.tissue}` with a mask; "
+            f"This network has neither {_task(asked.cells)} that finds points nor {_task(asked.tissue)} with a mask; "
             f"it has {', '.join(predictor.specs)}. Set slide.cells or slide.tissue."
         )
     if tissue is not None and predictor.specs[tissue].multilabel and len(predictor.specs[tissue].classes) > 1:
@@ -202,11 +207,16 @@ def scan_tasks(predictor: Predictor, settings: SlideConfig) -> tuple[str | None,
         )
     if settings.tumor_bulk and (tissue is None or settings.tumor not in predictor.specs[tissue].classes) and not problems:
         problems.append(
-            f"`slide.tumor_bulk=true` needs the class `{settings.tumor}` of a task `{settings.tissue}`, which this network has "
+            f"`slide.tumor_bulk=true` needs the class `{settings.tumor}` of {_task(asked.tissue)}, which this network has "
             "not. Set slide.tumor and slide.tissue, or slide.tumor_bulk=false."
         )
-    chosen = settings.stroma != SlideConfig.model_fields["stroma"].default
-    if chosen and cells and tissue and settings.stroma not in predictor.specs[tissue].classes and not problems:
+    if (
+        settings.stroma is not None
+        and cells
+        and tissue
+        and settings.stroma not in predictor.specs[tissue].classes
+        and not problems
+    ):
         problems.append(
             f"`slide.stroma={settings.stroma}` is no class of the task `{tissue}`; it has "
             f"{', '.join(predictor.specs[tissue].classes)}. Set slide.stroma to one of them."
@@ -214,6 +224,31 @@ def scan_tasks(predictor: Predictor, settings: SlideConfig) -> tuple[str | None,
     if problems:
         raise ConfigError(problems)
     return cells, tissue
+
+
+def completed_settings(predictor: Predictor, settings: SlideConfig) -> SlideConfig:
+    """Fill in what the command leaves to the run: the tasks and the class of its study metric that scores slides.
+
+    Without one, the first task of each kind is looked at, and there is no class whose area would make a score.
+    """
+    metric = slide_metric(predictor)
+    points = [task for task, spec in predictor.specs.items() if rules_of(spec).fixed_scale]
+    masks = [task for task, spec in predictor.specs.items() if rules_of(spec).areas]
+    of_run = {
+        "cells": metric.cells if metric else next(iter(points), None),
+        "tissue": metric.tissue if metric else next(iter(masks), None),
+        "stroma": metric.stroma if metric else None,
+    }
+    return settings.model_copy(update={key: value for key, value in of_run.items() if getattr(settings, key) is None})
+
+
+def slide_metric(predictor: Predictor) -> SlideMetric | None:
+    """Return the study metric that a slide has a value of: the first of the run."""
+    return next((metric for metric in predictor.study.values() if isinstance(metric, SlideMetric)), None)
+
+
+def _task(name: str | None) -> str:
+    return "a task" if name is None else f"a task `{name}`"
 
 
 def tissue_values(predictor: Predictor, task: str) -> dict[str, int]:

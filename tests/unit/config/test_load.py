@@ -205,3 +205,18 @@ def test_a_study_metric_has_no_name_of_a_task():
         "task=malaria_mttl", "+study_metrics.severity.name=parasitemia", "+study_metrics.severity.task=detection"
     )
     assert "`study_metrics.severity` has the name of a task" in problem
+
+
+def test_a_study_metric_has_no_name_of_what_images_have_anyway():
+    (problem,) = problems("task=malaria_mttl", "+study_metrics.counts.name=parasitemia", "+study_metrics.counts.task=detection")
+    assert "`study_metrics.counts` has the name of what predictions say of every image" in problem
+
+
+def test_tasks_that_decide_classes_are_checked():
+    key = "study_metrics.parasitemia.classes_from"
+    assert Plan.from_words(["task=malaria_mttl", f"{key}=roi"]).config.study_metrics["parasitemia"]["classes_from"] == "roi"
+    (problem,) = problems("task=malaria_mttl", f"{key}=roy")
+    assert f"Unknown task `roy` in `{key}`" in problem and "Did you mean `roi`?" in problem
+    (problem,) = problems("task=malaria_mttl", f"{key}=segmentation")
+    assert f"Unknown task that classifies boxes `segmentation` in `{key}`. Expected one of: roi." in problem
+    Plan.from_words(["task=malaria_mttl", "tasks=[detection]", f"{key}=roi"])  # switched off: the metric is left out

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from mtl.core.registry import STUDY_METRICS
 from mtl.core.task import TaskSpec
 from mtl.core.types import Window
 from mtl.drawing.paint import paint, paint_heat, with_legend
@@ -46,7 +47,8 @@ def test_boxes_land_where_they_are_in_the_colour_of_their_class() -> None:
 
 
 def test_thresholds_filter_and_the_legend_counts() -> None:
-    layers = layers_of(PREDICTION, SPECS, (100, 200), {"detection": {"score": 0.5}})
+    study = {"parasitemia": STUDY_METRICS.build({"name": "parasitemia"}, SPECS)}
+    layers = layers_of(PREDICTION, SPECS, (100, 200), {"detection": {"score": 0.5}}, study=study)
     texts = [text for _, text in layers.legend]
     assert texts == ["Infected 1", "Healthy 1", "WBC 0", "parasitemia 50.0 %"]
     assert [text for _, text in layers_of(TRUTH, SPECS, (100, 200)).legend][1] == "Healthy 2"

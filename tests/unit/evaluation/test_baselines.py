@@ -13,6 +13,7 @@ from mtl.core.task import TaskSpec
 from mtl.core.types import ImageResult, Record, Window
 from mtl.evaluation.baselines import baseline_summary, count_training, source_notes
 from mtl.kinds.base import TrainingStatistics
+from mtl.metrics.base import StudyMetric
 from mtl.metrics.evaluator import Evaluator
 
 SPECS = {
@@ -63,9 +64,13 @@ def image(index: int, infected: int, healthy: int) -> tuple[ImageResult, ImageRe
     return tuple(ImageResult(f"i{index}", f"p{index}", "s", window, tasks) for tasks in (predicted, truth))  # type: ignore
 
 
+def study() -> dict[str, StudyMetric]:
+    return {"parasitemia": STUDY_METRICS.build({"name": "parasitemia"}, SPECS)}
+
+
 @pytest.fixture(scope="module")
 def evaluator() -> Evaluator:
-    filled = Evaluator(SPECS, {"parasitemia": STUDY_METRICS.build({"name": "parasitemia"}, SPECS)})
+    filled = Evaluator(SPECS, study())
     for index, counts in enumerate(COUNTS):
         filled.update(*image(index, *counts))
     return filled
@@ -73,12 +78,12 @@ def evaluator() -> Evaluator:
 
 @pytest.fixture(scope="module")
 def found(evaluator: Evaluator) -> dict[str, dict[str, Any]]:
-    statistics = count_training(SPECS, TRAINING, means={"value": 2.0}, percentages={"parasitemia": ("Infected", "Healthy")})
+    statistics = count_training(SPECS, TRAINING, means={"value": 2.0}, study=study())
     return baseline_summary(evaluator, statistics)
 
 
 def test_training_statistics() -> None:
-    statistics = count_training(SPECS, TRAINING, percentages={"parasitemia": ("Infected", "Healthy")})
+    statistics = count_training(SPECS, TRAINING, study=study())
     assert statistics.class_counts["detection"] == [4, 16] and statistics.images["detection"] == 3
     assert statistics.class_counts["grade"] == [2, 1]
     assert statistics.means["parasitemia"] == pytest.approx(20.0)

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from mtl.core.decision import box_probabilities
 from mtl.core.errors import ConfigError
 from mtl.core.registry import STUDY_METRICS
 from mtl.core.task import TaskSpec, higher_is_better
@@ -252,3 +253,38 @@ def test_undefined_in_one_seed_leaves_no_nan_on_the_page() -> None:
     empty.add(records)
     markdown, _ = comparison_table(runs, "stl", bootstrap=20)
     assert not re.search(r"\b(nan|inf)\b", markdown)
+
+
+CELLS = {
+    "detection": TaskSpec("detection", "detection", ("Infected", "Healthy")),
+    "roi": TaskSpec("roi", "roi_classification", ("Infected", "Healthy")),
+}
+
+
+def smear(arm: str, tasks: tuple[str, ...], **keys: str) -> RunSummary:
+    """Three images with two infected of four cells; the detector finds all and calls one infected, RoI classification two."""
+    specs = {task: CELLS[task] for task in tasks}
+    study = {"parasitemia": STUDY_METRICS.build({"name": "parasitemia", **keys}, specs)} if "detection" in tasks else {}
+    evaluator = Evaluator(specs, study)
+    window = Window(0, 1, (1, 1), (0, 0), (0, 0), (8, 8), (8, 8), (8, 8), (8, 8))
+    boxes, true, said = np.zeros((4, 4)), np.array([0, 0, 1, 1]), np.eye(2, dtype=np.float32)[[0, 0, 1, 1]]
+    for index in range(3):
+        found = {"boxes": boxes, "labels": np.array([0, 1, 1, 1]), "scores": np.ones(4, np.float32)}
+        found |= {box_probabilities("roi"): said} if keys else {}
+        guess = {"detection": found, "roi": {"probabilities": said, "ids": np.arange(4)}}
+        truth = {"detection": {"boxes": boxes, "labels": true}, "roi": {"labels": true, "ids": np.arange(4)}}
+        pair = ({task: entry[task] for task in tasks} for entry in (guess, truth))
+        evaluator.update(*(ImageResult(f"i{index}", f"p{index}", "s", window, part) for part in pair))
+    return RunSummary(arm, 0, evaluator, evaluator.default_thresholds(), "hash", 100)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_arms_keep_their_own_settings_of_a_study_metric(order: int) -> None:
+    """Single-task runs have no boxes that another network classified, whatever the arm beside them does."""
+    runs = [
+        smear("detector", ("detection", "roi")), smear("decided", ("detection", "roi"), classes_from="roi"),
+        smear("stl", ("detection",)), smear("stl", ("roi",)),
+    ]  # fmt: skip
+    _, rows = comparison_table(runs[::order], "detector", bootstrap=10)
+    found = {row["arm"]: row["mean"] for row in rows if (row["task"], row["metric"]) == ("parasitemia", "mae_image")}
+    assert found == {"detector": 25.0, "decided": 0.0, "stl": 25.0}

@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mtl.core.registry import STUDY_METRICS
 from mtl.core.task import TaskSpec
 from mtl.imaging.geometry import Geometry
 from mtl.imaging.preprocessing import Preprocessing
+from mtl.metrics.base import StudyMetric
 
 STRIDE = 4
 SPECS = {
@@ -22,6 +24,9 @@ SPECS = {
     "heatmap": TaskSpec("heatmap", "heatmap", ("Infected",)),
     "grade": TaskSpec("grade", "classification", ("none", "some"), label="class:grade"),
 }
+
+
+STUDY = {"parasitemia": STUDY_METRICS.build({"name": "parasitemia"}, SPECS)}
 
 
 class SquareModel(nn.Module):
@@ -76,6 +81,12 @@ def make_model():
         return SquareModel(preprocessing, {task: SPECS[task] for task in tasks})
 
     return make
+
+
+@pytest.fixture
+def study() -> dict[str, StudyMetric]:
+    """The study metrics of the suite."""
+    return STUDY
 
 
 @pytest.fixture

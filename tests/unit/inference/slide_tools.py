@@ -10,6 +10,7 @@ import tifffile
 import torch
 from torch import Tensor, nn
 
+from mtl.core.registry import STUDY_METRICS
 from mtl.core.task import TaskSpec
 from mtl.heads.heatmap import find_peaks
 from mtl.imaging.geometry import Geometry
@@ -57,8 +58,10 @@ class DotModel(nn.Module):
 
 
 def make_predictor(geometry: Geometry = TILES, tasks: tuple[str, ...] = ("tissue", "cells"), **options: Any) -> Predictor:
-    settings = {"batch_size": 3, "pixel_scale": 2.0, "microns": True, "thresholds": {"cells": {"score": 0.7}}}
-    return Predictor(DotModel(geometry, tasks), device="cpu", **{**settings, **options})
+    model = DotModel(geometry, tasks)
+    study = {"til_score": STUDY_METRICS.build({"name": "til_score"}, model.specs)} if len(tasks) > 1 else {}
+    settings = {"batch_size": 3, "pixel_scale": 2.0, "microns": True, "thresholds": {"cells": {"score": 0.7}}, "study": study}
+    return Predictor(model, device="cpu", **{**settings, **options})
 
 
 def generate(height: int, width: int, seed: int = 0, dots: int = 60) -> np.ndarray:

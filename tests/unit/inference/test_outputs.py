@@ -24,15 +24,15 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_writes_every_file_for_every_image(make_model, field, tmp_path: Path) -> None:
+def test_writes_every_file_for_every_image(make_model, field, study, tmp_path: Path) -> None:
     image, _, labels = field
     folder = tmp_path / "in"
     folder.mkdir()
     Image.fromarray(image).save(folder / "a.png")
     Image.fromarray(np.zeros_like(image)).save(folder / "empty.png")
     model, paths, output = make_model(), find_images(folder), tmp_path / "out"
-    with PredictionWriter(output, paths, model.specs) as writer:
-        for outcome in Predictor(model, device="cpu").predict_paths(paths):
+    with PredictionWriter(output, paths, model.specs, study=study) as writer:
+        for outcome in Predictor(model, device="cpu", study=study).predict_paths(paths):
             writer.write(outcome)
         assert not (output / "predictions.csv").exists()
     assert sorted(path.name for path in output.iterdir()) == [

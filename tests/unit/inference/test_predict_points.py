@@ -28,7 +28,7 @@ def test_what_is_found_is_counted_and_said() -> None:
     cells = prediction.tasks["cells"]
     sure = int((cells["scores"] >= 0.7).sum())
     assert 0 < sure < len(cells["scores"]) and prediction.counts == {"lymphocyte": sure}
-    assert prediction.detection_task is None and prediction.parasitemia is None
+    assert prediction.detection_task is None and prediction.study == {}
     found = prediction.objects("cells")
     assert set(found) == {"points", "scores", "labels"} and len(found["points"]) == sure
     content = prediction.to_json()

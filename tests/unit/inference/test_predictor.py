@@ -8,9 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from torch import Tensor
 
 from mtl.core.errors import DataError
+from mtl.core.registry import STUDY_METRICS
 from mtl.imaging.geometry import Geometry
+from mtl.inference.outputs import csv_columns
+from mtl.inference.pictures import layers_of
 from mtl.inference.predictor import Predictor
 
 GEOMETRIES = {
@@ -26,15 +30,15 @@ def by_place(boxes: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("geometry", list(GEOMETRIES))
-def test_objects_and_maps_return_to_the_original_image(geometry: str, make_model, field) -> None:
+def test_objects_and_maps_return_to_the_original_image(geometry: str, make_model, field, study) -> None:
     image, boxes, labels = field
-    prediction = Predictor(make_model(GEOMETRIES[geometry]), device="cpu").predict(image)
+    prediction = Predictor(make_model(GEOMETRIES[geometry]), device="cpu", study=study).predict(image)
     found = prediction.tasks["detection"]
     order = by_place(found["boxes"])
     np.testing.assert_allclose(found["boxes"][order], boxes, atol=2.5)
     np.testing.assert_array_equal(found["labels"][order], labels)
     assert prediction.size == (400, 600) and prediction.counts == {"Infected": 7, "Healthy": 17}
-    assert prediction.parasitemia == pytest.approx(100 * 7 / 24)
+    assert prediction.study["parasitemia"] == pytest.approx(100 * 7 / 24)
     mask = prediction.mask("segmentation")
     assert mask.shape == (1, 400, 600) and set(np.unique(mask)) == {0, 1}
     truth = image.max(axis=2) > 0
@@ -67,17 +71,17 @@ def test_tiles_follow_the_pixel_scale(make_model, field, tmp_path: Path) -> None
     assert outcome.prediction is not None and outcome.prediction.window.working_size == (100, 150)
 
 
-def test_stored_thresholds_decide(make_model, field) -> None:
+def test_stored_thresholds_decide(make_model, field, study) -> None:
     image = field[0]
     scores = Predictor(make_model(), device="cpu").predict(image).tasks["detection"]["scores"]
     low, high = (
-        Predictor(make_model(), device="cpu", thresholds={"detection": {"score": t}, "segmentation": {"cell": s}}).predict(
-            image
-        )
+        Predictor(
+            make_model(), device="cpu", thresholds={"detection": {"score": t}, "segmentation": {"cell": s}}, study=study
+        ).predict(image)
         for t, s in ((0.0, 0.5), (float(scores.max()) + 0.001, 0.95))
     )
     assert sum(low.counts.values()) == 24 and sum(high.counts.values()) == 0
-    assert high.parasitemia is None and high.to_json()["parasitemia"] is None
+    assert high.study["parasitemia"] is None and high.to_json()["parasitemia"] is None
     assert low.mask("segmentation").any() and not high.mask("segmentation").any()
     assert low.to_json()["thresholds"]["detection"] == {"score": 0.0}
 
@@ -97,13 +101,13 @@ def test_json_is_plain_and_complete(make_model, field) -> None:
     assert set(entry) == {"kind", "cell_area_ratio"} and 0.1 < entry["cell_area_ratio"] < 0.2
 
 
-def test_empty_image_and_tasks_without_detection(make_model) -> None:
+def test_empty_image_and_tasks_without_detection(make_model, study) -> None:
     black = np.zeros((130, 140, 3), np.uint8)
-    prediction = Predictor(make_model(), device="cpu").predict(black)
-    assert prediction.counts == {"Infected": 0, "Healthy": 0} and prediction.parasitemia is None
+    prediction = Predictor(make_model(), device="cpu", study=study).predict(black)
+    assert prediction.counts == {"Infected": 0, "Healthy": 0} and prediction.study == {"parasitemia": None}
     assert prediction.tasks["roi"]["probabilities"].shape == (0, 2)
     alone = Predictor(make_model(tasks=("segmentation",)), device="cpu").predict(black)
-    assert set(alone.tasks) == {"segmentation"} and alone.counts == {} and alone.parasitemia is None
+    assert set(alone.tasks) == {"segmentation"} and alone.counts == {} and alone.study == {}
 
 
 def test_images_share_batches_and_stay_apart(make_model, field) -> None:
@@ -157,3 +161,40 @@ def test_stopping_early_leaves_no_thread(make_model, field, tmp_path: Path) -> N
     next(stream)
     stream.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("read")]
+
+
+def test_another_task_decides_the_classes_that_count(make_model, field, study) -> None:
+    """The picture, the file and the value follow the deciding task; each object keeps the class of the detector beside it."""
+    model = make_model()
+    original = model.row
+
+    def contrary(image: Tensor) -> dict[str, dict[str, Tensor]]:
+        rows = original(image)
+        rows["roi"]["probabilities"] = rows["roi"]["probabilities"].flip(1)
+        return rows
+
+    model.row = contrary
+    decided = {"by_roi": STUDY_METRICS.build({"name": "parasitemia", "classes_from": "roi"}, model.specs)}
+    prediction = Predictor(model, device="cpu", study=decided).predict(field[0])
+    assert prediction.counts == {"Infected": 17, "Healthy": 7}
+    assert prediction.study == {"by_roi": pytest.approx(100 * 17 / 24)}
+    content = prediction.to_json()
+    objects = content["tasks"]["detection"]["objects"]
+    assert content["by_roi"] == prediction.study["by_roi"] and content["counts"] == prediction.counts
+    assert sum(entry["class"] == "Infected" for entry in objects) == 7
+    assert sum(entry["roi"]["class_name"] == "Infected" for entry in objects) == 17
+    shown = layers_of(prediction.tasks, model.specs, prediction.size, {}, prediction.window, decided)
+    assert [text for _, text in shown.legend][:3] == ["Infected 17", "Healthy 7", "by_roi 70.8 %"]
+    strict = Predictor(model, device="cpu", study=decided, thresholds={"roi": {"Healthy": 0.95}}).predict(field[0])
+    assert strict.counts == {"Infected": 24, "Healthy": 0}
+    both = Predictor(model, device="cpu", study={**study, **decided}).predict(field[0])
+    assert both.study == {"parasitemia": pytest.approx(100 * 7 / 24), "by_roi": pytest.approx(100 * 17 / 24)}
+    assert both.counts == {"Infected": 17, "Healthy": 7}
+    both_shown = layers_of(both.tasks, model.specs, both.size, {}, both.window, both.study_metrics)
+    assert {"parasitemia 29.2 %", "by_roi 70.8 %"} <= {text for _, text in both_shown.legend}
+
+
+def test_a_run_without_study_metrics_says_nothing(make_model, field) -> None:
+    prediction = Predictor(make_model(), device="cpu").predict(field[0])
+    assert prediction.study == {} and "parasitemia" not in prediction.to_json()
+    assert "parasitemia" not in csv_columns(prediction.specs)

@@ -18,13 +18,16 @@ from slide_tools import generate, make_predictor, save
 
 from mtl.config.verbs import SlideConfig
 from mtl.core.errors import DataError
+from mtl.core.registry import STUDY_METRICS
+from mtl.core.types import ImageResult, Window
 from mtl.imaging.stain import restain
 from mtl.inference.outputs import csv_columns, slide_row
 from mtl.inference.predictor import Predictor
 from mtl.inference.slides.outputs import density_of, draw_overview, tiles_of, write_mask, write_points
 from mtl.inference.slides.run import SlidePredictor, legend_lines
 from mtl.inference.slides.tumor_bulk import tumor_bulk
-from mtl.metrics.til import til_score
+from mtl.metrics.evaluator import Evaluator
+from mtl.metrics.til import TilScore, til_score
 
 SIZE = (200, 260)
 FILES = ["detected-lymphocytes.json", "overview.png", "til-score.json", "tissue.tif"]
@@ -66,7 +69,7 @@ def test_everything_is_written_and_agrees(stored: Path, tmp_path: Path) -> None:
     summary = content(out / "til-score.json")
     stroma = (expected.mask("tissue") == 1).sum() * 0.25
     assert summary["cells"] == expected.counts["lymphocyte"] and summary["stroma_area_um2"] == pytest.approx(stroma)
-    assert summary["til_score"] == pytest.approx(til_score(summary["cells"], stroma)) and summary["til_score"] > 0
+    assert summary["til_score"] == pytest.approx(til_score(summary["cells"], stroma, 8.0)) and summary["til_score"] > 0
     assert summary["checkpoint"] == "abc" and summary["thresholds"]["cells"] == {"score": 0.7}
     assert summary["spacing_um"] == pytest.approx([0.5, 0.5]) and summary["tumor_bulk"] is False
     assert cv2.imread(str(out / "overview.png")).shape[1] == 3 * 260 + 16
@@ -287,7 +290,7 @@ def test_only_what_lies_in_the_bulk_counts(stored: Path, tmp_path: Path, monkeyp
     assert bulk["cells"] == inside[y.astype(int), x.astype(int)].sum() < plain["cells"]
     assert bulk["stroma_area_um2"] == pytest.approx((inside & (mask == 2)).sum() * 0.25) and bulk["stroma_area_um2"] > 0
     assert bulk["bulk_area_um2"] == pytest.approx(inside.sum() * 0.25)
-    assert bulk["til_score"] == pytest.approx(til_score(bulk["cells"], bulk["stroma_area_um2"]))
+    assert bulk["til_score"] == pytest.approx(til_score(bulk["cells"], bulk["stroma_area_um2"], 8.0))
     rows = [slide_row(stored, summary) for summary in (plain, bulk)]
     assert "cells_in_bulk" not in rows[0] and rows[1]["cells_in_bulk"] == bulk["cells"]
     assert rows[0]["n_lymphocyte"] == rows[1]["n_lymphocyte"] == plain["cells"]
@@ -310,5 +313,56 @@ def test_density_and_overview() -> None:
     assert np.ptp(cells[50, 30]) > 50 and np.ptp(cells[5, 90]) == 0
     assert draw_overview(picture, [], None, None, [], {}).shape[1] == 200
     facts = {"til_score": math.nan, "cells": 3, "stroma_area_um2": 2e6, "tumor_bulk": True}
-    assert legend_lines(facts, None)[0] == "TIL score: no stroma in the bulk" and math.isnan(til_score(3, 0.0))
+    assert legend_lines(facts, None)[0] == "TIL score: no stroma in the bulk" and math.isnan(til_score(3, 0.0, 8.0))
     assert legend_lines({**facts, "tumor_bulk": False}, None)[0] == "TIL score: no stroma"
+
+
+def test_the_score_has_the_settings_of_the_run(stored: Path, tmp_path: Path) -> None:
+    """The same object scores a slide and, in `metrics.json`, the regions of a slide."""
+
+    def metric(**keys: Any) -> TilScore:
+        return STUDY_METRICS.build({"name": "til_score", **keys}, make_predictor().specs)  # type: ignore[no-any-return]
+
+    scores = {}
+    for diameter in (8.0, 16.0):
+        predictor = make_predictor(study={"til_score": metric(cell_diameter=diameter)})
+        summary = run(predictor).predict(stored, tmp_path / str(diameter)).summary
+        scores[diameter] = summary["til_score"]
+        side = diameter**2
+        assert scores[diameter] == pytest.approx(100 * summary["cells"] * side / summary["stroma_area_um2"])
+        scored = regions_as_annotated(predictor.study, summary["cells"], summary["stroma_area_um2"])
+        assert scored == pytest.approx(summary["til_score"])
+    assert scores[16.0] == pytest.approx(4 * scores[8.0]) and scores[8.0] > 0
+    other = make_predictor(study={"til_score": metric(stroma="tumor")})
+    summary = run(other).predict(stored, tmp_path / "tumor").summary
+    assert summary["settings"]["stroma"] == "tumor" and summary["stroma_area_um2"] == summary["areas_um2"]["tumor"]
+    given = run(other, stroma="stroma").predict(stored, tmp_path / "given").summary
+    assert given["stroma_area_um2"] == given["areas_um2"]["stroma"] and given["til_score"] == pytest.approx(scores[8.0])
+
+
+def regions_as_annotated(study: Any, cells: int, area: float) -> float:
+    """Return the true score that an evaluation gives a slide whose region has so many cells and microns of stroma."""
+    evaluator = Evaluator(make_predictor().specs, study, unit="slide")
+    scale = (1_000 / area) ** 0.5  # working pixels per micron, so that 1000 of them are stroma
+    window = Window(0, 1, (scale, scale), (0, 0), (0, 0), (50, 50), (50, 50), (50, 50), (50, 50))
+    mask = np.zeros((50, 50), np.uint8)
+    mask[:20] = 1
+    points, labels = np.random.default_rng(0).uniform(0, 50, (cells, 2)), np.zeros(cells, np.int64)
+    truth: Any = {"cells": {"points": points, "labels": labels, "region": mask >= 0}, "tissue": {"mask": mask}}
+    guess: Any = {
+        "cells": {"points": points, "labels": labels, "scores": np.ones(cells, np.float32)},
+        "tissue": {"probabilities": np.eye(3, dtype=np.float32)[mask].transpose(2, 0, 1)},
+    }
+    evaluator.update(*(ImageResult("region", "slide", "s", window, tasks) for tasks in (guess, truth)))
+    (score,) = evaluator.curves(evaluator.default_thresholds())["til_score"]["agreement"]["slide"]["true"]
+    return float(score)
+
+
+def test_a_run_without_a_metric_for_slides_has_no_score(stored: Path, tmp_path: Path) -> None:
+    """Cells and tissue are found all the same, and nobody guesses which of it is the stroma."""
+    summary = run(make_predictor(study={})).predict(stored, tmp_path / "out").summary
+    assert summary["til_score"] is None and summary["stroma_area_um2"] is None and summary["cells"] > 5
+    assert summary["areas_um2"]["stroma"] > 0 and summary["settings"]["cells"] == "cells"
+    assert summary["note"] == "no TIL score: the run has no study metric that scores slides (study_metrics)"
+    given = run(make_predictor(study={}), stroma="stroma").predict(stored, tmp_path / "given").summary
+    assert given["til_score"] is None and given["stroma_area_um2"] > 0 and given["note"] == summary["note"]

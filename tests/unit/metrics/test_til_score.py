@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from mtl.config.plan import Plan
 from mtl.core.errors import ConfigError
 from mtl.core.registry import STUDY_METRICS
 from mtl.core.task import TaskSpec
-from mtl.core.types import ImageResult, Window
+from mtl.core.types import ImageResult, Record, Window
 from mtl.metrics.evaluator import Evaluator
 from mtl.metrics.til import til_score
 from mtl.runs.build import build_evaluator, dropped_study_metrics
@@ -61,9 +62,9 @@ def study(native: bool = False, unit: str = "slide", rows: Any = ROWS, **keys: A
 
 
 def test_the_rule() -> None:
-    assert til_score(10, 6400.0) == 10.0 and til_score(10, 6400.0, cell_diameter_um=4.0) == 2.5
-    assert til_score(0, 100.0) == 0.0 and np.isnan(til_score(3, 0.0)) and til_score(100, 640.0) == 1000.0
-    assert isinstance(til_score(1, 1.0), float)
+    assert til_score(10, 6400.0, 8.0) == 10.0 and til_score(10, 6400.0, cell_diameter_um=4.0) == 2.5
+    assert til_score(0, 100.0, 8.0) == 0.0 and np.isnan(til_score(3, 0.0, 8.0)) and til_score(100, 640.0, 8.0) == 1000.0
+    assert isinstance(til_score(1, 1.0, 8.0), float)
 
 
 @pytest.mark.parametrize("native", [False, True])
@@ -122,15 +123,21 @@ def test_mean_of_the_truth_is_that_of_the_scores() -> None:
     """What a baseline predicts: the annotation of other images, added up per slide in the same way."""
     metric = study().study["til_score"]
     window = Window(0, 1, (0.5, 0.5), (0, 0), (0, 0), (32, 32), (32, 32), (32, 32), (SIDE, SIDE), pixel_scale=2.0)
-    truths = []
+    truths, records = {}, []
     for index, (slide, _, cells, _, rows) in enumerate(ROWS):
         mask = np.full((32, 32), 255, np.uint8)
         mask[: rows // 2] = 1
         tasks = {"cells": {"labels": np.zeros(cells, np.int64)}, "tissue": {"mask": mask}}
-        truths.append(ImageResult(f"i{index}", slide, "s", window, tasks))
+        truths[f"i{index}"] = ImageResult(f"i{index}", slide, "s", window, tasks)
+        records.append(Record(f"i{index}", slide, "s", "x"))
+    half = Record("half", "s9", "s", "x", labels=())  # not labelled for both: its annotation is not read
+
+    def read(chosen: Iterable[Record]) -> Iterator[ImageResult]:
+        return (truths[record.sample_id] for record in chosen)
+
     true = study().curves(THRESHOLDS)["til_score"]["agreement"]["slide"]["true"]
-    assert metric.mean_of_truth(truths) == pytest.approx(np.mean(true))  # type: ignore[attr-defined]
-    assert np.isnan(metric.mean_of_truth([]))  # type: ignore[attr-defined]
+    assert metric.training_value([*records, half], read) == pytest.approx(np.mean(true))
+    assert np.isnan(metric.training_value([], read))
 
 
 def test_keys_change_the_score() -> None:
