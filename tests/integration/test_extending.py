@@ -130,8 +130,8 @@ def draw_mitoses(root: Path) -> None:
 TINY = ("backbone=test_resnet", "trainer=cpu", "debug=fast", "data.geometry.size=[64,64]", "data.loader.batch_size=4")
 FIGURES = (
     "task=mitoses", "data.root=slides", "+neck@necks.narrow=narrow", "heads.detection.features=narrow",
-    "+head@heads.number=counter", "tasks=[detection,number]", "balancer=equal_size", "study_metrics.count_error.name=count_error",
-    *TINY,
+    "+head@heads.number=counter", "tasks=[detection,number]", "balancer=equal_size",
+    "study_metrics.count_error.name=count_error", *TINY,
 )  # fmt: skip
 
 
@@ -198,6 +198,24 @@ def test_a_new_head_and_a_new_loss_train(copy: Copy, smears: Path) -> None:
     assert config["heads"]["parasitemia_percent"]["loss"] == {"name": "log_cosh", "scale": 1.0}
     metrics = json.loads((copy.work / "smears" / "metrics.json").read_text(encoding="utf-8"))
     assert set(metrics["tasks"]) == {"segmentation", "parasitemia_percent"}
+
+
+@pytest.mark.slow
+def test_the_tests_over_all_parts_take_new_ones_as_they_are(copy: Copy) -> None:
+    """Those that the page promises to look at whatever is registered, for parts of which no table of theirs knows."""
+    shutil.copytree(ROOT / "tests", copy.project / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", copy.project)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:xdist", "-p", "no:cacheprovider", "-vv", "tests/configs/test_flip_parts.py",
+         "tests/configs/test_compose.py", "tests/contracts/test_heads.py", "-k",
+         "narrow or linear or log_cosh or equal_size or mitoses or every_registered or yaml_with_every_key"],
+        cwd=copy.project, env=os.environ | {"PYTHONPATH": str(copy.project), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True, text=True, check=False, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    for test in ("test_necks[narrow]", "test_losses[log_cosh-regression]", "test_balancers[equal_size]", "test_heads[linear]",
+                 "test_decoded_form[linear]", "test_every_yaml_composes[data-mitoses]"):  # fmt: skip
+        assert f"{test} PASSED" in done.stdout
 
 
 def test_nothing_else_was_touched(copy: Copy) -> None:
