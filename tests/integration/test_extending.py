@@ -86,9 +86,12 @@ class Copy:
 
     def mtl(self, *words: str, status: int = 0) -> str:
         """Run the command line in a process of its own; return what it printed."""
+        return self.python("-m", "mtl", *words, status=status)
+
+    def python(self, *words: str, status: int = 0) -> str:
         environment = os.environ | {"PYTHONPATH": str(self.project), "PYTHONDONTWRITEBYTECODE": "1"}
         done = subprocess.run(
-            [sys.executable, "-m", "mtl", *words],
+            [sys.executable, *words],
             cwd=self.work, env=environment, capture_output=True, text=True, check=False, timeout=250,
         )  # fmt: skip
         assert done.returncode == status, done.stdout + done.stderr
@@ -198,6 +201,25 @@ def test_a_new_head_and_a_new_loss_train(copy: Copy, smears: Path) -> None:
     assert config["heads"]["parasitemia_percent"]["loss"] == {"name": "log_cosh", "scale": 1.0}
     metrics = json.loads((copy.work / "smears" / "metrics.json").read_text(encoding="utf-8"))
     assert set(metrics["tasks"]) == {"segmentation", "parasitemia_percent"}
+
+
+def test_objects_of_a_new_data_set_are_the_boxes_of_its_files(copy: Copy) -> None:
+    code = (
+        "import json; from mtl.data.families.mitoses import Mitoses; family = Mitoses(root='slides');"
+        "read = {record.sample_id: (record, family.read_labels(record).objects) for record in family.records()};"
+        "rows = lambda found: None if found is None else [found.labels.tolist(), found.boxes.tolist(), found.points.tolist()];"
+        "print(json.dumps({name: rows(found) for name, (_, found) in read.items()}));"
+        "print(json.dumps({name: [record.group, record.labels] for name, (record, _) in read.items()}))"
+    )
+    objects, records = map(json.loads, copy.python("-c", code).splitlines())
+    assert objects["p7_0"] == [[], [], []] and objects["p7_1"] is None  # none found, nobody looked
+    assert records["p7_0"] == ["p7", ["objects"]] and records["p7_1"] == ["p7", []]
+    with (copy.work / "slides" / "p1_0.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    labels, boxes, points = objects["p1_0"]
+    assert labels == [["mitosis", "lookalike"].index(row["class"]) for row in rows]
+    assert boxes == [[float(row[key]) for key in ("x_min", "y_min", "x_max", "y_max")] for row in rows]
+    assert points == [[left + 8, top + 8] for left, top, _, _ in boxes]
 
 
 @pytest.mark.slow
