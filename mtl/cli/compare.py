@@ -6,6 +6,8 @@ from mtl.cli.help import verb_help, wants_help
 from mtl.config.load import load_config
 from mtl.config.verbs import CompareConfig
 
+SUMMARY = "train and table several arms: mtl compare suite=malaria_mttl seeds=3 arms=[mtl,stl]"
+
 
 def run(words: list[str]) -> int:
     """Train what is missing of a comparison and write its tables."""

@@ -14,6 +14,7 @@ from mtl.config.verbs import DataToolConfig, SynthConfig
 from mtl.core.errors import ConfigError, unknown
 from mtl.core.registry import DATA_FAMILIES
 
+SUMMARY = "look after data: mtl data synth|check|stats|show|prepare <family> [key=value ...]"
 TOOLS = {
     "synth": "generate a small data set in the native layout: output=<folder> patients=8 fields=5",
     "check": "read everything and report what is wrong",

@@ -7,6 +7,8 @@ import json
 from mtl.cli.help import verb_help, wants_help
 from mtl.config.plan import Plan
 
+SUMMARY = "print the network a configuration builds: mtl describe task=malaria_mttl [--json]"
+
 
 def run(words: list[str]) -> int:
     """Print the network that a configuration builds; `--json` for machines."""

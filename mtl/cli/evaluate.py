@@ -10,6 +10,8 @@ from mtl.config.verbs import EvaluateConfig
 from mtl.core.errors import DataError
 from mtl.runs.folder import require_checkpoint
 
+SUMMARY = "score a checkpoint: mtl evaluate checkpoint=<file> [data.root=<folder>] [split=test|val|all]"
+
 
 def run(words: list[str]) -> int:
     """Score a checkpoint."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mtl.cli.main import VERBS
+from mtl.cli.main import verbs
 from mtl.config.compose import choices, configs_folder, take_plugins
 from mtl.core.errors import ConfigError
 
@@ -18,14 +18,14 @@ def verb_help(verb: str, config_name: str, words: list[str] | None = None) -> st
     """Describe a verb: its usage, the keys of its YAML and, for training, the choices of every group.
 
     Args:
-        verb: One of `VERBS`.
+        verb: One of `verbs()`.
         config_name: Its YAML file.
         words: The command line, for a verb that trains: plug-ins named there add choices.
 
     Raises:
         ConfigError: A plug-in cannot be found.
     """
-    lines = [VERBS[verb], "", config_help(config_name)]
+    lines = [verbs()[verb], "", config_help(config_name)]
     if words is not None:
         if problems := take_plugins([word for word in words if "=" in word])[1]:
             raise ConfigError(problems)

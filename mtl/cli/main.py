@@ -5,22 +5,17 @@ Torch and the other heavy libraries are imported by the verbs, after the words o
 
 from __future__ import annotations
 
+import ast
 import errno
 import importlib
 import os
 import sys
+from functools import cache
+from pathlib import Path
 
 from mtl.core.errors import MtlError, nearest
 from mtl.core.version import __version__
 
-VERBS = {
-    "train": "train a task suite: mtl train task=malaria_mttl backbone=resnet50",
-    "evaluate": "score a checkpoint: mtl evaluate checkpoint=<file> [data.root=<folder>] [split=test|val|all]",
-    "predict": "use a checkpoint on images: mtl predict checkpoint=<file> source=<image|folder|glob> output=<folder>",
-    "describe": "print the network a configuration builds: mtl describe task=malaria_mttl [--json]",
-    "compare": "train and table several arms: mtl compare suite=malaria_mttl seeds=3 arms=[mtl,stl]",
-    "data": "look after data: mtl data synth|check|stats|show|prepare <family> [key=value ...]",
-}
 HYDRA_FLAGS = (
     "-m",
     "--multirun",
@@ -44,6 +39,17 @@ REFUSALS = {
 }  # fmt: skip
 
 
+@cache
+def verbs() -> dict[str, str]:
+    """Return what each verb does: the `SUMMARY` of its module, read from the source, since importing them all takes long."""
+    found = {}
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["SUMMARY"]:
+                found[path.stem] = str(ast.literal_eval(node.value))
+    return found
+
+
 def main(verb: str | None = None) -> None:
     """Run a verb with the words of `sys.argv` and exit with its status.
 
@@ -59,8 +65,8 @@ def main(verb: str | None = None) -> None:
     if verb == "--version":
         print(f"mtl {__version__}")
         sys.exit(0)
-    if verb not in VERBS:
-        print(f"Unknown command `{verb}`. Expected one of: {', '.join(VERBS)}.{nearest(verb, VERBS)}", file=sys.stderr)
+    if verb not in verbs():
+        print(f"Unknown command `{verb}`. Expected one of: {', '.join(verbs())}.{nearest(verb, verbs())}", file=sys.stderr)
         sys.exit(2)
     sys.exit(guarded(verb, words))
 
@@ -100,8 +106,8 @@ def without_traceback(text: str) -> str:
 
 def usage() -> str:
     """Return the overview of all verbs."""
-    width = max(map(len, VERBS))
-    lines = [f"  {verb:<{width}}  {text}" for verb, text in VERBS.items()]
+    width = max(map(len, verbs()))
+    lines = [f"  {verb:<{width}}  {text}" for verb, text in verbs().items()]
     return "\n".join(
         ["mtl: multi-task learning on medical images", "", "usage: mtl <command> [key=value ...]", "", *lines, "",
          "`mtl <command> --help` lists what a command understands. MTL_TRACEBACK=1 shows where an error came from."]

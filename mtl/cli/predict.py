@@ -8,6 +8,8 @@ from mtl.config.verbs import PredictConfig
 from mtl.inference.images import find_images
 from mtl.runs.folder import require_checkpoint
 
+SUMMARY = "use a checkpoint on images: mtl predict checkpoint=<file> source=<image|folder|glob> output=<folder>"
+
 
 def run(words: list[str]) -> int:
     """Predict; the status is 1 when a file could not be read."""

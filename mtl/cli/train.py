@@ -12,6 +12,8 @@ from mtl.config.compose import configs_folder, prepare_overrides, resolved, take
 from mtl.config.plan import Plan
 from mtl.core.errors import ConfigError
 
+SUMMARY = "train a task suite: mtl train task=malaria_mttl backbone=resnet50"
+
 
 def run(words: list[str]) -> int:
     """Train. Sweeps, launchers and `--cfg` go through `hydra.main`, everything else is composed here."""

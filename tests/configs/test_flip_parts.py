@@ -364,7 +364,7 @@ def test_necks(name: str) -> None:
         return [neck.channels, neck.strides, neck(tuple(maps))]
 
     config = {key: value for key, value in read("neck", name).items() if key not in NECK_KEYS}  # those are the model's
-    assert dead_keys(observe, config, part_flips(NECKS, config, NECK_TABLES[name])) == []
+    assert dead_keys(observe, config, part_flips(NECKS, config, NECK_TABLES.get(name, {}))) == []
 
 
 # -- balancers, schedulers, optimizers ---------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What docs/extending.md quotes is what the files hold, and what it tells to touch exists."""
+"""What the pages quote is what the files hold, and every path that they name exists."""
 
 from __future__ import annotations
 
@@ -8,8 +8,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
-QUOTES = re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", PAGE, flags=re.DOTALL)
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in (ROOT / "docs").rglob("*.md")}
+PAGES["README.md"] = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCK = re.compile(r"```(?:python|yaml)\n# ((?:mtl|configs)/\S+)\n(.*?)```", flags=re.DOTALL)
+BLOCKS = [block for page in PAGES.values() for block in BLOCK.findall(page)]
+# Complete files that a page adds to the project; test_extending.py and test_readme.py add them to a copy.
+EXAMPLES = {name for name, _ in BLOCKS if not (ROOT / name).exists()}
+QUOTES = [(name, text) for name, text in BLOCKS if name not in EXAMPLES]
+# Code spans that are paths of this project, or of a Python file wherever it is; `*` stands for anything.
+PATH = re.compile(r"`((?:mtl|configs|tests|docs|scripts)/[\w./*]*|[\w./*]+\.py)`")
+OWN = "mine/"  # what a reader would call a folder outside the project
 
 
 @pytest.mark.parametrize(("name", "text"), QUOTES, ids=[name for name, _ in QUOTES])
@@ -21,6 +29,16 @@ def test_quoted_code_stands_in_its_file(name: str, text: str) -> None:
         position = found
 
 
-def test_files_to_touch_exist() -> None:
-    names = re.findall(r"`((?:mtl|configs|tests)/[\w/.]+\.\w+)`", PAGE)
-    assert len(names) > 12 and [name for name in names if not (ROOT / name).is_file()] == []
+@pytest.mark.parametrize("page", PAGES)
+def test_named_paths_exist(page: str) -> None:
+    """From the root, from the package, or by its bare name."""
+    names = {name for name in PATH.findall(PAGES[page]) if not name.startswith(OWN)} - EXAMPLES
+    places = (ROOT, ROOT / "mtl")
+    missing = [name for name in sorted(names) if not any(any(place.glob(name)) for place in places)]
+    files = {path.name for folder in ("mtl", "tests", "scripts") for path in (ROOT / folder).rglob("*.py")}
+    assert [name for name in missing if name not in files] == []
+
+
+def test_the_pages_name_paths() -> None:
+    """Otherwise the test above would look for nothing."""
+    assert len(PATH.findall(PAGES["docs/architecture.md"])) > 30 and len(QUOTES) > 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -111,6 +112,15 @@ def test_no_module_imports_itself_in_a_circle() -> None:
 
 def test_every_room_of_the_table_exists() -> None:
     assert {room_of(name) for name, _ in sources()} == set(FLOOR_OF)
+
+
+def test_the_page_shows_the_same_floors() -> None:
+    page = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| .*? \| (.*) \|$", page.partition("| floor | rooms |")[2].partition("\n\n")[0], flags=re.MULTILINE)
+    floors = [{step.removesuffix(".py") for step in re.findall(r"`mtl/(\w+)", row)} for row in rows]
+    expected = [set(rooms) - {"__main__"} for rooms in FLOORS]
+    shown = [{"mtl" if room == "__init__" else room for room in rooms} for rooms in floors if rooms]
+    assert shown == [rooms for rooms in expected if rooms]
 
 
 def test_no_module_is_too_long() -> None:
