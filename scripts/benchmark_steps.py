@@ -83,7 +83,7 @@ def changed(plan: Plan, values: dict[str, Any]) -> Plan:
             return after
         return {**before, **{key: merged(before.get(key), value) for key, value in after.items()}}
 
-    return Plan.from_stored(merged(plan.to_dict(), values))
+    return Plan.from_stored(merged(plan.to_dict(), values), "the benchmark")
 
 
 def first_batch(plan: Plan, model: MultiTaskModel) -> TaskBatch:

@@ -7,15 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mtl.core.raster import resize_map, resize_mask
-
-if TYPE_CHECKING:
-    from PIL import ImageFont
-
 from mtl.core.task import Colour
 from mtl.drawing.layers import Layers
 from mtl.drawing.palette import INK, PAPER, PEAK_COLOUR
 
-# --------------------------------------------------------------------------------------------------- painting
+if TYPE_CHECKING:
+    from PIL import ImageFont
 
 
 def paint(image: np.ndarray, layers: Layers) -> np.ndarray:

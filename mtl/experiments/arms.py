@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from mtl.config.keys import ALLOWED
+from mtl.config.keys import ALLOWED, EPOCHS, FREE, SHARED, VOLATILE
 from mtl.config.plan import Plan
 from mtl.config.schema import GeometryConfig
 from mtl.config.verbs import CompareConfig
@@ -27,7 +27,6 @@ from mtl.runs.stored import read_config
 
 if TYPE_CHECKING:
     from mtl.evaluation.summaries import RunSummary
-from mtl.config.keys import EPOCHS, FREE, SHARED, VOLATILE
 
 SEEN = {"augmentation", "preprocessing", "geometry"}  # sections of `data` that decide what the network sees of an image
 ARM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from mtl.inference.predictor import Predictor
+from mtl.config.load import build_family
+from mtl.inference.predictor import Predictor
+from mtl.runs.build import build_study
 from mtl.runs.loading import load_model
 
 
 def load_predictor(checkpoint: str | Path, device: str = "auto") -> Predictor:
     """Load a checkpoint as a `Predictor`."""
-    from mtl.config.load import build_family
-    from mtl.inference.predictor import Predictor
-    from mtl.runs.build import build_study
-
     loaded = load_model(checkpoint, device)
     family = build_family(loaded.config.data)
     return Predictor(

@@ -22,7 +22,8 @@ from mtl.model import MultiTaskModel
 from mtl.runs.folder import LAST
 from mtl.runs.stored import FORMAT, converted
 from mtl.training.distributed import gather_objects, global_counts, mean_over_ranks, sum_over_ranks
-from mtl.training.optim import build_optimizer, build_scheduler, inactive_parts, split_parts
+from mtl.training.optim import build_optimizer, inactive_parts, split_parts
+from mtl.training.schedules import build_scheduler
 
 
 class MultiTaskModule(pl.LightningModule):

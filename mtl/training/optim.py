@@ -15,9 +15,6 @@ from mtl.config.schema import OptimizerConfig, RunConfig
 from mtl.core.errors import ConfigError, nearest, unknown
 from mtl.core.parts import covers, part_of
 from mtl.encoders.base import adapter_parameters
-from mtl.training.schedules import build_scheduler
-
-__all__ = ["build_optimizer", "build_scheduler", "check_groups", "inactive_parts", "split_parts"]
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {
     "adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "nadam": torch.optim.NAdam, "radam": torch.optim.RAdam,

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SPEECH = ("Say", "Says", "Tell", "Tells", "Word", "Words")
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
-BIOLOGY = ("data/families", "inference", "metrics/til", "config/verbs")  # where a name may speak of cells
+BIOLOGY = ("data/families", "inference", "metrics/til", "metrics/base", "config/verbs")  # where a name may speak of cells
 PICTURES = ("drawing", "report", "kinds", "inference/pictures", "inference/slides/outputs")
 VOLUMES = ("data/families/brain", "data/pipeline/dataset", "core/types", "inference", "metrics", "report", "runs")
 SHORT = frozenset({"cfg", "idx", "pred", "gt", "bbox", "thr", "num", "conf", "tmp", "ckpt", "arr", "msg", "cnt"})

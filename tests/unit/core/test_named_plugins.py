@@ -26,6 +26,8 @@ def apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget afterwards what a test names."""
     monkeypatch.setattr(plugins, "_named", [])
     monkeypatch.setattr(sys, "path", [*sys.path])
+    for parts in (HEADS, LOSSES):
+        monkeypatch.setattr(parts, "_parts", {**parts._parts})
 
 
 def write(path: Path, text: str) -> Path:
