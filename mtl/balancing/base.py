@@ -39,12 +39,14 @@ class Balancer(nn.Module, ABC):
     Attributes:
         needs_gradients: It looks at the gradient of each task, so that where no parameter is shared it does nothing, and the
             backward pass through the network is carried out several times.
+        needs_positive_losses: A loss below 0 would be weighted ever more, without an end.
 
     Args:
         tasks: Names of the active tasks.
     """
 
     needs_gradients: bool = False
+    needs_positive_losses: bool = False
 
     def __init__(self, tasks: list[str]) -> None:
         super().__init__()

@@ -31,6 +31,8 @@ class GradientBalancer(Balancer):
     there is nothing to combine and the update is that of the summed losses.
     """
 
+    needs_gradients: bool = True
+
     @abstractmethod
     def aggregate(self, gradients: Tensor, tasks: list[str]) -> Tensor:
         """Combine the gradients of the shared parameters.
@@ -111,7 +113,6 @@ class MultipleGradientDescent(GradientBalancer):
         tasks: Names of the active tasks.
     """
 
-    needs_gradients: bool = True  # stated by every such balancer, since it is read from the source
     recent: Tensor
 
     def __init__(self, tasks: list[str]) -> None:

@@ -53,6 +53,8 @@ class UncertaintyWeights(Balancer):
         loss_cap: Upper bound of each loss, or None for no bound (published: 10).
     """
 
+    needs_positive_losses: bool = True
+
     def __init__(
         self,
         tasks: list[str],

@@ -19,7 +19,18 @@ from mtl.core.decision import deciding_problem
 from mtl.core.errors import ConfigError, MtlError, unknown
 from mtl.core.family import DataFamily
 from mtl.core.parts import ENCODER, neck_chain
-from mtl.core.registry import ADAPTERS, BALANCERS, DATA_FAMILIES, ENCODERS, HEADS, NECKS, SCHEDULERS, STUDY_METRICS, Registry
+from mtl.core.registry import (
+    ADAPTERS,
+    BALANCERS,
+    DATA_FAMILIES,
+    ENCODERS,
+    HEADS,
+    LOSSES,
+    NECKS,
+    SCHEDULERS,
+    STUDY_METRICS,
+    Registry,
+)
 from mtl.core.task import TaskSpec, higher_is_better
 
 ANY_KIND = "any"
@@ -245,12 +256,28 @@ def _check_fit(values: dict[str, Any], family_of: Callable[[], DataFamily]) -> l
     if values["monitor"] not in logged:
         problems.append(unknown("metric", values["monitor"], logged, "monitor"))
     problems += _check_primary(values["evaluation"]["primary"], specs)
+    problems += _check_losses(values, active)
     if values["runtime"]["compile"] and BALANCERS.entry(values["balancer"]["name"]).constants.get("needs_gradients"):
         problems.append(
             f"`runtime.compile=true` cannot be combined with balancer={values['balancer']['name']}: a compiled network may be "
             "passed backwards only once per step, not once per task. Set runtime.compile=false, or choose another balancer."
         )
     return problems + check_stages(values, family.sources, logged)
+
+
+def _check_losses(values: dict[str, Any], active: list[str]) -> list[str]:
+    """Check that no loss can be negative where the balancer would then weight it without an end."""
+    balancer, losses = values["balancer"]["name"], LOSSES.entries()
+    if not BALANCERS.entry(balancer).constants.get("needs_positive_losses"):
+        return []
+    heads = {task: values["heads"][task].get("expert", values["heads"][task]) for task in active}
+    chosen = {task: head["loss"]["name"] for task, head in heads.items() if isinstance(head.get("loss"), dict)}
+    return [
+        f"`heads.{task}.loss` is {loss}, which can be negative, so that balancer={balancer} would weight it ever more. Choose "
+        "another loss, or another balancer."
+        for task, loss in chosen.items()
+        if loss in losses and losses[loss].constants.get("can_be_negative")
+    ]
 
 
 def _check_deciders(study: dict[str, dict[str, Any]], specs: dict[str, TaskSpec]) -> list[str]:

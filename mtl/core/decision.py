@@ -13,19 +13,26 @@ from mtl.core.types import Arrays
 DEFAULT_THRESHOLD = 0.5
 
 
+def positive_index(spec: TaskSpec) -> int:
+    """Return which of two classes is to be found: not the unremarkable one where the data name one, else the second."""
+    return 0 if spec.classes[1] in spec.unremarkable and spec.classes[0] not in spec.unremarkable else 1
+
+
 def positive_class(spec: TaskSpec) -> str:
     """Return the class whose probability a threshold decides on, or an empty text where the most probable class wins.
 
-    Tasks with one class per image or object and two classes have a threshold, on the second one; grades have none.
+    Tasks with one of two classes per image have a threshold. Grades have none, and neither have the classes of objects: a
+    threshold that serves a rare class claims too many of it, and objects are counted.
     """
-    return spec.classes[1] if spec.rules.exclusive and len(spec.classes) == 2 and not spec.ordinal else ""
+    decides = spec.rules.has_decision_threshold and len(spec.classes) == 2 and not spec.ordinal
+    return spec.classes[positive_index(spec)] if decides else ""
 
 
 def predicted_classes(probabilities: np.ndarray, spec: TaskSpec, thresholds: Mapping[str, float]) -> np.ndarray:
     """Return the [...] int64 class that is predicted where one class per image or object is true.
 
-    With two classes the second one from its threshold on, else the most probable one. The default threshold of 0.5 is the most
-    probable class too, but for a tie, which counts as the second class.
+    Where there is a positive class, it from its threshold on, else the most probable one. The default threshold of 0.5 is the
+    most probable class too, but for a tie, which counts as the positive class.
 
     Args:
         probabilities: [..., C].
@@ -34,7 +41,9 @@ def predicted_classes(probabilities: np.ndarray, spec: TaskSpec, thresholds: Map
     """
     values = np.asarray(probabilities, np.float64)
     if positive := positive_class(spec):
-        return (values[..., 1] >= thresholds.get(positive, DEFAULT_THRESHOLD)).astype(np.int64)
+        index = positive_index(spec)
+        found = values[..., index] >= thresholds.get(positive, DEFAULT_THRESHOLD)
+        return np.where(found, index, 1 - index).astype(np.int64)
     return values.argmax(axis=-1).astype(np.int64)
 
 

@@ -60,7 +60,7 @@ class DataFamily(ABC):
         object_classes: Names behind the labels of objects.
         microns: The reference pixel is a micron; networks for such data can be used on slides.
         colours: By class, red, green and blue. The others are drawn in colours of the palette.
-        unremarkable: Classes drawn with thin lines.
+        unremarkable: Classes that stand for nothing to be found: drawn with thin lines, and of two never the positive one.
         volume_endings: By modality, how the names of its volume files end (`<case>_<ending>.nii.gz`), in lower case.
         label_endings: How the names of volume files end that hold labels.
         group_by: Unit that a split keeps together, in words of results and reports.

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any, ClassVar
 
-from mtl.core.registry import KINDS
+from mtl.core.registry import KINDS, STUDY_METRICS
 
 Colour = tuple[int, int, int]  # red, green, blue, 0 to 255
 
@@ -16,14 +17,14 @@ class Kind(ABC):
     """What a task kind decides, as far as the lower floors ask; the whole contract is `mtl.kinds.base.TaskKind`.
 
     Attributes:
-        lower_is_better: Those of its metrics that improve when they fall.
-        exclusive: One of several classes is true of an image or object, so that their probabilities add up to 1.
+        lower_is_better: Those of its metrics that improve when they fall; patterns as of file names.
+        has_decision_threshold: One of several classes is true of an image; of two, a threshold decides.
         fixed_scale: Its heads say lengths in microns, so the network has to see a fixed number of pixels per micron.
         of_boxes: Its predictions are about the boxes of the first detection task, row by row.
     """
 
     lower_is_better: ClassVar[frozenset[str]] = frozenset()
-    exclusive: ClassVar[bool] = False
+    has_decision_threshold: ClassVar[bool] = False
     fixed_scale: ClassVar[bool] = False
     of_boxes: ClassVar[bool] = False
 
@@ -62,7 +63,9 @@ def kind_named(name: str) -> Kind:
 
 @cache
 def _lower_is_better() -> frozenset[str]:
-    return frozenset({"loss"}).union(*(kind_named(name).lower_is_better for name in KINDS.names()))
+    declared = [kind_named(name).lower_is_better for name in KINDS.names()]
+    declared += [frozenset(entry.constants.get("lower_is_better", ())) for entry in STUDY_METRICS.entries().values()]
+    return frozenset({"loss"}).union(*declared)
 
 
 def higher_is_better(metric: str) -> bool:
@@ -72,7 +75,7 @@ def higher_is_better(metric: str) -> bool:
         metric: Its name, with a path in front (`val/detection/map50`) or a unit behind (`mae_patient`) or neither.
     """
     name = metric.rpartition("/")[2]
-    return not (name in _lower_is_better() or name.startswith(("mae_", "hd95")) or "s_without_" in name)
+    return not any(fnmatchcase(name, pattern) for pattern in _lower_is_better())
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ class TaskSpec:
         resolution: Points only: network pixels per reference pixel, which is a micron in a data family with such a task. Filled
             in from the geometry, so that heads can be set up in microns.
         colours: By class, the colour in which its data family has it drawn; None, or no colours at all, takes the palette.
-        unremarkable: Classes that are drawn with thin lines.
+        unremarkable: Classes that stand for nothing to be found: drawn with thin lines, and of two never the positive one.
         labels: Segmentation of regions inside each other only: by class, the values that a label file has there, first the one
             that stands where none of the classes inside it is. Empty gives each class a file of its own.
     """

@@ -28,7 +28,6 @@ from mtl.runs.stored import read_config
 if TYPE_CHECKING:
     from mtl.evaluation.summaries import RunSummary
 
-SEEN = {"augmentation", "preprocessing", "geometry"}  # sections of `data` that decide what the network sees of an image
 ARM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 # Entries of the scores of a run that a comparison needs.
 COMPARED = ("thresholds", "budget", "training", "thresholds_source", "resolution", "baseline")

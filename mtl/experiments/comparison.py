@@ -56,6 +56,10 @@ def check_comparable(runs: list[RunSummary]) -> None:
             problems.append(f"number of runs with task {task} for one seed")
         if len({run.evaluator.specs[task].classes for run in runs if task in run.evaluator.specs}) > 1:
             problems.append(f"classes of task {task}")
+        rules = {frozenset(run.thresholds.get(task, {})) for run in runs if task in run.evaluator.specs}
+        if len(rules) > 1:  # a run of an earlier release decides by the most probable class
+            named = ", ".join(" and ".join(sorted(rule)) or "none" for rule in sorted(rules, key=sorted))
+            problems.append(f"thresholds of task {task} ({named}; evaluate the older runs again)")
     if problems:
         raise ConfigError(f"These runs cannot be compared because they differ in: {'; '.join(problems)}.")
 

@@ -172,7 +172,7 @@ def csv_columns(
     counted = counting_task(specs, specs)
     if counted is not None:
         columns += [f"n_{name}" for name in specs[counted].classes]
-    columns += [name for name, metric in (study or {}).items() if metric.says == "image"]
+    columns += [name for name, metric in (study or {}).items() if metric.value_of == "image"]
     for task, spec in specs.items():
         rules = rules_of(spec)
         columns += rules.columns(spec)

@@ -47,7 +47,7 @@ def layers_of(
         rules_of(specs[task]).draw(layers, found)
         for name, value in values.items():
             if value is not None and study[name].tasks[:1] == (task,):
-                layers.legend.append((PAPER, f"{name} {value:.1f} {study[name].sign}".rstrip()))
+                layers.legend.append((PAPER, f"{name} {value:.1f} {study[name].unit}".rstrip()))
     return layers
 
 

@@ -188,7 +188,7 @@ def study_values(
         tasks: As `ImageResult.tasks`.
         thresholds: By task.
     """
-    return {name: metric.value(tasks, thresholds) for name, metric in study.items() if metric.says == "image"}
+    return {name: metric.value(tasks, thresholds) for name, metric in study.items() if metric.value_of == "image"}
 
 
 def decided_tasks(

@@ -22,7 +22,7 @@ class Classification(TaskKind):
     """Prediction: `probabilities` [C], which add up to 1. Target: the index of the class."""
 
     metric_class = ClassificationMetric
-    exclusive = True
+    has_decision_threshold = True
     image_level = True
     guessable = True
 

@@ -14,6 +14,7 @@ from mtl.core.task import TaskSpec
 from mtl.core.types import Arrays
 from mtl.imaging.outlines import Size
 from mtl.kinds.base import Annotations, RecordChange, TaskKind, TaskPrediction, TrainingStatistics, rounded
+from mtl.metrics.base import ratio
 from mtl.metrics.multilabel import MultilabelMetric
 from mtl.stitching.joiners import MeanJoiner
 
@@ -55,8 +56,8 @@ class MultilabelClassification(TaskKind):
 
     def baselines(self, spec: TaskSpec, statistics: TrainingStatistics) -> dict[str, RecordChange]:
         """Return the baseline that predicts for every image how frequent each class is in training."""
-        counts = np.array(statistics.class_counts.get(spec.name, [0.0] * len(spec.classes)))
-        shares = counts / np.maximum(statistics.known.get(spec.name, [1.0] * len(spec.classes)), 1.0)
+        unknown = [0.0] * len(spec.classes)
+        shares = ratio(statistics.class_counts.get(spec.name, unknown), statistics.known.get(spec.name, unknown))
         return {"shares of training": lambda record: {"probabilities": shares}}
 
     def summary(self, found: TaskPrediction) -> dict[str, Any]:

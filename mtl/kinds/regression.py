@@ -48,8 +48,8 @@ class Regression(TaskKind):
         return MeanJoiner()
 
     def baselines(self, spec: TaskSpec, statistics: TrainingStatistics) -> dict[str, RecordChange]:
-        """Return the baseline that predicts the mean of training."""
-        mean = statistics.means.get(spec.name, 0.0)
+        """Return the baseline that predicts the mean of training; NaN where the index of the images does not tell it."""
+        mean = statistics.means.get(spec.name, float("nan"))
         return {f"training mean {mean:.3g} {spec.unit}".rstrip(): lambda record: {"value": np.float64(mean)}}
 
     def summary(self, found: TaskPrediction) -> dict[str, Any]:

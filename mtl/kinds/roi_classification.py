@@ -23,7 +23,6 @@ class RoiClassification(ObjectKind):
     """
 
     metric_class = RoiClassificationMetric
-    exclusive = True
     of_boxes = True
 
     def joiner(self) -> RegionJoiner:

@@ -26,6 +26,7 @@ class Segmentation(TaskKind):
     """Prediction: `probabilities` [K, h, w]. Target: [K, H, W] uint8 of independent channels, else [H, W] class indices."""
 
     metric_class = SegmentationMetric
+    lower_is_better = frozenset({"hd95*"})
     areas = True
 
     # -- from labels to a batch ----------------------------------------------------------------------------------------

@@ -22,9 +22,11 @@ class Loss(nn.Module, ABC):
 
     Attributes:
         kinds: Task kinds the loss makes sense for.
+        can_be_negative: It has no lower bound of 0.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ()
+    can_be_negative: ClassVar[bool] = False
 
     def __init__(self, spec: TaskSpec | None = None) -> None:
         super().__init__()

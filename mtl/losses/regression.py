@@ -113,6 +113,7 @@ class GaussianLikelihood(RegressionLoss):
     """
 
     kinds = ("regression",)
+    can_be_negative = True
 
     def outputs(self, classes: int) -> int:
         """Return 2: mean and log variance."""

@@ -173,29 +173,31 @@ class StudyMetric(ABC):
 
     Args:
         specs: Active tasks by name.
-        unit: What a `group` is (`patient`, `field`); used in the names of metrics.
+        group_by: What a `group` is (`patient`, `field`); used in the names of metrics.
 
     Attributes:
         tasks: Names of the tasks it is made from.
         deciders: By detection task, the task whose class stands for the one that the detector gives to a box. The boxes of
             predictions and records then carry what it says of them (`mtl.core.decision.box_probabilities`), and one network
             has to predict both.
-        says: What a prediction gives a value of: `image`, `slide` (sub-classes of `SlideMetric`) or nothing. The value of an
-            image is written under the name that the configuration gives the metric: in JSON, as a column, in the legend of
-            pictures.
-        sign: Unit of its values.
+        value_of: What a prediction gives a value of: `image`, `slide` (sub-classes of `SlideMetric`) or nothing. The value of
+            an image is written under the name that the configuration gives the metric: in JSON, as a column, in the legend
+            of pictures.
+        unit: Of its values.
         digits: Decimals of its column in `predictions.csv`.
+        lower_is_better: Those of its values that improve when they fall; patterns as of file names.
     """
 
     tasks: tuple[str, ...] = ()
     deciders: Mapping[str, str] = {}
-    says: ClassVar[Literal["", "image", "slide"]] = ""
-    sign: ClassVar[str] = ""
+    value_of: ClassVar[Literal["", "image", "slide"]] = ""
+    unit: ClassVar[str] = ""
     digits: ClassVar[int] = 4
+    lower_is_better: ClassVar[tuple[str, ...]] = ("mae_*",)
 
-    def __init__(self, specs: dict[str, TaskSpec], unit: str = "patient") -> None:
+    def __init__(self, specs: dict[str, TaskSpec], group_by: str = "patient") -> None:
         self.specs = specs
-        self.unit = unit
+        self.group_by = group_by
 
     @abstractmethod
     def compute(
@@ -229,7 +231,7 @@ class StudyMetric(ABC):
         return []
 
     def value(self, tasks: Mapping[str, Arrays], thresholds: Mapping[str, Mapping[str, float]]) -> float | None:
-        """Return the value of one image, predicted or annotated, of a metric that `says` one of images.
+        """Return the value of one image, predicted or annotated, of a metric of images.
 
         Args:
             tasks: As `ImageResult.tasks`; objects at any place, boxes with what the `deciders` say of them.
@@ -265,9 +267,9 @@ class StudyMetric(ABC):
             return None
         thresholds = {task: metrics[task].default_thresholds for task in self.tasks}
         values = {}
-        for unit, pairs in self.details(dict(metrics), thresholds).get("agreement", {}).items():
-            values[f"mae_{unit}"] = float(mean_of(np.abs(np.asarray(pairs["true"], np.float64) - training_value)))
-            values[f"pearson_{unit}"] = float("nan")
+        for of, pairs in self.details(dict(metrics), thresholds).get("agreement", {}).items():
+            values[f"mae_{of}"] = float(mean_of(np.abs(np.asarray(pairs["true"], np.float64) - training_value)))
+            values[f"pearson_{of}"] = float("nan")
         return {"name": f"training mean {training_value:.3g}", "metrics": values}
 
 
@@ -280,7 +282,7 @@ class SlideMetric(StudyMetric):
         stroma: The class of it whose area counts.
     """
 
-    says = "slide"
+    value_of = "slide"
     cells: str
     tissue: str
     stroma: str

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mtl.core.decision import DEFAULT_THRESHOLD, positive_class, predicted_classes
+from mtl.core.decision import DEFAULT_THRESHOLD, positive_class, positive_index, predicted_classes
 from mtl.core.task import TaskSpec
 from mtl.core.types import Arrays
 from mtl.metrics.base import TaskMetric, mean_of, precision_recall_f1, ratio
@@ -24,7 +24,7 @@ class ConfusionMetric(TaskMetric):
     - `accuracy`: over all of them.
     - `auroc`: mean over classes of the area of one against the rest; NaN while only one class occurs.
 
-    The most probable class is predicted. Where there are two, a threshold on the probability of the second one decides
+    The most probable class is predicted. Where images have two, a threshold on the probability of the positive one decides
     (`mtl.core.decision`), chosen for the highest balanced accuracy, which is Youden's J: always saying the same scores 0.5
     whatever the shares of the classes, so that a rare class is not given up.
 
@@ -47,7 +47,7 @@ class ConfusionMetric(TaskMetric):
         """Return the threshold of the positive class of two with the highest balanced accuracy."""
         if not self.positive:
             return {}
-        return {self.positive: self._scores(1).best_threshold(balanced_accuracy)}
+        return {self.positive: self._scores(positive_index(self.spec)).best_threshold(balanced_accuracy)}
 
     def compute(self, thresholds: dict[str, float], weights: np.ndarray | None = None) -> dict[str, float]:
         """Return the scalars of `spec.metrics`, named in the class docstring."""
@@ -126,7 +126,7 @@ class ConfusionMetric(TaskMetric):
         """[C] area under the ROC curve of each class against the rest."""
         by_row = weight[self.scored()[2][self._predicted()]]
         if self.positive:  # of two classes both areas are the same, if probabilities add up to 1
-            return np.full(2, self._scores(1).auroc(by_row))
+            return np.full(2, self._scores(positive_index(self.spec)).auroc(by_row))
         return np.array([self._scores(c).auroc(by_row) for c in range(len(self.spec.classes))])
 
     def _roc(self, thresholds: dict[str, float], matrix: np.ndarray, areas: np.ndarray) -> dict[str, Any]:
@@ -182,8 +182,8 @@ class RoiClassificationMetric(ConfusionMetric):
 class ClassificationMetric(ConfusionMetric):
     """One class per image.
 
-    Adds `quadratic_kappa` (see there) where the classes are ordered; where there are two, `sensitivity` (recall of the second
-    class, the positive one) and `specificity` (recall of the first), NaN where the class does not occur.
+    Adds `quadratic_kappa` (see there) where the classes are ordered; where there are two, `sensitivity` (recall of the
+    positive class, see `mtl.core.decision`) and `specificity` (recall of the other one), NaN where the class does not occur.
     """
 
     @classmethod
@@ -203,8 +203,8 @@ class ClassificationMetric(ConfusionMetric):
     def _from_matrix(self, matrix: np.ndarray) -> dict[str, float]:
         values = super()._from_matrix(matrix)
         if len(matrix) == 2:
-            specificity, sensitivity = ratio(matrix.diagonal(), matrix.sum(1))
-            values |= {"sensitivity": float(sensitivity), "specificity": float(specificity)}
+            recall, positive = ratio(matrix.diagonal(), matrix.sum(1)), positive_index(self.spec)
+            values |= {"sensitivity": float(recall[positive]), "specificity": float(recall[1 - positive])}
         # Every image of such a task has a prediction, so the last column is empty.
         return values | ({"quadratic_kappa": quadratic_kappa(matrix[:, : len(matrix)])} if self.spec.ordinal else {})
 

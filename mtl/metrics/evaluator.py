@@ -28,7 +28,7 @@ class Evaluator:
         study: Metrics across tasks, by name in the results.
         hit_radius: Reference pixels within which a heatmap peak or a predicted point hits an annotated one.
         score_weights: Weight of each task's primary metric in `score`; 1 unless named.
-        unit: What the group of a sample is (`patient`, `field`): used in names and notes.
+        group_by: What the group of a sample is (`patient`, `field`): used in names and notes.
         native: Compare masks in the original raster, in which the truth then has to come; predicted probabilities are enlarged
             and cut at the thresholds there. Otherwise in the working raster.
     """
@@ -40,19 +40,19 @@ class Evaluator:
         *,
         hit_radius: float = 72.0,
         score_weights: dict[str, float] | None = None,
-        unit: str = "patient",
+        group_by: str = "patient",
         native: bool = False,
     ) -> None:
         self.specs = dict(specs)
         self.study = dict(study or {})
         self.hit_radius = hit_radius
         self.score_weights = dict(score_weights or {})
-        self.unit = unit
+        self.group_by = group_by
         self.native = native
         self.metrics: dict[str, TaskMetric] = {name: spec.rules.metric(spec, hit_radius) for name, spec in specs.items()}
         self._seen: dict[str, tuple[str, str]] = {}
         for metric in self.study.values():
-            metric.unit = unit
+            metric.group_by = group_by
 
     def empty(self) -> Evaluator:
         """Return an evaluator with the same settings and no records."""
@@ -76,7 +76,8 @@ class Evaluator:
     @property
     def _settings(self) -> dict[str, Any]:
         return {
-            "hit_radius": self.hit_radius, "score_weights": self.score_weights, "unit": self.unit, "native": self.native,
+            "hit_radius": self.hit_radius, "score_weights": self.score_weights, "group_by": self.group_by,
+            "native": self.native,
         }  # fmt: skip
 
     # -- records -------------------------------------------------------------------------------------------------------
@@ -246,12 +247,13 @@ class Evaluator:
         units, about_surfaces = surface_notes(self.metrics, "native" if self.native else "working")
         notes = self._notes(values, thresholds) + about_surfaces
         if bootstrap:
-            notes += group_notes(len(self.groups), self.unit)
-            notes += task_group_notes({task: groups[task] for task in tasks}, len(self.groups), self.unit)
+            notes += group_notes(len(self.groups), self.group_by)
+            notes += task_group_notes({task: groups[task] for task in tasks}, len(self.groups), self.group_by)
         return plain(
             {
-                "score": self.score(values), "n_samples": len(self._seen), "n_groups": len(self.groups), "group_by": self.unit,
-                "resolution": "native" if self.native else "working", "thresholds": thresholds, "bootstrap": bootstrap,
+                "score": self.score(values), "n_samples": len(self._seen), "n_groups": len(self.groups),
+                "group_by": self.group_by, "resolution": "native" if self.native else "working",
+                "thresholds": thresholds, "bootstrap": bootstrap,
                 "tasks": tasks, "study": study, "cases": case_tables(self.metrics, thresholds), "hd95_units": units,
                 "notes": notes,
             }

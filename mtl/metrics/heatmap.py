@@ -11,9 +11,6 @@ from mtl.core.types import Arrays
 from mtl.metrics.base import SCORE_GRID, nearest_best, pearson, precision_recall_f1, ratio
 from mtl.metrics.matching import RankedMetric, match_points, ranked_record
 
-# Per class and image: n, sum x, sum y, sum xx, sum yy, sum xy, sum |x - y|, sum (x - y)^2; x predicted, y reference.
-SUMS = 8
-
 
 class HeatmapMetric(RankedMetric):
     """Error of the map and hits of its peaks.
@@ -42,6 +39,7 @@ class HeatmapMetric(RankedMetric):
         reference = self._reference(targets, target_labels, prediction, predicted.shape)
         x, y = predicted.reshape(len(predicted), -1), reference.reshape(len(reference), -1)
         count = np.full(len(x), x.shape[1])
+        # Per class: n, sum x, sum y, sum xx, sum yy, sum xy, sum |x - y|, sum (x - y)^2; x predicted, y reference.
         sums = [count, x.sum(1), y.sum(1), (x * x).sum(1), (y * y).sum(1), (x * y).sum(1), np.abs(x - y).sum(1)]
 
         order = np.argsort(-np.asarray(prediction["scores"], np.float32), kind="stable")

@@ -12,7 +12,7 @@ from mtl.core.errors import ConfigError, DataError
 from mtl.core.registry import STUDY_METRICS
 from mtl.core.task import TaskSpec
 from mtl.core.types import Arrays, Record
-from mtl.metrics.base import StudyMetric, TaskMetric, Truths, bland_altman, mean_of, weighted_pearson
+from mtl.metrics.base import StudyMetric, TaskMetric, Truths, bland_altman, mean_of, ratio, weighted_pearson
 from mtl.metrics.detection import DetectionMetric
 
 Thresholds = dict[str, dict[str, float]]
@@ -23,10 +23,10 @@ class Parasitemia(StudyMetric):
     """Agreement of 100 * infected / (infected + healthy) from detected and annotated counts.
 
     Detections count from the stored score threshold of the detection task on. Per group (patient) the counts of all its images
-    are added before the division. `<unit>` below is what a group is.
+    are added before the division. `<group>` below is what a group is.
 
-    - `mae_image`, `mae_<unit>`: mean absolute error in percentage points.
-    - `pearson_image`, `pearson_<unit>`: Pearson r, NaN below 3 values or when one side is constant.
+    - `mae_image`, `mae_<group>`: mean absolute error in percentage points.
+    - `pearson_image`, `pearson_<group>`: Pearson r, NaN below 3 values or when one side is constant.
     - `images_without_cells`: images in which no red cell was detected; their predicted parasitemia counts as 0.
 
     Images (groups) without an annotated red cell have no true value and are left out; a prediction without a detected one has
@@ -34,21 +34,22 @@ class Parasitemia(StudyMetric):
 
     Args:
         specs: Active tasks by name.
-        unit: What a group is.
+        group_by: What a group is.
         task: The detection task that counts.
         infected: Its class of infected red cells.
         healthy: Its class of uninfected red cells.
         classes_from: A task that classifies boxes and whose class stands for that of the detector; null keeps the detector's.
     """
 
-    says = "image"
-    sign = "%"
+    value_of = "image"
+    unit = "%"
+    lower_is_better = ("mae_*", "*s_without_cells")
 
     def __init__(
-        self, specs: dict[str, TaskSpec], unit: str = "patient", *, task: str = "detection", infected: str = "Infected",
+        self, specs: dict[str, TaskSpec], group_by: str = "patient", *, task: str = "detection", infected: str = "Infected",
         healthy: str = "Healthy", classes_from: str | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(specs, unit)
+        super().__init__(specs, group_by)
         if task not in specs or specs[task].kind != "detection":
             found = ", ".join(name for name, spec in specs.items() if spec.kind == "detection") or "none"
             raise ConfigError(
@@ -80,7 +81,7 @@ class Parasitemia(StudyMetric):
         found = {}
         for unit, (claims, truth, share) in {
             "image": (predicted, true, weight),
-            self.unit: self._grouped(metric, predicted, true, weight),
+            self.group_by: self._grouped(metric, predicted, true, weight),
         }.items():
             known = truth.sum(1) > 0
             guess, value, share = _percent(claims[known]), _percent(truth[known]), share[known]
@@ -94,8 +95,11 @@ class Parasitemia(StudyMetric):
         metric = metrics[self.task]
         predicted, true = self._counts(metric, thresholds)
         groups, _ = metric.group_index()
-        names = {"image": [record["sample_id"] for record in metric.records], self.unit: groups}
-        tables = {"image": (predicted, true), self.unit: self._grouped(metric, predicted, true, metric.image_weights(None))[:2]}
+        names = {"image": [record["sample_id"] for record in metric.records], self.group_by: groups}
+        tables = {
+            "image": (predicted, true),
+            self.group_by: self._grouped(metric, predicted, true, metric.image_weights(None))[:2],
+        }
         agreement, left_out = {}, {}
         for unit, (claims, truth) in tables.items():
             known = truth.sum(1) > 0
@@ -104,7 +108,7 @@ class Parasitemia(StudyMetric):
                 "names": [name for name, keep in zip(names[unit], known, strict=True) if keep]
             }
         silent = int(((predicted.sum(1) == 0) & (true.sum(1) > 0)).sum())
-        return {"agreement": agreement, "without_truth": left_out, "images_without_cells": silent, "sign": self.sign}
+        return {"agreement": agreement, "without_truth": left_out, "images_without_cells": silent, "sign": self.unit}
 
     def notes(self, values: dict[str, float]) -> list[str]:
         """Return who decides the classes, and what images without a detected red cell count as."""
@@ -133,7 +137,7 @@ class Parasitemia(StudyMetric):
             infected, healthy = (
                 sum(record.class_counts.get(member, 0) for member in members.get(name, (name,))) for name in self.classes
             )
-            shares += [100.0 * infected / (infected + healthy)] if infected + healthy else []
+            shares.append(percent_infected(infected, healthy))
         return float(mean_of(np.array(shares)))
 
     def _labels(self, found: Arrays, thresholds: Mapping[str, Mapping[str, float]]) -> np.ndarray | None:
@@ -183,7 +187,11 @@ class Parasitemia(StudyMetric):
         return sums[0], sums[1], share
 
 
+def percent_infected(infected: Any, healthy: Any, empty: float = float("nan")) -> np.ndarray:
+    """Return the infected red cells in percent of all red cells; `empty` where there are none."""
+    return ratio(100.0 * np.asarray(infected), np.add(infected, healthy), empty)
+
+
 def _percent(counts: np.ndarray) -> np.ndarray:
     """[n, 2] (infected, healthy) to percent infected; 0 where nothing was counted."""
-    total = counts.sum(1)
-    return np.divide(100.0 * counts[:, 0], total, out=np.zeros(len(counts)), where=total > 0)
+    return percent_infected(counts[:, 0], counts[:, 1], 0.0)

@@ -112,29 +112,29 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     }  # fmt: skip
 
 
-def group_notes(groups: int, unit: str) -> list[str]:
+def group_notes(groups: int, group_by: str) -> list[str]:
     """Return what the number of groups means for the intervals."""
     if groups < 2:
-        return [f"All images belong to one {unit}: no interval can be given."]
+        return [f"All images belong to one {group_by}: no interval can be given."]
     if groups < FEW_GROUPS:
-        return [f"Intervals rest on {groups} groups ({unit}) only and are rough."]
+        return [f"Intervals rest on {groups} groups ({group_by}) only and are rough."]
     return []
 
 
-def task_group_notes(counts: dict[str, int], groups: int, unit: str) -> list[str]:
+def task_group_notes(counts: dict[str, int], groups: int, group_by: str) -> list[str]:
     """Return notes on tasks whose intervals rest on few groups although there are more.
 
     Args:
         counts: By task, the number of groups with labels for it.
         groups: Number of all groups.
-        unit: What a group is.
+        group_by: What a group is.
     """
     notes = []
     for count in sorted({count for count in counts.values() if 0 < count < min(FEW_GROUPS, groups)}):
         named = ", ".join(task for task, own in counts.items() if own == count)
         notes.append(
-            f"All labels of {named} belong to one {unit}: no interval can be given."
+            f"All labels of {named} belong to one {group_by}: no interval can be given."
             if count == 1
-            else f"Intervals of {named} rest on {count} groups ({unit}) only and are rough."
+            else f"Intervals of {named} rest on {count} groups ({group_by}) only and are rough."
         )
     return notes

@@ -22,15 +22,15 @@ class TaskMean(StudyMetric):
 
     Args:
         specs: Active tasks by name.
-        unit: What a group is.
+        group_by: What a group is.
         tasks: The tasks.
         metrics: Their metrics to average; empty takes all that they share.
     """
 
     def __init__(
-        self, specs: dict[str, TaskSpec], unit: str = "patient", *, tasks: list, metrics: list = [],  # noqa: B006 (a literal)
+        self, specs: dict[str, TaskSpec], group_by: str = "patient", *, tasks: list, metrics: list = [],  # noqa: B006 (a literal)
     ) -> None:  # fmt: skip
-        super().__init__(specs, unit)
+        super().__init__(specs, group_by)
         if len(tasks) < 2 or len(set(tasks)) < len(tasks):
             raise ConfigError(f"Study metric `task_mean` has `tasks: {list(tasks)}`. Expected two or more tasks, each once.")
         if missing := [task for task in tasks if task not in specs]:

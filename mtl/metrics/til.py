@@ -41,30 +41,31 @@ class TilScore(SlideMetric):
     """Agreement of the TIL score from predicted cells and stroma with that from the annotation.
 
     Over the images that are labelled for both tasks; cells count from the stored threshold on. Per group (slide) counts and
-    areas of its images are added before the division. `<unit>` below is what a group is.
+    areas of its images are added before the division. `<group>` below is what a group is.
 
-    - `mae_<unit>`: mean absolute error in percentage points.
-    - `pearson_<unit>`: Pearson r, NaN below 3 values or when one side is constant.
-    - `<unit>s_without_stroma`: groups in which no stroma was predicted; their predicted score counts as 0.
+    - `mae_<group>`: mean absolute error in percentage points.
+    - `pearson_<group>`: Pearson r, NaN below 3 values or when one side is constant.
+    - `<group>s_without_stroma`: groups in which no stroma was predicted; their predicted score counts as 0.
 
     Groups without annotated stroma have no true value and are left out. All are NaN where none is left. Its baseline is the
     mean over the training groups.
 
     Args:
         specs: Active tasks by name.
-        unit: What a group is.
+        group_by: What a group is.
         tasks: The task that finds the cells and the one that segments the tissue.
         stroma: Class of the latter.
         cell_diameter: Microns; a cell counts as a square of this side.
     """
 
-    sign = "%"
+    unit = "%"
+    lower_is_better = ("mae_*", "*s_without_stroma")
 
     def __init__(
-        self, specs: dict[str, TaskSpec], unit: str = "patient", *, tasks: list = ["cells", "tissue"],  # noqa: B006 (a literal)
+        self, specs: dict[str, TaskSpec], group_by: str = "patient", *, tasks: list = ["cells", "tissue"],  # noqa: B006 (a literal)
         stroma: str = "stroma", cell_diameter: float = 8.0,
     ) -> None:  # fmt: skip
-        super().__init__(specs, unit)
+        super().__init__(specs, group_by)
         if missing := [task for task in tasks if task not in specs]:
             raise ConfigError([unknown("task", task, specs, "til_score.tasks") for task in missing])
         kinds = [specs[task].kind for task in tasks]
@@ -94,9 +95,9 @@ class TilScore(SlideMetric):
         guess, value, share = np.nan_to_num(predicted[known]), true[known], share[known]
         silent = float(share @ np.isnan(predicted[known])) if known.any() else float("nan")
         return {
-            f"mae_{self.unit}": float(ratio(share @ np.abs(guess - value), share.sum())),
-            f"pearson_{self.unit}": weighted_pearson(guess, value, share),
-            f"{self.unit}s_without_stroma": silent,
+            f"mae_{self.group_by}": float(ratio(share @ np.abs(guess - value), share.sum())),
+            f"pearson_{self.group_by}": weighted_pearson(guess, value, share),
+            f"{self.group_by}s_without_stroma": silent,
         }
 
     def details(self, metrics: dict[str, TaskMetric], thresholds: Thresholds) -> dict[str, Any]:
@@ -105,7 +106,7 @@ class TilScore(SlideMetric):
         known = np.isfinite(true)
         pairs = bland_altman(np.nan_to_num(predicted[known]), true[known])
         pairs["names"] = [name for name, keep in zip(names, known, strict=True) if keep]
-        return {"agreement": {self.unit: pairs}, "without_truth": {self.unit: int((~known).sum())}, "sign": self.sign}
+        return {"agreement": {self.group_by: pairs}, "without_truth": {self.group_by: int((~known).sum())}, "sign": self.unit}
 
     def of_slide(self, cells: float, area_um2: float) -> float:
         """Return the TIL score of a slide in percent; NaN where there is no stroma."""
@@ -127,10 +128,10 @@ class TilScore(SlideMetric):
 
     def notes(self, values: dict[str, float]) -> list[str]:
         """Return what is not there to compare."""
-        if np.isnan(values[f"mae_{self.unit}"]):
-            return [f"no {self.unit} has images with annotated cells and annotated stroma, so there is no score to compare."]
-        silent = values[f"{self.unit}s_without_stroma"]
-        return [f"{self.unit}s in which no stroma was predicted count as 0 %: {silent:.0f}."] if silent else []
+        if np.isnan(values[f"mae_{self.group_by}"]):
+            return [f"no {self.group_by} has images with annotated cells and annotated stroma: there is no score to compare."]
+        silent = values[f"{self.group_by}s_without_stroma"]
+        return [f"{self.group_by}s in which no stroma was predicted count as 0 %: {silent:.0f}."] if silent else []
 
     def _by_group(
         self, metrics: dict[str, TaskMetric], thresholds: Thresholds, weights: dict[str, np.ndarray] | None

@@ -34,18 +34,18 @@ def comparison_text(
         references: By task, the smallest primary metric of the reference.
     """
     groups = sorted({group for run in runs for group in run.evaluator.groups})
-    unit, one = runs[0].evaluator.unit, runs[0]
+    group_by, one = runs[0].evaluator.group_by, runs[0]
     tasks = dict.fromkeys(task for run in runs for task in run.evaluator.specs)
     labelled = {
         task: min(run.evaluator.labelled_groups(task) for run in whole if task in run.evaluator.specs) for task in tasks
     }
     lines = [
-        f"Test images of {counted(len(groups), unit)}; {counted(len({run.seed for run in runs}), 'seed')}; "
+        f"Test images of {counted(len(groups), group_by)}; {counted(len({run.seed for run in runs}), 'seed')}; "
         f"budget {one.budget:,} training samples per run{_seen(runs)}; network input {one.image_size or 'as configured'}; "
         f"thresholds from {one.thresholds_source}.",
         "",
         f"Cells: mean ± standard deviation over seeds{_in_brackets(arms, bootstrap)}.",
-        *(group_notes(len(groups), unit) + task_group_notes(labelled, len(groups), unit) if len(arms) > 1 else []), "",
+        *(group_notes(len(groups), group_by) + task_group_notes(labelled, len(groups), group_by) if len(arms) > 1 else []), "",
     ]  # fmt: skip
     for task in dict.fromkeys(row["task"] for row in rows):
         baselines = [mean_baseline(whole, task), mean_baseline(whole, task, "from_source")]

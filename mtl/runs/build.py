@@ -51,7 +51,7 @@ def build_evaluator(plan: Plan, specs: dict[str, TaskSpec]) -> Evaluator:
     evaluation = plan.config.evaluation
     return Evaluator(
         specs, study, hit_radius=evaluation.hit_radius, score_weights=evaluation.score_weights,
-        unit=plan.family.group_by, native=evaluation.resolution == "native",
+        group_by=plan.family.group_by, native=evaluation.resolution == "native",
     )  # fmt: skip
 
 
@@ -73,9 +73,12 @@ def build_study(sections: Mapping[str, Part], family: DataFamily, specs: dict[st
 
 
 def dropped_study_metrics(plan: Plan, specs: dict[str, TaskSpec]) -> list[str]:
-    """Return one line per study metric that is left out because its classes are not there with these data settings."""
+    """Return one line per study metric that is left out although one of its tasks is active."""
     lines = []
     for name, settings in plan.config.study_metrics.items():
+        absent = [task for task in _needs(settings) if task not in specs]
+        if absent and len(absent) < len(_needs(settings)):
+            lines.append(f"{name} is not computed: it needs {' and '.join(absent)} too, not in `tasks`")
         missing = _missing_classes(settings, plan.family, specs) if specs.keys() >= set(_needs(settings)) else []
         if missing:
             tasks = _needs(settings)

@@ -67,7 +67,7 @@ def main_metrics(names: Iterable[str]) -> list[str]:
 def save_records(path: Path, evaluator: Evaluator) -> None:
     """Write what an evaluator holds as JSON, with the task specs; every number comes back exactly, in the same type."""
     records, specs = evaluator.records(), {task: spec.to_dict() for task, spec in evaluator.specs.items()}
-    content = {"format": RECORDS_FORMAT, "unit": evaluator.unit, "specs": specs, "samples": records["samples"]}
+    content = {"format": RECORDS_FORMAT, "group_by": evaluator.group_by, "specs": specs, "samples": records["samples"]}
     content["tasks"] = _encode(records["tasks"])
     write_text(path, json.dumps(content, separators=(",", ":"), allow_nan=False))
 
@@ -85,7 +85,7 @@ def save_cases(path: Path, cases: dict[str, Any]) -> None:
 
 
 def load_records(path: Path) -> dict[str, Any]:
-    """Read what `save_records` wrote, for `Evaluator.extend`; `specs` holds the tasks, `unit` what a group is.
+    """Read what `save_records` wrote, for `Evaluator.extend`; `specs` holds the tasks, `group_by` what a group is.
 
     Raises:
         DataError: The file is missing, broken or of another format.
@@ -94,7 +94,9 @@ def load_records(path: Path) -> dict[str, Any]:
     try:
         content = converted_records(content, path)
         specs = {task: TaskSpec.from_dict(values) for task, values in content["specs"].items()}
-        return {"unit": content["unit"], "specs": specs, "samples": content["samples"], "tasks": _decode(content["tasks"])}
+        return {
+            "group_by": content["group_by"], "specs": specs, "samples": content["samples"], "tasks": _decode(content["tasks"]),
+        }  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
             f"`{path}` is not what this release writes ({type(error).__name__}: {error}). Evaluate the run again."

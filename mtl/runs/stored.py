@@ -21,12 +21,14 @@ ADDED: dict[str, Any] = {"stage": "", "validation": {}, "plateau": None}
 def converted(about: dict[str, Any]) -> dict[str, Any]:
     """Return the entry `mtl` of a checkpoint of any earlier format as the present release writes it.
 
-    Formats differ so far in what the configuration holds.
+    Formats differ so far in what the configuration holds, and in that format 1 judged two classes without a threshold, so that
+    its validation cannot come out again.
 
     Args:
         about: With `format` (at most `FORMAT`) and `config`.
     """
-    return ADDED | about | {"format": FORMAT, "config": converted_config(about["config"])}
+    judged_otherwise: dict[str, Any] = {"validation": {}} if about["format"] == 1 else {}
+    return ADDED | about | judged_otherwise | {"format": FORMAT, "config": converted_config(about["config"])}
 
 
 def converted_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -41,8 +43,8 @@ def converted_config(config: dict[str, Any]) -> dict[str, Any]:
 def converted_records(content: dict[str, Any], where: Path) -> dict[str, Any]:
     """Return the content of `records.json` of any earlier format as the present release writes it.
 
-    Records of format 2 hold the confusion of each sample at the class of the highest probability. It is derived from the
-    probabilities now, which they hold too, except those of regions.
+    Records of format 2 call what a group is its `unit`, and hold the confusion of each sample at the class of the highest
+    probability. That is derived from the probabilities now, which they hold too, except those of regions.
 
     Args:
         content: As read.
@@ -60,7 +62,8 @@ def converted_records(content: dict[str, Any], where: Path) -> dict[str, Any]:
         if kind == "classification":
             for record in content["tasks"][task]:
                 record.pop("confusion", None)
-    return content | {"format": RECORDS_FORMAT}
+    renamed = {"group_by": content["unit"]} if found == 2 else {}
+    return content | renamed | {"format": RECORDS_FORMAT}
 
 
 def read_config(run: RunFolder) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def test_the_score_is_a_recount_of_what_prediction_writes(decided: Path, smears:
     words = [f"checkpoint={decided}", f"output={tmp_path}/scores", "report=true", "bootstrap=20", "device=cpu"]
     assert guarded("evaluate", words) == 0
     metrics, run_dir = content(tmp_path / "scores" / "metrics.json"), decided.parents[1]
-    plan = Plan.from_stored(content(run_dir / "config.json"))
+    plan = Plan.from_stored(content(run_dir / "config.json"), "config.json")
     with (run_dir / "split.csv").open(newline="", encoding="utf-8") as file:
         test = {row["sample_id"] for row in csv.DictReader(file) if row["split"] == "test"}
     records = {record.sample_id: record for record in plan.records if record.sample_id in test}
@@ -88,7 +88,7 @@ def test_records_keep_what_decides(decided: Path) -> None:
 
     run = RunFolder(decided.parents[1])
     records, metrics = load_records(run.records), content(run.metrics)
-    evaluator = build_evaluator(Plan.from_stored(content(run.config)), records["specs"])
+    evaluator = build_evaluator(Plan.from_stored(content(run.config), "config.json"), records["specs"])
     evaluator.extend(records)
     values = evaluator.compute(metrics["thresholds"])["parasitemia"]
     assert values["mae_image"] == pytest.approx(metrics["study"]["parasitemia"]["mae_image"])

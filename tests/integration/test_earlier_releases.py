@@ -81,6 +81,24 @@ def test_an_interrupted_run_goes_on(run: RunFolder, monkeypatch: pytest.MonkeyPa
     assert after["epoch"] == epoch + 1 and after["mtl"]["format"] == FORMAT
 
 
+def test_a_stage_starts_from_an_old_checkpoint(run: RunFolder, tmp_path: Path) -> None:
+    """Its two classes were judged without a threshold, so that its figures need not come out again."""
+    words = ["task=brain_joint", "stages=none", f"+stages.again.start={run.best}", "+stages.again.epochs=1"]
+    older = json.loads(run.config.read_text())
+    keep = (
+        "backbone.base_filters", "backbone.depth", "data.geometry.size", "data.min_tumor_pixels", "data.split.ratios",
+        "heads.presence.hidden", "seed",
+    )  # fmt: skip
+    for key in keep:
+        value: Any = older
+        for part in key.split("."):
+            value = value[part]
+        words.append(f"{key}={value}".replace(" ", ""))
+    words += ["data.root=brains", "data.cache.enabled=false", "trainer=cpu", "evaluation.bootstrap=0", "evaluation.cases=0"]
+    metrics, _ = train(Plan.from_words([*words, f"paths.run_dir={tmp_path / 'next'}"]))
+    assert metrics["tasks"].keys() == {"whole_tumor", "presence"}
+
+
 def test_an_old_run_is_compared_with_itself(run: RunFolder) -> None:
     table, rows = comparison_table([load_run("old", 5, run.path), load_run("new", 5, run.path)], bootstrap=5)
     assert "whole_tumor" in table

@@ -83,7 +83,7 @@ def study(cases: int = 6, pictures: int = 24, hd95: bool = True, **settings: Any
 def tissue_and_cells(slides: int = 6) -> Evaluator:
     """Two regions per slide, one of them without tissue labels in the last slide."""
     study = {"til_score": STUDY_METRICS.build({"name": "til_score"}, REGION_SPECS)}
-    evaluator = Evaluator(REGION_SPECS, study, hit_radius=4.0, unit="slide", native=True)
+    evaluator = Evaluator(REGION_SPECS, study, hit_radius=4.0, group_by="slide", native=True)
     generator = np.random.default_rng(0)
     window = Window(0, 1, (1, 1), (0, 0), (0, 0), (128, 128), (128, 128), (128, 128), (128, 128), pixel_scale=2.0)
     for index in range(2 * slides):

@@ -298,6 +298,14 @@ def test_the_log_shows_a_running_mean_that_resumes() -> None:
     assert other.weights() == weights
 
 
+def test_a_new_gradient_balancer_has_aggregate_alone() -> None:
+    class Equal(GradientBalancer):
+        def aggregate(self, gradients: torch.Tensor, tasks: list[str]) -> torch.Tensor:
+            return gradients.mean(0)
+
+    assert Equal.needs_gradients
+
+
 def test_the_source_states_which_balancers_look_at_gradients() -> None:
     """The configuration is checked before any balancer is imported."""
     for name, entry in BALANCERS.entries().items():

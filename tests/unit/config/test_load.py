@@ -82,6 +82,14 @@ def test_a_broken_section_does_not_hide_the_others():
 @pytest.mark.parametrize(
     ("overrides", "text"),
     [
+        (
+            [
+                "tasks=[detection,parasitemia_percent]",
+                "balancer=uncertainty",
+                "loss@heads.parasitemia_percent.loss=gaussian",
+            ],
+            "`heads.parasitemia_percent.loss` is gaussian, which can be negative",
+        ),
         (["tasks=[detektion]"], "Did you mean `detection`"),
         (["tasks=[detection,detection]"], "twice"),
         (["data.classes=1"], "has no labels for `roi`"),

@@ -96,6 +96,14 @@ def test_unfair_comparisons_are_refused(change: dict[str, object], words: str) -
         comparison_table(runs)
 
 
+def test_a_run_that_decides_without_a_threshold_is_refused() -> None:
+    """As of an earlier release: with the same network its sensitivity would differ by the rule alone."""
+    runs = arms()
+    runs[-1] = replace(runs[-1], thresholds={**runs[-1].thresholds, "b": {}})
+    with pytest.raises(ConfigError, match=r"thresholds of task b \(none, .*; evaluate the older runs again\)"):
+        check_comparable(runs)
+
+
 def test_everything_that_differs_is_listed_in_one_sentence() -> None:
     runs = arms()
     runs[-1] = replace(runs[-1], split_hash="other", budget=5)
@@ -124,6 +132,7 @@ def test_gain_knows_the_direction() -> None:
     assert np.isnan(signed_gain(1.0, 0.0, "map50"))
     assert delta_m({"a": 0.5, "b": 0.9}, {"a": 1.0, "b": 0.6}, SPECS) == pytest.approx(50)
     assert not higher_is_better("mae_patient") and not higher_is_better("count_mae") and higher_is_better("pearson_patient")
+    assert not higher_is_better("slides_without_stroma") and not higher_is_better("hd95_per_case")
     assert higher_is_better("map50") and not higher_is_better("rmse") and higher_is_better("f1_macro")
 
 
@@ -205,7 +214,7 @@ def test_til_score_of_single_task_runs_is_made_from_them_together(cell_study: Ca
     thresholds = whole.thresholds()
     runs = [RunSummary("mtl", 0, whole, thresholds, "hash", 100)]
     for task, spec in whole.specs.items():
-        alone = Evaluator({task: spec}, hit_radius=4.0, unit="slide", native=True)
+        alone = Evaluator({task: spec}, hit_radius=4.0, group_by="slide", native=True)
         alone.extend({"samples": whole.records()["samples"], "tasks": {task: whole.records()["tasks"][task]}})
         runs.append(RunSummary("stl", 0, alone, {task: thresholds[task]}, "hash", 100))
     markdown, rows = comparison_table(runs, "stl", bootstrap=30)

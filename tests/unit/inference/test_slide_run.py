@@ -342,7 +342,7 @@ def test_the_score_has_the_settings_of_the_run(stored: Path, tmp_path: Path) -> 
 
 def regions_as_annotated(study: Any, cells: int, area: float) -> float:
     """Return the true score that an evaluation gives a slide whose region has so many cells and microns of stroma."""
-    evaluator = Evaluator(make_predictor().specs, study, unit="slide")
+    evaluator = Evaluator(make_predictor().specs, study, group_by="slide")
     scale = (1_000 / area) ** 0.5  # working pixels per micron, so that 1000 of them are stroma
     window = Window(0, 1, (scale, scale), (0, 0), (0, 0), (50, 50), (50, 50), (50, 50), (50, 50))
     mask = np.zeros((50, 50), np.uint8)

@@ -56,7 +56,12 @@ def test_rules_of_decision() -> None:
     grades = TaskSpec("t", "classification", ("low", "high"), ordinal=True)
     assert [positive_class(spec) for spec in (two, three, grades)] == ["yes", "", ""]
     assert positive_class(TaskSpec("t", "segmentation", ("a", "b"))) == ""
+    assert positive_class(TaskSpec("t", "roi_classification", ("no", "yes"))) == ""  # objects are counted
+    infected = TaskSpec("t", "classification", ("infected", "healthy"), unremarkable=("healthy",))
+    assert positive_class(infected) == "infected"
     rows = np.array([[0.3, 0.7], [0.5, 0.5], [0.7, 0.3]])
+    assert predicted_classes(rows, infected, {}).tolist() == [1, 0, 0]
+    assert predicted_classes(rows, infected, {"infected": 0.2}).tolist() == [0, 0, 0]
     assert predicted_classes(rows, two, {}).tolist() == [1, 1, 0]
     assert predicted_classes(rows, two, {"yes": 0.71}).tolist() == [0, 0, 0]
     assert predicted_classes(rows, grades, {"high": 0.1}).tolist() == [1, 0, 0]

@@ -205,13 +205,13 @@ def test_single_task_evaluators_join_to_one(build: Any) -> None:
     pairs = [image(build, seed) for seed in range(6)]
     parts = []
     for task in ("detection", "mask"):
-        parts.append(Evaluator({task: SPECS[task]}, hit_radius=5.0, unit="field"))
+        parts.append(Evaluator({task: SPECS[task]}, hit_radius=5.0, group_by="field"))
         for prediction, truth in pairs[:4] if task == "detection" else pairs[2:]:
             parts[-1].update(prediction, truth)
     study = {"parasitemia": STUDY_METRICS.build({"name": "parasitemia"}, {"detection": SPECS["detection"]})}
     whole = Evaluator.joined(parts, study)
     thresholds = whole.default_thresholds()
-    assert list(whole.specs) == ["detection", "mask"] and (whole.hit_radius, whole.unit) == (5.0, "field")
+    assert list(whole.specs) == ["detection", "mask"] and (whole.hit_radius, whole.group_by) == (5.0, "field")
     for part in parts:
         for task, values in part.compute(thresholds).items():
             assert whole.compute(thresholds)[task] == values

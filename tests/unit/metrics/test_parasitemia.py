@@ -18,9 +18,11 @@ from mtl.metrics.evaluator import Evaluator
 SPECS = {"detection": TaskSpec("detection", "detection", ("Infected", "Healthy", "WBC"))}
 
 
-def evaluator_of(build: Any, rows: list[tuple[str, str, tuple[int, ...], tuple[int, ...]]], unit: str = "patient") -> Evaluator:
+def evaluator_of(
+    build: Any, rows: list[tuple[str, str, tuple[int, ...], tuple[int, ...]]], group_by: str = "patient"
+) -> Evaluator:
     """Rows of (image, patient, predicted counts, annotated counts), counts in class order."""
-    evaluator = Evaluator(SPECS, {"parasitemia": STUDY_METRICS.build({"name": "parasitemia"}, SPECS)}, unit=unit)
+    evaluator = Evaluator(SPECS, {"parasitemia": STUDY_METRICS.build({"name": "parasitemia"}, SPECS)}, group_by=group_by)
     for name, group, predicted, annotated in rows:
         guess, truth = np.repeat([0, 1, 2], predicted), np.repeat([0, 1, 2], annotated)
         noise = [0]  # one detection below the threshold must not count
@@ -68,7 +70,7 @@ def test_weights_equal_repeated_patients(build: Any) -> None:
 
 
 def test_unit_of_the_groups_is_in_the_name(build: Any) -> None:
-    assert "mae_field" in evaluator_of(build, ROWS, unit="field").compute(THRESHOLDS)["parasitemia"]
+    assert "mae_field" in evaluator_of(build, ROWS, group_by="field").compute(THRESHOLDS)["parasitemia"]
 
 
 def test_correlation_is_undefined_below_three(build: Any) -> None:
@@ -118,15 +120,13 @@ def decided(build: Any, *rows: tuple[list[float], list[float]], carried: bool = 
     return evaluator
 
 
-def test_a_task_that_classifies_boxes_decides_their_class_at_its_threshold(build: Any) -> None:
+def test_a_task_that_classifies_boxes_decides_their_class(build: Any) -> None:
     """Scores come in any order, and what another task says of a box stays with it."""
     evaluator = decided(build, ([0.2, 0.9, 0.6, 0.8], [0.9, 0.1, 0.6, 0.9]), ([], []))
-    default = {"detection": {"score": 0.5}, "roi": {"Healthy": 0.5}}
+    default = {"detection": {"score": 0.5}, "roi": {}}
     pairs = evaluator.curves(default)["parasitemia"]["agreement"]["image"]
     assert pairs["predicted"] == pytest.approx([100 / 3, 0.0]) and pairs["true"] == [25.0, 25.0]
-    stricter = {"detection": {"score": 0.5}, "roi": {"Healthy": 0.7}}
-    assert evaluator.compute(stricter)["parasitemia"]["mae_image"] == pytest.approx((200 / 3 - 25 + 25) / 2)
-    lower = {"detection": {"score": 0.1}, "roi": {"Healthy": 0.5}}
+    lower = {"detection": {"score": 0.1}, "roi": {}}
     assert evaluator.curves(lower)["parasitemia"]["agreement"]["image"]["predicted"] == pytest.approx([25.0, 0.0])
     weighted = evaluator.compute_by_group(default, ["p0", "p1"])(np.array([3, 1]))["parasitemia"]
     assert weighted["mae_image"] == pytest.approx((3 * (100 / 3 - 25) + 25) / 4)

@@ -324,7 +324,7 @@ def test_evaluator_matches_within_its_radius() -> None:
 
 def test_summary_of_a_study() -> None:
     """Sources apart, intervals over slides, and a word on an area that is too small for ten false positives per mm2."""
-    evaluator, generator = Evaluator({"cells": SPEC}, unit="slide"), np.random.default_rng(0)
+    evaluator, generator = Evaluator({"cells": SPEC}, group_by="slide"), np.random.default_rng(0)
     for index in range(12):
         cells = generator.uniform(0, 200, (0 if index == 5 else 10, 2))
         points = np.concatenate([cells + generator.normal(0, 3, cells.shape), generator.uniform(0, 200, (4, 2))])

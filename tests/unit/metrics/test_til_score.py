@@ -35,10 +35,10 @@ ROWS = [
 ]
 
 
-def study(native: bool = False, unit: str = "slide", rows: Any = ROWS, **keys: Any) -> Evaluator:
+def study(native: bool = False, group_by: str = "slide", rows: Any = ROWS, **keys: Any) -> Evaluator:
     """Each image at half its stored size; `cells` of an image lie on a line, the predicted ones among the annotated."""
     metric = STUDY_METRICS.build({"name": "til_score", **keys}, SPECS)
-    evaluator = Evaluator(SPECS, {"til_score": metric}, hit_radius=4.0, unit=unit, native=native)
+    evaluator = Evaluator(SPECS, {"til_score": metric}, hit_radius=4.0, group_by=group_by, native=native)
     window = Window(0, 1, (0.5, 0.5), (0, 0), (0, 0), (32, 32), (32, 32), (32, 32), (SIDE, SIDE), pixel_scale=2.0)
     for index, (slide, found, annotated, predicted_rows, true_rows) in enumerate(rows):
         places = np.stack([np.arange(10) * 3.0 + 1, np.full(10, 16.0)], axis=1).astype(np.float32)
@@ -103,17 +103,17 @@ def test_weights_equal_repeated_slides() -> None:
 def test_images_with_one_label_are_left_out() -> None:
     """An image with cells only and one with tissue only make no score, and the reader is told."""
     whole = study()
-    apart = Evaluator(SPECS, whole.study, unit="slide")
+    apart = Evaluator(SPECS, whole.study, group_by="slide")
     records = whole.records()
     records["tasks"] = {"cells": records["tasks"]["cells"][:2], "tissue": records["tasks"]["tissue"][2:]}
     apart.extend(records)
     values = apart.compute(THRESHOLDS)["til_score"]
     assert all(np.isnan(value) for value in values.values())
     summary = apart.summary(THRESHOLDS, bootstrap=10)
-    words = "no slide has images with annotated cells and annotated stroma, so there is no score to compare."
+    words = "no slide has images with annotated cells and annotated stroma: there is no score to compare."
     assert f"til_score: {words}" in summary["notes"]
     assert summary["study"]["til_score"]["compared"] == {"slide": 0}
-    half = Evaluator(SPECS, whole.study, unit="slide")
+    half = Evaluator(SPECS, whole.study, group_by="slide")
     half.extend({"samples": records["samples"], "tasks": {"cells": whole.records()["tasks"]["cells"],
                                                          "tissue": whole.records()["tasks"]["tissue"][2:]}})  # fmt: skip
     assert half.curves(THRESHOLDS)["til_score"]["agreement"]["slide"]["names"] == ["s2", "s3"]
@@ -146,7 +146,7 @@ def test_keys_change_the_score() -> None:
     other = study(stroma="other").curves(THRESHOLDS)["til_score"]["agreement"]["slide"]
     assert other["names"] == ["s1", "s2", "s4"]
     assert study(tasks=["tissue", "cells"]).compute(THRESHOLDS)["til_score"] == plain
-    assert "mae_patient" in study(unit="patient").compute(THRESHOLDS)["til_score"]
+    assert "mae_patient" in study(group_by="patient").compute(THRESHOLDS)["til_score"]
 
 
 @pytest.mark.parametrize(
@@ -171,6 +171,8 @@ def test_a_class_that_the_data_settings_leave_out_drops_the_metric() -> None:
     assert dropped_study_metrics(plan, plan.specs) == [
         "til_score is not computed: tasks cells and tissue have no class stroma here"
     ]
+    plan = Plan.from_words([*words, "tasks=[tissue]"])
+    assert dropped_study_metrics(plan, plan.specs) == ["til_score is not computed: it needs cells too, not in `tasks`"]
     plan = Plan.from_words([*words, "study_metrics.til_score.stroma=strroma"])
     assert dropped_study_metrics(plan, plan.specs) == []
     with pytest.raises(ConfigError, match="needs the class `strroma`"):

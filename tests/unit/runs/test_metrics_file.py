@@ -25,7 +25,7 @@ SPECS = {
 def evaluator() -> Evaluator:
     generator = np.random.default_rng(0)
     window = Window(0, 1, (1, 1), (0, 0), (0, 0), (64, 64), (64, 64), (64, 64), (64, 64))
-    filled = Evaluator(SPECS, unit="field")
+    filled = Evaluator(SPECS, group_by="field")
     for index in range(4):
         boxes = np.sort(generator.uniform(0, 60, (30, 2, 2)), axis=1).reshape(30, 4).astype(np.float32)
         labels, scores = generator.integers(0, 2, 30), generator.random(30).astype(np.float32)
@@ -42,8 +42,8 @@ def test_records_come_back_exactly(tmp_path: Path) -> None:
     before, path = evaluator(), tmp_path / "predictions" / "records.json"
     save_records(path, before)
     loaded = load_records(path)
-    assert loaded["specs"] == SPECS and loaded["unit"] == "field"
-    after = Evaluator(loaded["specs"], unit=loaded["unit"])
+    assert loaded["specs"] == SPECS and loaded["group_by"] == "field"
+    after = Evaluator(loaded["specs"], group_by=loaded["group_by"])
     after.extend(loaded)
     for task, records in before.records()["tasks"].items():
         for first, second in zip(records, after.records()["tasks"][task], strict=True):
