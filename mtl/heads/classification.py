@@ -1,4 +1,4 @@
-"""One class per image."""
+"""Classes of an image."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class ClassificationHead(Head):
         return {"logits": self.scores(features)}
 
     def loss(self, output: Output, target: Tensor, present: Tensor) -> dict[str, Tensor]:
-        """Compute the loss over labelled rows; `target` is [B] int64."""
+        """Compute the loss over labelled rows; `target` is [B] int64, of independent classes [B, C], NaN where unknown."""
         return {"class": labelled_loss(self.criterion, output["logits"], target, present)}
 
     @torch.no_grad()
