@@ -133,7 +133,9 @@ def with_legend(picture: np.ndarray, entries: list[tuple[Colour, str]], title: s
     size = max(11, round(picture.shape[1] / 60)) if picture.shape[1] < 1200 else 22
     font, line = font_of(size), round(size * 1.7)
     places, x, y = [], size, 0
-    for colour, text in ([(PAPER, title)] if title else []) + entries:
+    room = picture.shape[1] - round(size * 3.4)  # beside a patch, between margins
+    lines = [(colour, text) for colour, words in entries for colour, text in _wrapped(colour, words, font, room)]
+    for colour, text in ([(PAPER, title)] if title else []) + lines:
         patch = 0 if colour == PAPER else round(size * 1.4)
         length = patch + round(font.getlength(text)) + 2 * size
         if x + length > picture.shape[1] and x > size:
@@ -148,6 +150,15 @@ def with_legend(picture: np.ndarray, entries: list[tuple[Colour, str]], title: s
             draw.rectangle((x, top, x + size, top + size), fill=colour)
         draw.text((x + patch, y + line // 2), text, fill=INK, font=font, anchor="lm")
     return np.concatenate([picture, np.asarray(strip)], axis=0)
+
+
+def _wrapped(colour: Colour, text: str, font: ImageFont.FreeTypeFont, room: int) -> list[tuple[Colour, str]]:
+    """Break a text between words where it is wider than there is room; only the first part has the patch."""
+    lines: list[str] = []
+    for word in text.split(" "):
+        longer = f"{lines[-1]} {word}" if lines else word
+        lines[-1:] = [longer] if not lines or font.getlength(longer) <= room else [lines[-1], word]
+    return [(PAPER if number else colour, line) for number, line in enumerate(lines)]
 
 
 def font_of(size: int) -> ImageFont.FreeTypeFont:

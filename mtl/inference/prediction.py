@@ -175,6 +175,9 @@ class Prediction:
                 rows = zip(entry["objects"], self.classes_of_boxes(other), strict=True)
                 for row, probabilities in rows:
                     row[other] = class_entry(probabilities, self.specs[other], self.of(other).thresholds, DIGITS)
+        if decider := deciders_of(self.study_metrics.values()).get(task):
+            for row in (row for row in entry["objects"] if decider in row):
+                row |= {"class": row[decider]["class_name"], "detector_class": row["class"]}
         return entry
 
 

@@ -74,7 +74,7 @@ def test_the_score_is_a_recount_of_what_prediction_writes(decided: Path, smears:
             assert float(next(csv.DictReader(table))["parasitemia"]) == pytest.approx(predicted, abs=1e-4)
         true = record.class_counts
         errors.append(abs(predicted - 100 * true["Infected"] / (true["Infected"] + true["Healthy"])))
-        by_detector.append(sum(entry["class"] == "Infected" for entry in objects) - counts["Infected"])
+        by_detector.append(sum(entry["detector_class"] == "Infected" for entry in objects) - counts["Infected"])
     assert len(errors) == metrics["n_samples"] > 1 and any(by_detector)
     assert metrics["study"]["parasitemia"]["mae_image"] == pytest.approx(np.mean(errors), abs=1e-6)
     assert "parasitemia: the class of each detected cell is that of task `roi`." in metrics["notes"]

@@ -10,7 +10,7 @@ from mtl.core.registry import STUDY_METRICS
 from mtl.core.task import TaskSpec
 from mtl.core.types import Window
 from mtl.drawing.paint import paint, paint_heat, with_legend
-from mtl.drawing.palette import PALETTE, PEAK_COLOUR
+from mtl.drawing.palette import PALETTE, PAPER, PEAK_COLOUR
 from mtl.inference.pictures import draw_example, layers_of, overlay
 from mtl.inference.predictor import Prediction
 
@@ -92,6 +92,10 @@ def test_long_legends_wrap_and_empty_ones_work() -> None:
     entries = [((10, 20, 30), f"class {number}") for number in range(30)]
     assert with_legend(GREY, entries).shape[0] > with_legend(GREY, entries[:1]).shape[0] > 200
     assert with_legend(GREY, []).shape[1] == 400
+    long = " ".join(f"finding{number} 0.5," for number in range(20))
+    strip = with_legend(GREY, [(PAPER, long)])[len(GREY) :]
+    assert len(strip) > 3 * len(with_legend(GREY, [(PAPER, "short")])[len(GREY) :])  # in several lines
+    assert (strip[:, -4:] == 255).all()  # nothing runs out of the picture
     assert paint(GREY, layers_of({}, SPECS, (10, 10))).shape == GREY.shape
 
 
