@@ -148,6 +148,7 @@ def compose(config_name: str, overrides: list[str]) -> tuple[dict[str, Any], lis
     Returns:
         The resolved plain configuration (empty if Hydra could not make one) and the problems found so far.
     """
+    import yaml
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -161,6 +162,8 @@ def compose(config_name: str, overrides: list[str]) -> tuple[dict[str, Any], lis
             return resolved(hydra_compose(config_name, overrides=[quoted(override) for override in ready])), problems
     except (HydraException, OmegaConfBaseException) as error:
         return {}, problems or [hydra_sentence(error, config_name)]
+    except (yaml.YAMLError, UnicodeDecodeError) as error:  # in a file of a plug-in, or an edited one of ours
+        return {}, problems or [f"A YAML file of the configuration is damaged: {' '.join(str(error).split())}. Correct it."]
 
 
 def unknown_stages(config_name: str, overrides: list[str]) -> list[str]:

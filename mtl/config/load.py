@@ -244,7 +244,7 @@ def _check_fit(values: dict[str, Any], family_of: Callable[[], DataFamily]) -> l
     if problems:
         return problems
     problems += _check_names(values, active)
-    problems += _check_deciders(values["study_metrics"], {task: specs[task] for task in active})
+    problems += _check_deciders(values["study_metrics"], {task: specs[task] for task in active}, specs)
     given = values["backbone"].get("in_chans")
     if given is not None and given != family.channels:
         problems.append(
@@ -280,13 +280,16 @@ def _check_losses(values: dict[str, Any], active: list[str]) -> list[str]:
     ]
 
 
-def _check_deciders(study: dict[str, dict[str, Any]], specs: dict[str, TaskSpec]) -> list[str]:
+def _check_deciders(study: dict[str, dict[str, Any]], specs: dict[str, TaskSpec], offered: dict[str, TaskSpec]) -> list[str]:
     """Check tasks whose class is to stand for that of a detected box; what is switched off leaves its metric out."""
     problems: list[str | None] = []
     chosen: dict[str, tuple[str, str]] = {}
     for name, metric in study.items():
         task, decider, where = metric.get("task"), metric.get("classes_from"), f"study_metrics.{name}.classes_from"
         if not decider or task not in specs or decider not in specs:
+            if decider in offered and not offered[decider].rules.of_boxes:
+                fitting = [name for name, spec in offered.items() if spec.rules.of_boxes]
+                problems.append(unknown("task that classifies boxes", decider, fitting or ["none"], where))
             continue
         problems.append(deciding_problem(specs, task, decider, where))
         first, other = chosen.setdefault(task, (decider, where))
@@ -357,6 +360,7 @@ def _check_names(values: dict[str, Any], active: list[str]) -> list[str]:
             )
         alone = {"task": metric.get("task"), "classes_from": metric.get("classes_from")}
         named = {key: [task] if task else [] for key, task in alone.items()} | {"tasks": metric.get("tasks", [])}
+        named = {key: tasks for key, tasks in named.items() if isinstance(tasks, list)}  # else it is reported with its type
         for key, tasks in named.items():
             problems += [unknown("task", n, known, f"study_metrics.{name}.{key}") for n in tasks if n not in known]
     parts = part_names(values["necks"], values["heads"])

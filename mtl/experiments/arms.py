@@ -29,8 +29,11 @@ if TYPE_CHECKING:
     from mtl.evaluation.summaries import RunSummary
 
 ARM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
-# Entries of the scores of a run that a comparison needs.
-COMPARED = ("thresholds", "budget", "training", "thresholds_source", "resolution", "baseline")
+# Entries of the scores of a run that a comparison needs, and what they are.
+COMPARED: dict[str, tuple[type, ...]] = {
+    "thresholds": (dict,), "budget": (int, type(None)), "training": (dict, type(None)), "thresholds_source": (str,),
+    "resolution": (str,), "baseline": (dict,),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,11 @@ def load_run(arm: str, seed: int, folder: Path) -> RunSummary:
             f"`{run.metrics}` lacks `{'`, `'.join(missing)}`, which a comparison needs. Score the run again with evaluate.py "
             "of this release, or train it again."
         )
+    wrong = [key for key, kind in COMPARED.items() if not isinstance(metrics[key], kind)]
+    if wrong:
+        raise DataError(f"`{run.metrics}` has no usable `{wrong[0]}`: it was edited. Score the run again with evaluate.py.")
+    if not run.split.is_file():
+        raise DataError(f"`{run.path}` lacks {run.split.name}, which tells its split. Restore it, or train the run again.")
     evaluator = build_evaluator(plan, records["specs"])
     evaluator.extend(records)
     data = plan.config.data

@@ -94,6 +94,10 @@ def load_records(path: Path) -> dict[str, Any]:
     try:
         content = converted_records(content, path)
         specs = {task: TaskSpec.from_dict(values) for task, values in content["specs"].items()}
+        named = {sample["sample_id"]: (sample["group"], sample["source"]) for sample in content["samples"]}
+        strange = [task for task in specs if not {record["sample_id"] for record in content["tasks"][task]} <= named.keys()]
+        if not specs or strange:
+            raise ValueError(f"records of unknown images in {strange[0]}" if strange else "no task")
         return {
             "group_by": content["group_by"], "specs": specs, "samples": content["samples"], "tasks": _decode(content["tasks"]),
         }  # fmt: skip

@@ -169,7 +169,19 @@ def test_damaged_files_of_a_run_are_one_sentence(run: RunFolder) -> None:
     run.records.write_text(json.dumps(records))
     with pytest.raises(DataError, match=r"not what this release writes.*shade"):
         load_run("old", 5, run.path)
+    for edit in ({"samples": 5}, {"tasks": []}, {"specs": {}}, {"samples": []}):
+        run.records.write_text(json.dumps(json.loads(whole) | edit))
+        with pytest.raises(DataError, match="not what this release writes"):
+            load_run("old", 5, run.path)
     run.records.write_text(whole)
+    run.metrics.write_text(json.dumps(scores | {"thresholds": None}))
+    with pytest.raises(DataError, match="no usable `thresholds`"):
+        load_run("old", 5, run.path)
+    run.metrics.write_text(json.dumps(scores))
+    run.split.rename("elsewhere.csv")
+    with pytest.raises(DataError, match=r"lacks split.csv"):
+        load_run("old", 5, run.path)
+    Path("elsewhere.csv").rename(run.split)
     for content, words in (("{", "is damaged"), ("[]", "is not the configuration of a run")):
         run.config.write_text(content)
         with pytest.raises(ConfigError, match=words):

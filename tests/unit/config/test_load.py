@@ -227,4 +227,8 @@ def test_tasks_that_decide_classes_are_checked():
     assert f"Unknown task `roy` in `{key}`" in problem and "Did you mean `roi`?" in problem
     (problem,) = problems("task=malaria_mttl", f"{key}=segmentation")
     assert f"Unknown task that classifies boxes `segmentation` in `{key}`. Expected one of: roi." in problem
+    (problem,) = problems("task=malaria_mttl", "tasks=[detection]", f"{key}=severity")
+    assert f"Unknown task that classifies boxes `severity` in `{key}`. Expected one of: roi." in problem
+    (problem,) = problems("task=malaria_mttl", "+study_metrics.pair={name: task_mean, tasks: detection}")
+    assert "study_metrics.pair.tasks" in problem and "list" in problem
     Plan.from_words(["task=malaria_mttl", "tasks=[detection]", f"{key}=roi"])  # switched off: the metric is left out

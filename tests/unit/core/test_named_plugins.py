@@ -163,3 +163,12 @@ def test_a_folder_of_yaml_files_may_not_hide_ours(tmp_path: Path):
     _, problems = take_plugins([f"plugins=[{tmp_path / 'mine'}]"])
     assert len(problems) == 1 and "Rename one of them" in problems[0]
     assert "my_unet" in choices("head")
+
+
+@pytest.mark.parametrize("content", [b"name: [\n", b"\xff\xfe\x00"])
+def test_a_damaged_yaml_of_a_plugin_is_one_sentence(content: bytes, tmp_path: Path):
+    folder = tmp_path / "mine" / "configs" / "neck"
+    folder.mkdir(parents=True)
+    (folder / "broken.yaml").write_bytes(content)
+    words = ["task=malaria_mttl", f"plugins=[{tmp_path / 'mine'}]", "+neck@necks.broken=broken"]
+    assert ["damaged" in problem for problem in problems_of(lambda: Plan.from_words(words))] == [True]

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from mtl.core.task import TaskSpec
+from mtl.core.types import Record
 from mtl.data.families.malaria.smears import Malaria
 from mtl.evaluation.results import separation
-from mtl.training.fit import seen_before
+from mtl.training.fit import seen_before, undecided_thresholds
 
 
 def rows(*pairs: tuple[str, str]) -> list[dict[str, str]]:
@@ -51,3 +53,14 @@ def test_a_finer_validation_unit_is_not_called_kept_apart():
     finer = separation("patient", "field")
     assert apart == "No patient is in two splits: training, selection and test are kept apart by patient."
     assert finer == "No patient of a test image is in training or selection; those two are kept apart by field only."
+
+
+def test_a_threshold_that_validation_cannot_choose_is_named() -> None:
+    specs = {"presence": TaskSpec("presence", "classification", ("no_tumor", "tumor"), label="class:presence")}
+
+    def record(name: str) -> Record:
+        return Record(name, name, "s", "a.png", labels=("class:presence",), class_counts={name: 1})
+
+    (line,) = undecided_thresholds(specs, [record("no_tumor")])
+    assert line.startswith("No validation image of task presence shows tumor: the threshold of tumor stays at 0.5")
+    assert undecided_thresholds(specs, [record("no_tumor"), record("tumor")]) == []
