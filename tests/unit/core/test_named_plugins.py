@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from mtl.config.compose import choices, take_plugins
+from mtl.config.plan import Plan
 from mtl.core import plugins, registry
 from mtl.core.errors import ConfigError
 from mtl.core.registry import HEADS, LOSSES, Registry
