@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from mtl.config.compose import compose, unknown_stages
-from mtl.config.load import build_family, check_run_config, stored_config
+from mtl.config.load import build_family, check_run_config, stored_config, without_collection
 from mtl.config.schema import RunConfig
 from mtl.config.stages import Stage, stages_of
 from mtl.core.errors import ConfigError, DataError
@@ -34,6 +34,7 @@ class Plan:
     stages: tuple[Stage, ...]
 
     @classmethod
+    @without_collection()
     def from_words(cls, words: list[str], config_name: str = "train") -> Plan:
         """Plan the run that words on the command line describe.
 
