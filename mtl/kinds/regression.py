@@ -50,7 +50,8 @@ class Regression(TaskKind):
     def baselines(self, spec: TaskSpec, statistics: TrainingStatistics) -> dict[str, RecordChange]:
         """Return the baseline that predicts the mean of training; NaN where the index of the images does not tell it."""
         mean = statistics.means.get(spec.name, float("nan"))
-        return {f"training mean {mean:.3g} {spec.unit}".rstrip(): lambda record: {"value": np.float64(mean)}}
+        number = f"{mean:.3g} {spec.unit}".rstrip() if np.isfinite(mean) else "(not known)"
+        return {f"training mean {number}": lambda record: {"value": np.float64(mean)}}
 
     def summary(self, found: TaskPrediction) -> dict[str, Any]:
         """Return the number, its unit, and how far it may be off (one standard deviation) where that is known."""

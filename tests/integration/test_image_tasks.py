@@ -29,7 +29,7 @@ COMPARABLE = (
 TWO, ONE = ("trainer=ddp_cpu", "data.loader.batch_size=2"), ("data.loader.batch_size=4",)
 RETINAS = (
     "task=idrid_mtl", "tasks=[findings,grade]", "backbone.output_stride=null", "data.preprocessing.crop=null",
-    "data.geometry.size=[64,96]", "necks.aspp.width=16", "data.missing_mask={SE:absent}",
+    "data.geometry.size=[64,96]", "necks.aspp.width=16", "data.missing_mask={SE:absent}", "trainer.max_epochs=1",
 )  # fmt: skip
 
 BRAINS = (
