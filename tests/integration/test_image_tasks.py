@@ -34,7 +34,7 @@ RETINAS = (
 
 BRAINS = (
     "task=brain_joint", "tasks=[presence]", "stages=none", "backbone=unet", "backbone.base_filters=4", "backbone.depth=2",
-    "data.min_tumor_pixels=8", "data.split.ratios=[0.5,0.25,0.25]", "trainer.max_epochs=1",
+    "data.min_tumor_pixels=8", "data.split.ratios=[0.5,0.25,0.25]", "trainer.max_epochs=1", "data.cache.enabled=false",
 )  # fmt: skip
 
 

@@ -62,7 +62,8 @@ def test_a_run_builds_and_indexes_its_family_once(
 ) -> None:
     """Stages, their trials, training, and the evaluation of the run and of each stage share the plan. Nothing is written."""
     words, root = (IDRID, retinas) if suite == "idrid" else (CURRICULUM, brains)
-    plan = Plan.from_words([*words, f"data.root={root}", f"paths.run_dir={tmp_path / 'run'}"])
+    own_cache = f"data.cache.folder={tmp_path / 'cache'}"  # nobody has hashed these files before
+    plan = Plan.from_words([*words, f"data.root={root}", own_cache, f"paths.run_dir={tmp_path / 'run'}"])
     metrics, _ = train(plan)
     assert metrics["tasks"] and len(metrics.get("stages", {})) == (3 if suite == "curriculum" else 0)
     files = len({record.path for record in plan.records})
