@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 
 import torch
 from torch import Tensor
@@ -44,9 +45,9 @@ class RegressionLoss(Loss):
             raise ValueError(f"a loss of numbers takes {expected} for targets {tuple(target.shape)}, found {prediction.shape}")
         return self.errors(prediction, target).mean()
 
+    @abstractmethod
     def errors(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Compute the loss [B] of each row."""
-        raise NotImplementedError
 
 
 @LOSSES.register("l1")
@@ -56,8 +57,6 @@ class AbsoluteError(RegressionLoss):
     Args:
         spec: The task.
     """
-
-    kinds = ("regression",)
 
     def errors(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Compute |p - t|."""
@@ -72,8 +71,6 @@ class SquaredError(RegressionLoss):
         spec: The task.
     """
 
-    kinds = ("regression",)
-
     def errors(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Compute (p - t)^2."""
         return (self.value(prediction) - target) ** 2
@@ -87,8 +84,6 @@ class Huber(RegressionLoss):
         spec: The task.
         delta: Error at which the loss becomes linear, in standard deviations of the training targets.
     """
-
-    kinds = ("regression",)
 
     def __init__(self, spec: TaskSpec | None = None, *, delta: float = 1.0) -> None:
         super().__init__(spec)
@@ -112,7 +107,6 @@ class GaussianLikelihood(RegressionLoss):
         spec: The task.
     """
 
-    kinds = ("regression",)
     can_be_negative = True
 
     def outputs(self, classes: int) -> int:

@@ -82,17 +82,6 @@ class BinaryScores:
         return nearest_best(measure(hits, alarms, float(total), float(len(self.positive) - total)), tried)
 
 
-def area_under_roc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> float:
-    """Return the probability that a positive sample scores higher than a negative one, ties counting half.
-
-    Args:
-        scores: [n].
-        positive: [n] bool.
-        weights: [n] how often each sample counts.
-    """
-    return BinaryScores(scores, positive).auroc(weights)
-
-
 def balanced_accuracy(hits: Any, alarms: Any, positives: float, negatives: float) -> np.ndarray:
     """Return the mean of sensitivity and specificity, which is (1 + Youden's J) / 2; NaN while one side is empty."""
     return (ratio(hits, positives) + 1 - ratio(alarms, negatives)) / 2

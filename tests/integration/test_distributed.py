@@ -8,7 +8,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-from tiny_runs import before_step, checkpoint, differing, history, tiny_run
+from tiny_runs import before_step, boxes_on_one_rank, checkpoint, differing, history, tiny_run
 
 from mtl.core.errors import TrainingError
 from mtl.core.types import TaskBatch
@@ -80,23 +80,13 @@ def test_a_wrong_division_would_be_seen(smears: Path, tmp_path: Path) -> None:
 def test_detection_without_a_box_on_one_rank_and_one_validation_image(smears: Path, tmp_path: Path) -> None:
     """No rank may wait for another: neither for a gradient nor for a validation that the other skips."""
 
-    def empty(module: MultiTaskModule, batch: TaskBatch, index: int) -> None:
-        if module.global_rank == 1 and index == 0:
-            for task in ("detection", "roi"):
-                for target in batch.targets[task]:
-                    for key, value in target.items():
-                        target[key] = value[:0]
-        if module.global_rank == 0 and index == 1:
-            for task in ("detection", "roi"):
-                batch.present[task][:] = False
-
     original = MultiTaskModule.on_validation_epoch_start
 
     def one_image(self: MultiTaskModule) -> None:
         assert len(self.trainer.val_dataloaders.sampler) == 1
         original(self)
 
-    with before_step(empty), patch.object(MultiTaskModule, "on_validation_epoch_start", one_image):
+    with before_step(boxes_on_one_rank), patch.object(MultiTaskModule, "on_validation_epoch_start", one_image):
         tiny_run(smears, tmp_path / "run", "tasks=[detection,roi]", *TWO, "trainer.max_epochs=1", "data.loader.batch_size=1")
     assert len(history(tmp_path / "run")) == 1
     assert all(

@@ -9,7 +9,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from test_distributed import COMPARABLE, ONE, TWO, trained
-from tiny_runs import DENSE, before_step, checkpoint, differing, history, tiny_run
+from tiny_runs import DENSE, before_step, boxes_on_one_rank, checkpoint, differing, history, tiny_run
 from torch import Tensor
 
 from mtl.balancing.gradients import MultipleGradientDescent
@@ -127,17 +127,7 @@ def test_combining_the_gradients_of_a_rank_alone_would_be_seen(smears: Path, tmp
 def test_detection_without_a_box_on_one_rank(smears: Path, tmp_path: Path) -> None:
     """No rank waits for a gradient that the other does not have."""
 
-    def empty(module: MultiTaskModule, batch: TaskBatch, index: int) -> None:
-        if module.global_rank == 1 and index == 0:
-            for task in ("detection", "roi"):
-                for target in batch.targets[task]:
-                    for key, value in target.items():
-                        target[key] = value[:0]
-        if module.global_rank == 0 and index == 1:
-            for task in ("detection", "roi"):
-                batch.present[task][:] = False
-
-    with before_step(empty):
+    with before_step(boxes_on_one_rank):
         tiny_run(smears, tmp_path / "run", *TWO, "trainer.max_epochs=1", "data.loader.batch_size=1", "balancer=mgda")
     assert len(history(tmp_path / "run")) == 1
     assert all(value.isfinite().all() for value in weights_of(tmp_path / "run").values())

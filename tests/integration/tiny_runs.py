@@ -60,6 +60,18 @@ def before_step(action: Any) -> Iterator[None]:
         yield
 
 
+def boxes_on_one_rank(module: MultiTaskModule, batch: TaskBatch, index: int) -> None:
+    """For `before_step`: take all boxes from rank 1 in the first step, and from rank 0 in the second their label."""
+    if module.global_rank == 1 and index == 0:
+        for task in ("detection", "roi"):
+            for target in batch.targets[task]:
+                for key, value in target.items():
+                    target[key] = value[:0]
+    if module.global_rank == 0 and index == 1:
+        for task in ("detection", "roi"):
+            batch.present[task][:] = False
+
+
 def stop_at(epoch: int, batch_index: int, error: type[BaseException] = KeyboardInterrupt) -> Any:
     """Make an action for `before_step` that raises at one step."""
 

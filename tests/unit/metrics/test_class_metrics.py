@@ -11,7 +11,7 @@ from scipy.integrate import trapezoid
 
 from mtl.core.task import TaskSpec
 from mtl.kinds.base import rules_named
-from mtl.metrics.binary import area_under_roc
+from mtl.metrics.binary import BinaryScores
 from mtl.metrics.classification import ClassificationMetric, RoiClassificationMetric, quadratic_kappa
 
 CLASSES = ("Infected", "Healthy", "WBC")
@@ -129,10 +129,10 @@ def test_kappa_needs_ordered_classes(generator: np.random.Generator) -> None:
 def test_area_equals_mann_whitney_and_respects_weights(generator: np.random.Generator) -> None:
     scores, positive = generator.random(50).round(1), generator.random(50) < 0.4
     expected = stats.mannwhitneyu(scores[positive], scores[~positive]).statistic / (positive.sum() * (~positive).sum())
-    assert area_under_roc(scores, positive, np.ones(50)) == pytest.approx(expected)
+    assert BinaryScores(scores, positive).auroc(np.ones(50)) == pytest.approx(expected)
     weights = generator.integers(0, 4, 50)
-    again = area_under_roc(np.repeat(scores, weights), np.repeat(positive, weights), np.ones(weights.sum()))
-    assert area_under_roc(scores, positive, weights) == pytest.approx(again)
+    again = BinaryScores(np.repeat(scores, weights), np.repeat(positive, weights)).auroc(np.ones(weights.sum()))
+    assert BinaryScores(scores, positive).auroc(weights) == pytest.approx(again)
 
 
 def test_area_is_undefined_with_one_class() -> None:
