@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,56 @@ def plain(value: Any) -> Any:
 def cache_folder() -> Path:
     """Return the folder used when `data.cache.folder` is null."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mtl"
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What lies below a folder.
+
+    Attributes:
+        files: Regular files, sorted; links count as what they lead to.
+        unread: What cannot be read and is none of the program's business to guess about, sorted: links that lead nowhere, pipes
+            and devices, folders that cannot be opened.
+    """
+
+    files: list[Path] = field(default_factory=list)
+    unread: list[Path] = field(default_factory=list)
+
+
+def list_files(folder: Path, below: bool = True) -> Listing:
+    """List the files of a folder; links are followed like files and folders, one that leads back to a folder above is not.
+
+    Hidden entries (`.name`) are left out.
+
+    Args:
+        folder: Has to exist.
+        below: Look into folders too.
+    """
+    found = Listing()
+    _list(folder, below, (), found)
+    found.files.sort()
+    found.unread.sort()
+    return found
+
+
+def _list(folder: Path, below: bool, above: tuple[tuple[int, int], ...], found: Listing) -> None:
+    try:
+        about = folder.stat()
+        if (here := (about.st_dev, about.st_ino)) in above:
+            return
+        entries = list(folder.iterdir())
+    except OSError:
+        found.unread.append(folder)
+        return
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_file():
+            found.files.append(entry)
+        elif not entry.is_dir():
+            found.unread.append(entry)
+        elif below:
+            _list(entry, below, (*above, here), found)
 
 
 def file_hash(path: str | Path) -> str:

@@ -6,6 +6,7 @@ import csv
 from pathlib import Path
 
 from mtl.core.errors import DataError
+from mtl.core.names import normal
 from mtl.data.formats.images import IMAGE_SUFFIXES
 
 
@@ -26,8 +27,8 @@ def read_rows(path: Path) -> list[tuple[int, list[str]]]:
 
 
 def image_stem(name: str) -> str:
-    """Return the name of an image in lower case, without the suffix of an image file."""
-    return (Path(name).stem if Path(name).suffix.casefold() in IMAGE_SUFFIXES else name).casefold()
+    """Return the name of an image in its normal form, without the suffix of an image file."""
+    return normal(Path(name).stem if Path(name).suffix.casefold() in IMAGE_SUFFIXES else name)
 
 
 def number_of(text: str) -> float | None:
@@ -45,5 +46,5 @@ def some(names: list[str]) -> str:
 
 
 def letters(name: str) -> str:
-    """Return letters and digits of a name, in lower case: what is left when people spell columns and classes differently."""
-    return "".join(letter for letter in name.casefold() if letter.isalnum())
+    """Return letters and digits of a name, in normal form: what is left when people spell columns and classes differently."""
+    return "".join(letter for letter in normal(name) if letter.isalnum())

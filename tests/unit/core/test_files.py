@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mtl.core.files import PARTIAL, beside, link_or_copy, remove_stale, table_text, write_table, write_text
+from mtl.core.files import PARTIAL, beside, link_or_copy, list_files, remove_stale, table_text, write_table, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -77,3 +77,18 @@ def test_a_table_keeps_every_column(tmp_path: Path) -> None:
     assert (tmp_path / "t.csv").read_bytes() == b'a,b\n1,"x,""y"""\n,z\n'
     with pytest.raises(ValueError, match="c"):
         table_text([{"c": 1}], ("a", "b"))
+
+
+def test_links_are_followed_and_loops_are_not(tmp_path: Path) -> None:
+    (tmp_path / "data" / "deep").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    for path in ("data/a.png", "data/deep/b.png", "data/.hidden.png", "elsewhere/c.png"):
+        (tmp_path / path).touch()
+    (tmp_path / "data" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data" / "deep" / "loop").symlink_to(tmp_path / "data")
+    (tmp_path / "data" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    os.mkfifo(tmp_path / "data" / "pipe.png")
+    found = list_files(tmp_path / "data")
+    assert [path.relative_to(tmp_path / "data").as_posix() for path in found.files] == ["a.png", "deep/b.png", "linked/c.png"]
+    assert [path.name for path in found.unread] == ["gone.png", "pipe.png"]
+    assert list_files(tmp_path / "data", below=False).files == [tmp_path / "data" / "a.png"]
