@@ -8,7 +8,7 @@ TEST_ENV = HF_HUB_OFFLINE=1 NO_ALBUMENTATIONS_UPDATE=1 WANDB_MODE=offline OMP_NU
 PARALLEL ?= -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint types format benchmark clean
+.PHONY: help install demo test test-all lint types format benchmark mutants clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ format: $(INSTALLED) ## Format and fix what can be fixed
 
 benchmark: $(INSTALLED) ## Measure training step, data loading, memory and start-up
 	$(PYTHON) scripts/benchmark.py
+
+mutants: $(INSTALLED) ## Change single operators and constants of what decides numbers: do the tests notice? (about 10 minutes)
+	$(TEST_ENV) $(PYTHON) scripts/mutants.py
 
 clean: ## Remove what the tools leave behind (not runs, not the environment)
 	rm -rf .pytest_cache .mypy_cache .ruff_cache build dist

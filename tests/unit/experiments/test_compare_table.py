@@ -236,6 +236,23 @@ def test_one_patient_gives_no_interval() -> None:
     assert ours["grade", "accuracy"]["low"] != "" and "All labels of small, large belong to one patient" in markdown
 
 
+@pytest.mark.parametrize(("patients", "bootstrap", "interval"), [(1, 20, False), (2, 20, True), (2, 1, True), (2, 0, False)])
+def test_intervals_need_two_patients_and_one_resample(patients: int, bootstrap: int, interval: bool) -> None:
+    def judged(arm: str, error: float) -> RunSummary:
+        evaluator = Evaluator({"a": SPECS["a"]})
+        window = Window(0, 1, (1, 1), (0, 0), (0, 0), (8, 8), (8, 8), (8, 8), (8, 8))
+        for index in range(4):
+            pair = ({"a": {"value": np.array(error * (index + 1))}}, {"a": {"value": np.array(0.0)}})
+            group = f"p{index % patients}"
+            evaluator.update(*(ImageResult(f"i{index}", group, "s", window, found) for found in pair))
+        return RunSummary(arm, 0, evaluator, evaluator.default_thresholds(), "hash", 1000)
+
+    _, rows = comparison_table([judged("stl", 1.0), judged("mtl", 2.0)], "stl", bootstrap=bootstrap)
+    ours = next(row for row in rows if (row["arm"], row["metric"]) == ("mtl", "mae"))
+    assert ours["difference"] == pytest.approx(2.5)
+    assert (ours["low"] != "", ours["high"] != "") == (interval, interval)
+
+
 def test_reference_of_zero_gives_a_dash_and_a_small_one_a_warning() -> None:
     def judged(arm: str, right: int, of: int = 50) -> RunSummary:
         evaluator = Evaluator({"b": SPECS["b"]})

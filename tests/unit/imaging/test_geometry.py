@@ -88,9 +88,14 @@ def test_masks_keep_their_values():
 
 def test_small_lesions_survive_shrinking():
     mask = np.zeros((100, 100), np.uint8)
-    mask[11, 11] = mask[40:42, 60:62] = 1  # one pixel of a 2 x 2 cell, and a whole cell
-    resized = TILES.mask_to_working(mask, TILES.windows((100, 100))[0])
+    mask[10, 10] = mask[40:42, 60:62] = 1  # one pixel of a 2 x 2 cell, not the one that stands for it, and a whole cell
+    window = TILES.windows((100, 100))[0]
+    resized = TILES.mask_to_working(mask, window)
     assert resized[5, 5] == 1 and resized[20, 30] == 1 and resized.sum() == 2
+    # Of classes, 1 is no more than 0: the nearest pixel counts.
+    assert np.argwhere(TILES.mask_to_working(mask, window, classes=True)).tolist() == [[20, 30]]
+    # More than one value is no mark but a class, whether or not the caller knows.
+    assert np.unique(TILES.mask_to_working(mask * np.uint8(2), window)).tolist() == [0, 2]
 
 
 @pytest.mark.parametrize("mode", ["stretch", "letterbox", "tiles"])
@@ -114,6 +119,7 @@ def test_to_dict_round_trip_is_plain():
     geometry = Geometry("letterbox", (64, 96), fill=[1, 2, 3])
     values = geometry.to_dict()
     assert Geometry.from_dict(values) == geometry and type(values["size"]) is list and type(values["fill"]) is list
+    assert Geometry.from_dict({"mode": "letterbox"}) == Geometry("letterbox")
 
 
 @pytest.mark.parametrize(
