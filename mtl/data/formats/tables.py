@@ -92,7 +92,7 @@ def image_stem(name: str) -> str:
 
 
 def without_zeros(name: str) -> str:
-    """Return a name without the zeros before its numbers, which spreadsheets leave out; of a whole number also `.0` behind it."""
+    """Return a name without the zeros before its numbers, which spreadsheets leave out, and without `.0` behind a whole one."""
     return NUMBER.sub(lambda found: found[0].lstrip("0") or "0", re.sub(r"^(\d+)\.0+$", r"\1", name))
 
 
