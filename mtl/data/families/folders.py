@@ -56,9 +56,12 @@ def find_files(folder: Path, suffixes: Iterable[str], below: bool = True) -> Fou
 
 
 def folders_in(parent: Path) -> list[Path]:
-    """List the folders in a folder, sorted, links to folders included and hidden ones left out; none of one nobody may list."""
+    """List the folders in a folder, sorted, links to folders included; none where nobody may list them.
+
+    Hidden ones are left out, and what archives of a Mac unpack beside the files.
+    """
     try:
-        return sorted(path for path in parent.iterdir() if path.is_dir() and not path.name.startswith("."))
+        return sorted(path for path in parent.iterdir() if path.is_dir() and not path.name.startswith((".", "__MACOSX")))
     except OSError:
         return []
 
