@@ -1,16 +1,111 @@
-"""What a data family is: a reader of one data set as it lies on disk. Imports neither torch nor albumentations."""
+"""Where a data set lies, which files are in its folders, and how what is wrong with them is told."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mtl.core.errors import DataError
+from mtl.core.files import list_files
+from mtl.core.names import normal
 from mtl.core.types import Record
+from mtl.data.formats.tables import some
 
 SHOWN_PROBLEMS = 5  # in a message; `mtl data check` lists all
+LEFT_BY_SYSTEMS = frozenset({"thumbs.db", "desktop.ini"})  # of file managers; hidden files are left out anyway
+
+
+@dataclass(frozen=True)
+class Found:
+    """Files of a folder.
+
+    Attributes:
+        files: Those with one of the wanted suffixes, sorted.
+        others: Files with other suffixes, sorted.
+        unread: What cannot be read at all, sorted: see `mtl.core.files.Listing`.
+    """
+
+    files: list[Path] = field(default_factory=list)
+    others: list[Path] = field(default_factory=list)
+    unread: list[Path] = field(default_factory=list)
+
+    def note(self, where: Path, suffixes: Iterable[str]) -> list[str]:
+        """Return a note that names what was left out, if anything was."""
+        left = [path.name for path in (*self.others, *self.unread)]
+        expected = ", ".join(sorted(suffixes))
+        return [f"{where}: {some(left)} left out; expected files that end in {expected}."] if left else []
+
+
+def find_files(folder: Path, suffixes: Iterable[str], below: bool = True) -> Found:
+    """Sort the files of a folder by whether they have one of some suffixes (in lower case); links are followed.
+
+    Args:
+        folder: It need not exist.
+        suffixes: With their dots.
+        below: Look into folders too.
+    """
+    if not folder.is_dir():
+        return Found()
+    wanted, listing = frozenset(suffixes), list_files(folder, below)
+    fits = {path: path.suffix.casefold() in wanted for path in listing.files}
+    others = [path for path, fit in fits.items() if not fit and path.name.casefold() not in LEFT_BY_SYSTEMS]
+    return Found([path for path, fit in fits.items() if fit], others, listing.unread)
+
+
+def folders_in(parent: Path) -> list[Path]:
+    """List the folders in a folder, sorted, links to folders included; none where nobody may list them.
+
+    Hidden ones are left out, and what archives of a Mac unpack beside the files.
+    """
+    try:
+        return sorted(path for path in parent.iterdir() if path.is_dir() and not path.name.startswith((".", "__MACOSX")))
+    except OSError:
+        return []
+
+
+def named_folders(parent: Path, problems: list[str] | None = None) -> dict[str, Path]:
+    """Return the folders in a folder by their names in normal form.
+
+    Args:
+        parent: The folder.
+        problems: Receives that there are two of one name, of which the first counts.
+    """
+    found: dict[str, Path] = {}
+    for path in folders_in(parent):
+        first = found.setdefault(normal(path.name), path)
+        if first != path and problems is not None:
+            problems.append(f"{path}: has the same name as {first.name}. Rename or remove one of these folders.")
+    return found
+
+
+def by_name(files: Iterable[Path], problems: list[str]) -> dict[str, Path]:
+    """Return files by their names, without suffix and in normal form.
+
+    Args:
+        files: Two of one name are a problem; the first counts.
+        problems: Receives it.
+    """
+    found: dict[str, Path] = {}
+    for path in files:
+        first = found.setdefault(normal(path.stem), path)
+        if first != path:
+            other = first.name if first.parent == path.parent else first
+            problems.append(f"{path}: has the same name as {other}. Rename or remove one of them.")
+    return found
+
+
+def unreadable(paths: Iterable[Path]) -> list[str]:
+    """Return a sentence per entry of a folder that cannot be read."""
+    reason = "is a link that leads nowhere, a pipe or device, or a folder that nobody may open"
+    return [f"{path}: cannot be read: it {reason}. Restore or remove it." for path in paths]
+
+
+def unreadable_in(folder: Path) -> list[str]:
+    """Return a sentence per entry right in a folder that cannot be read."""
+    return unreadable(list_files(folder, below=False).unread)
 
 
 def find_root(root: str | None, family: str, is_root: str, candidates: tuple[str, ...] = ("",)) -> Path:

@@ -1,7 +1,8 @@
-"""How generators write: whole data sets that appear at once, and never over something else."""
+"""How generators write: whole data sets that appear at once, with a mark, and never over anything without it."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,7 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from mtl.core.errors import DataError
-from mtl.core.files import PARTIAL
+from mtl.core.files import PARTIAL, file_hash, write_json
+
+MARK = ".generated.json"  # in a generated folder: hidden, so that readers leave it out
+LEFT_BY_SYSTEMS = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})  # of file managers, nobody's work
 
 
 def write_image(path: Path, image: np.ndarray, quality: int = 92) -> None:
@@ -26,13 +30,15 @@ def write_image(path: Path, image: np.ndarray, quality: int = 92) -> None:
 
 
 @contextmanager
-def new_folder(output: Path, contents: tuple[str, ...], overwrite: bool) -> Iterator[Path]:
-    """Give a temporary folder beside `output` that takes its place once everything is written.
+def new_folder(output: Path, overwrite: bool) -> Iterator[Path]:
+    """Give a temporary folder beside `output` that takes its place, with a mark in it, once everything is written.
+
+    The mark (`MARK`) lists what was generated. A folder is only ever replaced if all of its files stand in its mark and are as
+    they were generated: the layout is that of real data sets, so that names tell nothing.
 
     Args:
         output: Where the data set will be.
-        contents: Names that a data set of this kind holds; a folder with anything else is never replaced.
-        overwrite: Replace an earlier data set at `output`.
+        overwrite: Replace an earlier generated data set at `output`.
 
     Raises:
         DataError: `output` is not empty and may not be replaced.
@@ -40,19 +46,61 @@ def new_folder(output: Path, contents: tuple[str, ...], overwrite: bool) -> Iter
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         if not overwrite:
             raise DataError(f"`{output}` exists already. Choose another output, or replace it with overwrite=true.")
-        foreign = (
-            [output.name] if not output.is_dir() else [path.name for path in output.iterdir() if path.name not in contents]
-        )
-        if foreign:
-            raise DataError(
-                f"`{output}` was not made by this command: it holds `{foreign[0]}`. Nothing is replaced; choose another output."
-            )
-    partial = output.with_name(PARTIAL.format(name=output.name, process=os.getpid()))
+        _refuse_foreign(output)
+    elif output.is_symlink() and not output.exists():
+        raise DataError(f"`{output}` is a link that leads nowhere. Remove it, or choose another output.")
+    place = output.resolve()  # what a link leads to is replaced, not the link
+    partial, old = (
+        place.with_name(PARTIAL.format(name=name, process=os.getpid())) for name in (place.name, f"{place.name}.old")
+    )
     try:
         partial.mkdir(parents=True)
         yield partial
-        if output.exists():
-            shutil.rmtree(output)
-        partial.rename(output)
+        write_json(partial / MARK, {"made by": "mtl data synth", "files": {n: file_hash(partial / n) for n in _names(partial)}})
+        if place.exists():
+            place.rename(old)
+        partial.rename(place)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _refuse_foreign(output: Path) -> None:
+    """Refuse to replace a folder in which anything is that its mark does not list, or lists otherwise.
+
+    Raises:
+        DataError: There is such a file; the text names the first.
+    """
+    names = _names(output) if output.is_dir() else [output.name]
+    if not names:
+        return
+    hint = "Nothing is replaced; choose another output, or remove it by hand."
+    try:
+        listed = json.loads((output / MARK).read_text(encoding="utf-8"))["files"]
+        known = {str(name): str(content) for name, content in listed.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise DataError(
+            f"`{output}` was not made by this command, since it has no `{MARK}` that says so: it holds `{names[0]}`. {hint}"
+        ) from None
+    try:
+        foreign = [name for name in names if name != MARK and not _is_generated(output / name, known.get(name))]
+    except OSError as error:
+        raise DataError(f"`{error.filename}` cannot be read ({error.strerror}). {hint}") from error
+    if foreign:
+        more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+        raise DataError(f"`{output}` holds what was not made by this command: `{foreign[0]}`{more}, added or changed. {hint}")
+
+
+def _is_generated(path: Path, content: str | None) -> bool:
+    return content is not None and path.is_file() and not path.is_symlink() and file_hash(path) == content
+
+
+def _names(folder: Path) -> list[str]:
+    """List everything below a folder that is no folder, hidden files included, relative to it; links are not followed."""
+    found = []
+    for inner, folders, files in os.walk(folder):
+        links = [name for name in folders if (Path(inner) / name).is_symlink()]
+        found += [
+            (Path(inner) / name).relative_to(folder).as_posix() for name in (*files, *links) if name not in LEFT_BY_SYSTEMS
+        ]
+    return sorted(found)

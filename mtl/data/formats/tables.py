@@ -1,34 +1,138 @@
-"""CSV files as data sets bring them: texts without spaces around them, image names without case and suffix."""
+"""Tables and JSON files as data sets bring them: texts without spaces around them, images by their names in normal form."""
 
 from __future__ import annotations
 
 import csv
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from mtl.core.errors import DataError
 from mtl.core.names import normal
 from mtl.data.formats.images import IMAGE_SUFFIXES
 
+SEPARATORS = (",", ";", "\t")
+QUOTED = re.compile(r'"[^"]*"')
+NUMBER = re.compile(r"\d+")
+
 
 def read_rows(path: Path) -> list[tuple[int, list[str]]]:
-    """Read line number and texts, stripped, of each row that is not empty.
+    """Read line number and texts, stripped, of each row of a CSV file that is not empty.
+
+    What separates the columns is what occurs most often in the first row: comma, semicolon or tab. A line `sep=;` before it, as
+    spreadsheets write it, decides.
 
     Raises:
-        DataError: The file cannot be read, or is no CSV file.
+        DataError: The file cannot be read, is no CSV file, or its first row has two separators equally often.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            return [(reader.line_num, [text.strip() for text in row]) for row in reader if any(map(str.strip, row))]
+            lines = file.readlines()
+        skipped = next((number for number, line in enumerate(lines) if line.strip(' \t\r\n,;"')), 0)
+        declared = re.fullmatch(r"sep=([,;\t])", lines[skipped].strip(" \r\n")) if lines else None
+        skipped += declared is not None
+        separator = declared[1] if declared else _separator(path, lines[skipped] if lines[skipped:] else "")
+        reader = csv.reader(lines[skipped:], delimiter=separator)
+        return [(reader.line_num + skipped, [text.strip() for text in row]) for row in reader if any(map(str.strip, row))]
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: is no CSV file ({error}). Replace it by the one of the data set.") from error
 
 
+def _separator(path: Path, header: str) -> str:
+    """Return what separates the columns of a header; a comma where nothing does.
+
+    Raises:
+        DataError: Two of them occur equally often.
+    """
+    bare = QUOTED.sub("", header)
+    (first, most), (second, next_most), *_ = Counter({sign: bare.count(sign) for sign in SEPARATORS}).most_common()
+    if most and most == next_most:
+        raise DataError(
+            f"{path}: the first row has {most} of {first!r} and as many of {second!r}; expected one separator of columns. "
+            "Put names that contain the other one in quotes."
+        )
+    return first if most else SEPARATORS[0]
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file in which no object has a key twice with different values, of which the last would win unseen.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is no such JSON.
+    """
+
+    def unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+        content: dict[str, Any] = {}
+        for key, value in pairs:
+            if (content.setdefault(key, value),) != (value,):  # tuples, since NaN alone differs from itself
+                raise ValueError(f"`{key}` is there twice with different values")
+        return content
+
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def base_name(name: str) -> str:
+    """Return the name of a file without its folders, which may be written with slashes or backslashes."""
+    return name.replace("\\", "/").rpartition("/")[2].strip()
+
+
 def image_stem(name: str) -> str:
-    """Return the name of an image in its normal form, without the suffix of an image file."""
-    return normal(Path(name).stem if Path(name).suffix.casefold() in IMAGE_SUFFIXES else name)
+    """Return the name of an image in its normal form, without folders and the suffix of an image file."""
+    base = base_name(name)
+    return normal(Path(base).stem if Path(base).suffix.casefold() in IMAGE_SUFFIXES else base)
+
+
+def without_zeros(name: str) -> str:
+    """Return a name without the zeros before its numbers, which spreadsheets leave out, and without `.0` behind a whole one."""
+    return NUMBER.sub(lambda found: found[0].lstrip("0") or "0", re.sub(r"^(\d+)\.0+$", r"\1", name))
+
+
+class ImageNames:
+    """Finds images by the names that tables give them.
+
+    Args:
+        stems: Of the images that are there, in normal form.
+
+    Attributes:
+        loosened: Names by image that only fit without leading zeros, as written.
+    """
+
+    def __init__(self, stems: Iterable[str]) -> None:
+        self._stems = set(stems)
+        self._loose: dict[str, list[str]] = {}
+        for stem in self._stems:
+            self._loose.setdefault(without_zeros(stem), []).append(stem)
+        self.loosened: dict[str, str] = {}
+
+    def find(self, name: str) -> str | None:
+        """Return the image that a name means: the one of this name, or else the only one but for leading zeros."""
+        stem = image_stem(name)
+        if stem in self._stems:
+            return stem
+        alike = self._loose.get(without_zeros(stem), [])
+        if len(alike) != 1:
+            return None
+        self.loosened.setdefault(alike[0], name)
+        return alike[0]
+
+    def note(self, where: Path) -> list[str]:
+        """Return a note about names that only fitted without leading zeros, if there were any."""
+        if not self.loosened:
+            return []
+        stem, name = next(iter(self.loosened.items()))
+        return [
+            f"{where}: {len(self.loosened)} names fit an image only without leading zeros (first: `{name}` for `{stem}`); such "
+            "zeros were ignored."
+        ]
 
 
 def number_of(text: str) -> float | None:

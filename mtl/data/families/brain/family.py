@@ -21,21 +21,8 @@ from mtl.core.family import CheckReport, DataFamily
 from mtl.core.registry import DATA_FAMILIES
 from mtl.core.task import Colour, TaskSpec
 from mtl.core.types import Record, Sample
-from mtl.data.families.brain.files import (
-    SETS,
-    Case,
-    CaseReader,
-    Picture,
-    Scan,
-    case_folders,
-    find_folders,
-    head_box,
-    picture_folder,
-    read_case,
-    read_pictures,
-    scan_cases,
-    state_of,
-)
+from mtl.data.families.brain.files import CaseReader, Scan, head_box, scan_cases, state_of
+from mtl.data.families.brain.folders import SETS, Case, Picture, find_folders, list_cases, picture_folder, read_pictures
 from mtl.data.families.brain.tasks import MEMBERS, PRESENCE, REGIONS, TOGETHER, presence_task, region_tasks
 from mtl.data.families.folders import SHOWN_PROBLEMS, check_usable
 from mtl.data.formats.duplicates import near_duplicates
@@ -257,7 +244,10 @@ class Brain(DataFamily):
         if self.root and (idle := [f"data.folders.{name}" for name, folder in self.folders.items() if folder]):
             index.notes.append(f"{' and '.join(idle)} not looked at, since data.root is given.")
         if "brats" in found:
-            self._list_cases(found["brats"], index)
+            cases = list_cases(found["brats"], self.volume_endings, self.label_endings, self.modalities)
+            index.cases, index.unlabelled = cases.labelled, cases.unlabelled
+            index.problems += cases.problems
+            index.notes += cases.notes
             scans, problems = scan_cases(self._reader, index.cases, self.memo)
             index.problems += problems
             for case in index.cases:
@@ -266,7 +256,8 @@ class Brain(DataFamily):
         if "kaggle" in found:
             folder = picture_folder(found["kaggle"])
             assert folder is not None
-            index.pictures, notes = read_pictures(folder)
+            index.pictures, problems, notes = read_pictures(folder)
+            index.problems += problems
             index.notes += notes
             for picture in index.pictures:
                 try:
@@ -276,31 +267,6 @@ class Brain(DataFamily):
         index.records.sort(key=lambda record: record.sample_id)
         self._index = index
         return index
-
-    def _list_cases(self, root: Path, index: _Index) -> None:
-        """Find the cases and sort out those without labels or without any wanted modality."""
-        seen: dict[str, Path] = {}
-        for folder in case_folders(root):
-            if folder.name in seen:
-                index.problems.append(f"{folder}: there is another case of this name, {seen[folder.name]}. Remove one of them.")
-                continue
-            seen[folder.name] = folder
-            case, notes = read_case(folder, self.volume_endings, self.label_endings)
-            index.notes += notes
-            lacking = [name for name in self.modalities if name not in case.modalities]
-            if case.seg is None:
-                index.unlabelled.append(case)
-            elif len(lacking) == len(self.modalities):
-                index.problems.append(f"{folder}: has no {' and no '.join(lacking)}. Add it, or choose other data.modalities.")
-            else:
-                index.cases.append(case)
-                if lacking:
-                    index.notes.append(f"{folder}: has no {' and no '.join(lacking)}; the channel is blank.")
-        if index.unlabelled:
-            names = ", ".join(case.name for case in index.unlabelled[:3])
-            index.notes.append(
-                f"{len(index.unlabelled)} cases without labels are left out ({names}); `mtl predict` takes them."
-            )
 
     def _add_case(self, case: Case, scan: Scan, index: _Index) -> None:
         """Make a record of every slice."""

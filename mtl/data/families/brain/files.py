@@ -1,19 +1,14 @@
-"""Folders of the two brain MRI data sets, as distributed, and what the volumes hold slice by slice.
-
-BraTS: a folder per case, `BraTS20_Training_001/BraTS20_Training_001_{flair,t1,t1ce,t2,seg}.nii.gz` (or `.nii`; in 2023
-`BraTS-GLI-00001-000-t2f.nii.gz`). Kaggle ("Brain MRI Images for Brain Tumor Detection"): pictures in `yes/` and `no/`.
-"""
+"""What the volumes of cases hold, slice by slice, and where in a picture the head is."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import re
 import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,44 +18,13 @@ import numpy as np
 
 from mtl.core.errors import DataError
 from mtl.core.memo import Memo
-from mtl.data.families.folders import find_root
-from mtl.data.formats.images import IMAGE_SUFFIXES
-from mtl.data.formats.volumes import Volume, is_volume, read_volume
+from mtl.data.families.brain.folders import Case
+from mtl.data.formats.volumes import Volume, read_volume
 
-SETS = {"brats": "folders of cases `BraTS*` with NIfTI volumes", "kaggle": "pictures in `yes/` and `no/`"}
-ANSWERS = {"no": False, "yes": True}  # folders of pictures
 LABELS = (1, 2, 4)  # necrosis and non-enhancing core, oedema, enhancing tumour
 ENHANCING, ENHANCING_2023 = 4, 3
-CASE_DEPTH, PICTURE_DEPTH = 3, 2  # folders between the root and a case, and between it and `yes/`
-VISIT = re.compile(r"(BraTS-\w+-\d+)-\d{3}", re.IGNORECASE)  # since 2023 the same patient may come again
 WORKERS = 4
 SCAN = "brain scan 1"  # the number rises when a scan says something else
-
-
-@dataclass(frozen=True)
-class Case:
-    """A folder of volumes of one examination.
-
-    Attributes:
-        name: Of the folder.
-        patient: Of whom it is.
-        modalities: File by modality.
-        seg: File with the labels, if any.
-    """
-
-    name: str
-    patient: str
-    modalities: dict[str, Path]
-    seg: Path | None
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture whose folder says whether there is a tumour."""
-
-    sample_id: str
-    path: Path
-    tumor: bool
 
 
 @dataclass(frozen=True)
@@ -80,107 +44,6 @@ class Scan:
     brain: list[int]
     labels: dict[int, list[int]]
     notes: list[str] = field(default_factory=list)
-
-
-def find_folders(root: str | None, folders: dict[str, str | None], wanted: tuple[str, ...], whole: bool) -> dict[str, Path]:
-    """Find the folder of each data set.
-
-    Args:
-        root: `data.root`, where every set is looked for; None takes `folders`.
-        folders: By set, its folder; None takes `brain` and `brain_<set>` below `MTL_DATA_DIR`.
-        wanted: Keys of `SETS`.
-        whole: Every set must be there; otherwise one will do.
-
-    Raises:
-        DataError: They are not there.
-    """
-    base, found, places = os.environ.get("MTL_DATA_DIR"), {}, list[Path]()
-    is_root = " and/or ".join(SETS[name] for name in wanted)
-    for name in wanted:
-        given = None if root else folders[name]
-        if root:
-            near = [find_root(root, "brain", is_root)]
-        elif given is not None:
-            near = [Path(given)]
-        else:
-            near = [Path(base) / inner for inner in ("brain", f"brain_{name}")] if base else []
-        holds = {"brats": case_folders, "kaggle": picture_folder}[name]
-        place = next((folder for folder in near if holds(folder)), None)
-        if place is not None:
-            found[name] = place
-        elif given is not None:
-            raise DataError(f"`data.folders.{name}` is `{given}`; expected a folder that holds {SETS[name]}. Correct it.")
-        places += near
-    if not found and not any(place.is_dir() for place in places):
-        find_root(None, "brain", is_root)  # says what is wrong
-    missing = [SETS[name] for name in wanted if name not in found]
-    if missing and (whole or not found):
-        where = " or ".join(f"`{place}`" for place in dict.fromkeys(places))
-        raise DataError(
-            f"{where or 'MTL_DATA_DIR'} holds no {' and no '.join(missing)}. Set data.root, or data.folders for each set; "
-            "`mtl data synth brain` generates test data."
-        )
-    return found
-
-
-def case_folders(root: Path) -> list[Path]:
-    """List the folders of cases, which begin with `BraTS` and hold volumes, up to two levels below a folder, by name."""
-    return sorted(_cases_below(root, CASE_DEPTH), key=lambda folder: (folder.name, str(folder)))
-
-
-def picture_folder(root: Path) -> Path | None:
-    """Find the folder that holds `yes/` or `no/`: this one, or the first up to two levels below."""
-    level = [root]
-    for _ in range(PICTURE_DEPTH + 1):
-        for folder in level:
-            if _answers(folder):
-                return folder
-        level = [inner for folder in level for inner in _folders(folder)]
-    return None
-
-
-def read_case(folder: Path, endings: Mapping[str, Sequence[str]], of_labels: Sequence[str]) -> tuple[Case, list[str]]:
-    """Return the files of a case, recognised by their names, and what is worth knowing about them.
-
-    Args:
-        folder: Of the case.
-        endings: By modality, how the names of its files end.
-        of_labels: How the names of files with labels end.
-    """
-    modalities: dict[str, Path] = {}
-    notes, seg, others = [], None, []
-    for path in sorted(entry for entry in folder.iterdir() if is_volume(entry) and not entry.name.startswith(".")):
-        if not path.is_file():
-            continue
-        ending = re.split(r"[_\-.\s]", re.sub(r"\.nii(\.gz)?$", "", path.name.lower()))[-1]
-        name = next((name for name, known in endings.items() if ending in known), None)
-        if ending in of_labels and seg is None:
-            seg = path
-        elif name is None and ending not in of_labels:
-            others.append(path)
-        elif name is not None and name not in modalities:
-            modalities[name] = path
-        else:
-            notes.append(f"{path}: left out, since another file of this case ends in `{ending}`, too.")
-    named_so = [path for path in others if "seg" in path.name.lower()]
-    if seg is None and len(named_so) == 1:
-        (seg,) = named_so
-        notes.append(f"{seg}: does not end in `_seg`; taken as the labels, since no other file of the case is named so.")
-    notes += [f"{path}: left out, since its name tells no modality." for path in others if path != seg]
-    patient = VISIT.fullmatch(folder.name)
-    return Case(folder.name, patient[1] if patient else folder.name, modalities, seg), notes
-
-
-def read_pictures(folder: Path) -> tuple[list[Picture], list[str]]:
-    """List the pictures in `yes/` and `no/`, sorted by sample id; also what is worth knowing."""
-    pictures, notes = [], []
-    for answer, inner in sorted(_answers(folder).items()):
-        files = sorted(path for path in inner.iterdir() if path.is_file() and not path.name.startswith("."))
-        images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
-        pictures += [Picture(f"kaggle/{answer}/{path.name}", path, ANSWERS[answer]) for path in images]
-        if others := [path.name for path in files if path not in images and path.name.lower() != "thumbs.db"]:
-            notes.append(f"{inner}: {len(others)} files left out that are no images (first: {others[0]}).")
-    return sorted(pictures, key=lambda picture: picture.sample_id), notes
 
 
 def head_box(grey: np.ndarray) -> tuple[int, int, int, int]:
@@ -353,22 +216,3 @@ def _recalled(entry: Any) -> Scan | None:
 
 def _in_words(volume: Volume) -> str:
     return str(np.round(volume.affine[:3], 3).tolist())
-
-
-def _cases_below(folder: Path, depth: int) -> Iterator[Path]:
-    for inner in _folders(folder):
-        if inner.name.lower().startswith("brats") and any(is_volume(path) and path.is_file() for path in inner.iterdir()):
-            yield inner
-        elif depth > 1:
-            yield from _cases_below(inner, depth - 1)
-
-
-def _answers(folder: Path) -> dict[str, Path]:
-    return {inner.name.lower(): inner for inner in _folders(folder) if inner.name.lower() in ANSWERS}
-
-
-def _folders(folder: Path) -> list[Path]:
-    try:
-        return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
-    except OSError:
-        return []

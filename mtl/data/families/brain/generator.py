@@ -11,7 +11,6 @@ from mtl.core.errors import ConfigError
 from mtl.data.families.brain.painter import LABELS, SEQUENCES, Head, add_skull, generate_head, paint, tissue_of
 from mtl.data.families.writing import new_folder
 
-SETS = ("brats", "kaggle")
 FIELD, HEIGHT = 240.0, 140.0  # millimetres: side of a slice, brain from bottom to top
 TOP = 0.97  # z of the last slice, which shows hardly any brain
 PICTURES = 3  # of the Kaggle kind per patient, copies not counted
@@ -42,7 +41,7 @@ def generate_brain(output: Path, patients: int, fields: int, seed: int, width: i
     ]
     if problems:
         raise ConfigError(problems)
-    with new_folder(Path(output), SETS, overwrite) as folder:
+    with new_folder(Path(output), overwrite) as folder:
         for number in range(1, patients + 1):
             name = f"BraTS20_Training_{number:03d}"
             (folder / "brats" / name).mkdir(parents=True)

@@ -22,7 +22,7 @@ from mtl.core.family import CheckReport, DataFamily
 from mtl.core.registry import DATA_FAMILIES
 from mtl.core.task import Colour, TaskSpec
 from mtl.core.types import Objects, Record, Sample
-from mtl.data.families.folders import check_usable, find_sets_root
+from mtl.data.families.folders import check_usable, find_sets_root, unreadable_in
 from mtl.data.families.idrid.files import CODES, LANDMARKS, SETS, Contents, Picture, find_sets, read_contents
 from mtl.data.formats.duplicates import connected, near_duplicates
 from mtl.data.formats.images import image_size, read_mask, read_rgb
@@ -230,7 +230,9 @@ class Idrid(DataFamily):
         if self._index is not None:
             return self._index
         root = self.locate()
-        contents = read_contents({name: folder for name, folder in find_sets(root).items() if name in (self.sets or SETS)})
+        sets = {name: folder for name, folder in find_sets(root).items() if name in (self.sets or SETS)}
+        contents = read_contents(sets, [code for code in CODES if self._missing[code] == "negative"])
+        contents.problems += unreadable_in(root)
         index = _Index(contents)
         for picture in contents.pictures:
             try:

@@ -8,13 +8,15 @@ Copies of the data set rename folders and files a little, so words in their name
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mtl.core.errors import DataError
+from mtl.core.names import normal
+from mtl.data.families.folders import by_name, find_files, folders_in, unreadable, unreadable_in
 from mtl.data.formats.images import IMAGE_SUFFIXES
-from mtl.data.formats.tables import image_stem, number_of, read_rows, some
+from mtl.data.formats.tables import ImageNames, letters, number_of, read_rows, some
 
 # By name in `data.sets`: letter in sample ids, folder as distributed, word by which the folder is found.
 SETS = {
@@ -26,7 +28,11 @@ PARTS = ("train", "test")  # official splits, and words in the names of their fo
 ORIGINALS, TRUTH = "originalimages", "groundtruth"  # words in the names of the folders of a set, without spaces
 CODES = ("MA", "HE", "EX", "SE", "OD")  # suffixes of mask files
 MASK = re.compile(rf"(?P<image>.+)_(?P<code>{'|'.join(CODES)})", re.IGNORECASE)
-MASK_SUFFIXES = frozenset({".tif", ".tiff"})
+MASK_SUFFIXES = frozenset({".tif", ".tiff", ".png", ".bmp"})  # JPEG has grey seams around what is marked
+LESION_FOLDERS = {  # as distributed, and the word in it that copies keep
+    "MA": ("1. Microaneurysms", "aneurysm"), "HE": ("2. Haemorrhages", "morrhage"), "EX": ("3. Hard Exudates", "hardexudate"),
+    "SE": ("4. Soft Exudates", "softexudate"), "OD": ("5. Optic Disc", "opticdis"),
+}  # fmt: skip
 GRADES = {"grade": ("retinopathygrade", 4), "edema": ("riskofmacular", 2)}  # beginning of the column's name, highest value
 LANDMARKS = {"optic_disc_centre": "disc", "fovea": "fovea"}  # word in the path of the CSV file
 IMAGE_COLUMN = "image"  # beginning of the name of the column with the image
@@ -66,7 +72,7 @@ class Contents:
 
 @dataclass(frozen=True)
 class _Part:
-    """Images of one official split of one set, by name in lower case, and the folder with what was said about them."""
+    """Images of one official split of one set, by name in normal form, and the folder with what was said about them."""
 
     set_name: str
     name: str
@@ -80,62 +86,108 @@ class _Part:
 
 def find_sets(folder: Path) -> dict[str, Path]:
     """Return the folders of the sets in a folder, by key of `SETS`; a folder that may not be listed has none."""
-    try:
-        folders = _folders(folder)
-    except OSError:
-        return {}
-    found = {}
+    folders, found = folders_in(folder), {}
     for name, (_, distributed, word) in SETS.items():
-        alike = [path for path in folders if word in path.name.casefold() and TRUTH not in _folded(path.name)]
-        exact = [path for path in alike if path.name.casefold() == distributed.casefold()]
+        alike = [path for path in folders if word in normal(path.name) and TRUTH not in _folded(path.name)]
+        exact = [path for path in alike if normal(path.name) == normal(distributed)]
         if exact or alike:
             found[name] = (exact or alike)[0]
     return found
 
 
-def read_contents(sets: dict[str, Path]) -> Contents:
+def read_contents(sets: dict[str, Path], negative: Sequence[str] = ()) -> Contents:
     """List the images of some sets with their labels.
 
     Args:
         sets: As from `find_sets`.
+        negative: Lesion codes of which a missing mask means that there is none: then what is not read must not be missing.
     """
     contents = Contents()
-    readers = {"segmentation": _segmentation, "grading": _grading, "localization": _localization}
     for name, folder in sets.items():
         for part in _parts(name, folder, contents):
-            contents.pictures += readers[name](part, contents)
+            if name == "segmentation":
+                contents.pictures += _segmentation(part, negative, contents)
+            else:
+                contents.pictures += (_grading if name == "grading" else _localization)(part, contents)
     contents.pictures.sort(key=lambda picture: picture.sample_id)
     return contents
 
 
-def _segmentation(part: _Part, contents: Contents) -> Iterator[Picture]:
-    folder = next((path for path in _folders(part.truth) if part.name in path.name.casefold()), None)
+def _segmentation(part: _Part, negative: Sequence[str], contents: Contents) -> Iterator[Picture]:
+    folder = next((path for path in folders_in(part.truth) if part.name in normal(path.name)), None)
+    contents.problems += unreadable_in(part.truth)
     if folder is None:
         contents.problems.append(f"{part.truth}: expected a folder with `{part.name}` in its name, for the masks; found none.")
         return
     masks: dict[str, dict[str, Path]] = {stem: {} for stem in part.images}
-    orphans = []
-    for path in _files(folder, MASK_SUFFIXES):
+    names, found, orphans = ImageNames(masks), find_files(folder, MASK_SUFFIXES), list[Path]()
+    contents.problems += unreadable(found.unread)
+    for path in found.files:
         match = MASK.fullmatch(path.stem)
-        if match is None or match["image"].casefold() not in masks:
-            orphans.append(path.name)
+        stem = None if match is None else names.find(match["image"])
+        if match is None or stem is None:
+            orphans.append(path)
             continue
-        mine, code = masks[match["image"].casefold()], match["code"].upper()
+        mine, code = masks[stem], match["code"].upper()
         if code in mine:
             contents.problems.append(
                 f"{path}: is the second {code} mask of this image, after {mine[code]}. Remove one of them."
             )
-        mine[code] = path
-    if orphans:
-        contents.notes.append(f"{folder}: {some(orphans)} left out: no image and lesion of this set has such a name.")
+        mine.setdefault(code, path)
+    lost, gone = _unread_masks(orphans, found.others, masks)
+    contents.problems += [*lost, *_unread_lesions(folder, part.name, masks, negative)]
+    if gone:
+        contents.notes.append(f"{folder}: {some(gone)} left out: no image and lesion of this set has such a name.")
+    contents.notes += names.note(folder)
     if bare := [part.images[stem].stem for stem, mine in masks.items() if not mine]:
         contents.notes.append(f"{folder}: no mask at all for {some(bare)}.")
     for stem, mine in masks.items():
         yield part.picture(stem, masks=mine)
 
 
+def _unread_masks(orphans: list[Path], others: list[Path], images: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Sort the files that were not read: those of images that are there, which would be free of what these mark, are errors.
+
+    Returns:
+        What is wrong, and the names of the other files.
+    """
+    names, problems, gone = ImageNames(images), list[str](), list[str]()
+    for path in orphans:
+        words = re.split(r"([\W_]+)", normal(path.stem))
+        if any(names.find("".join(words[: 2 * count + 1])) for count in range(len(words) // 2 + 1)):
+            problems.append(
+                f"{path}: tells no lesion; expected {', '.join(CODES)} behind the name of the image. Rename or remove it."
+            )
+        else:
+            gone.append(path.name)
+    for path in others:
+        match = MASK.fullmatch(path.stem)
+        if match is not None and names.find(match["image"]) is not None:
+            expected = ", ".join(sorted(MASK_SUFFIXES))
+            problems.append(f"{path}: is not read; expected a mask that ends in {expected}. Convert or remove it.")
+        else:
+            gone.append(path.name)
+    return problems, gone
+
+
+def _unread_lesions(folder: Path, part: str, masks: dict[str, dict[str, Path]], negative: Sequence[str]) -> list[str]:
+    """Return what is wrong where there is neither a mask nor a folder of a lesion, so that all images would be free of it."""
+    inside = [letters(path.name) for path in folders_in(folder)]
+    found = []
+    for code in negative:
+        distributed, word = LESION_FOLDERS[code]
+        known = any(code in mine for mine in masks.values()) or any(word in name or name == code.casefold() for name in inside)
+        if masks and not known:
+            found.append(
+                f"{folder}: holds no {code} mask and no folder `{distributed}`, so that all {len(masks)} {part} images would "
+                f"count as free of it. Complete the data set, set data.missing_mask.{code}=absent if nobody looked for it, or "
+                "make an empty folder if no image shows it."
+            )
+    return found
+
+
 def _grading(part: _Part, contents: Contents) -> Iterator[Picture]:
-    table = _table_of(part, _files(part.truth, frozenset({".csv"})), "grades", contents)
+    table = _table_of(part, find_files(part.truth, {".csv"}).files, "grades", contents)
     columns = {name: column for name, (column, _) in GRADES.items()}
     listed: dict[str, dict[str, int]] = {}
     for line, stem, values in _rows(table, columns, part, contents):
@@ -158,19 +210,24 @@ def _grading(part: _Part, contents: Contents) -> Iterator[Picture]:
 
 def _localization(part: _Part, contents: Contents) -> Iterator[Picture]:
     points: dict[str, dict[str, tuple[float, float]]] = {stem: {} for stem in part.images}
+    tables = find_files(part.truth, {".csv"}).files
     for name, word in LANDMARKS.items():
-        files = [
-            path for path in _files(part.truth, frozenset({".csv"})) if word in str(path.relative_to(part.truth)).casefold()
-        ]
+        files = [path for path in tables if word in normal(str(path.relative_to(part.truth)))]
         table = _table_of(part, files, f"centres of the {word}", contents)
+        given: list[float] = []
         for line, stem, values in _rows(table, {"x": "x", "y": "y"}, part, contents):
             x, y = (number_of(text) for text in values.values())
             if x is not None and y is not None:
                 points[stem][name] = (x, y)
+                given += [x, y]
             elif any(values.values()):
                 contents.problems.append(
                     f"{table}:{line}: expected two numbers, found x `{values['x']}` and y `{values['y']}`. Correct the file."
                 )
+        if given and all(0 <= value <= 1 for value in given):
+            contents.problems.append(
+                f"{table}: all centres lie between 0 and 1, as shares of the image do; expected its pixels. Convert them."
+            )
     if missing := [part.images[stem].stem for stem, mine in points.items() if set(mine) != set(LANDMARKS)]:
         contents.notes.append(f"{part.truth}: not both centres are given for {some(missing)}; counts as not annotated.")
     for stem, mine in points.items():
@@ -206,7 +263,7 @@ def read_table(path: Path, columns: dict[str, str]) -> list[tuple[int, dict[str,
 def _rows(
     table: Path | None, columns: dict[str, str], part: _Part, contents: Contents
 ) -> Iterator[tuple[int, str, dict[str, str]]]:
-    """Give line, image (name in lower case) and values of each image that is there, once."""
+    """Give line, image (name in normal form) and values of each image that is there, once."""
     if table is None:
         return
     try:
@@ -214,28 +271,32 @@ def _rows(
     except DataError as error:
         contents.problems.append(str(error))
         return
-    seen: dict[str, tuple[int, dict[str, str]]] = {}
-    gone = []
+    names, seen, gone = ImageNames(part.images), dict[str, tuple[int, dict[str, str]]](), list[str]()
     for line, values in rows:
         name = values.pop("image")
-        stem = image_stem(name)
+        stem = names.find(name)
+        if stem is None:
+            gone += [name] if name else []
+            continue
         before = seen.setdefault(stem, (line, values))
         if before[1] != values:
             contents.problems.append(f"{table}:{line}: `{name}` was listed in line {before[0]} with other values. Remove one.")
-        if before[0] != line:
-            continue
-        if stem in part.images:
+        if before[0] == line:
             yield line, stem, values
-        elif name:
-            gone.append(name)
-    if gone:
+    if gone and not seen:
+        contents.problems.append(
+            f"{table}: no row names an image of the {part.name} part (first: `{gone[0]}`). Correct the names, or the images."
+        )
+    elif gone:
         contents.notes.append(f"{table}: {some(gone)} listed, but there is no such image.")
+    contents.notes += names.note(table)
 
 
 def _table_of(part: _Part, files: list[Path], what: str, contents: Contents) -> Path | None:
-    mine = [path for path in files if part.name in path.name.casefold()]
+    mine = [path for path in files if part.name in normal(path.name)]
     if len(mine) != 1:
-        found = f"{mine[0].name} and {mine[1].name}" if mine else "none"
+        others = [path.name for path in find_files(part.truth, {".csv"}).others]
+        found = f"{mine[0].name} and {mine[1].name}" if mine else f"none, but {some(others)}" if others else "none"
         contents.problems.append(
             f"{part.truth}: expected one CSV file with `{part.name}` in its name, for the {what}; found {found}."
         )
@@ -244,22 +305,20 @@ def _table_of(part: _Part, files: list[Path], what: str, contents: Contents) -> 
 
 
 def _parts(set_name: str, folder: Path, contents: Contents) -> list[_Part]:
-    inside = {_folded(path.name): path for path in _folders(folder)}
+    inside = {_folded(path.name): path for path in folders_in(folder)}
+    contents.problems += unreadable_in(folder)
     pictures, truth = (next((inside[name] for name in inside if word in name), None) for word in (ORIGINALS, TRUTH))
     if pictures is None or truth is None:
         missing = "1. Original Images" if pictures is None else "2. Groundtruths"
         contents.problems.append(f"{folder}: expected a folder like `{missing}`, found none. Complete the data set.")
         return []
     found = []
+    contents.problems += unreadable_in(pictures)
     for part in PARTS:
-        home = next((path for path in _folders(pictures) if part in path.name.casefold()), None)
-        images: dict[str, Path] = {}
-        for path in [] if home is None else _files(home, IMAGE_SUFFIXES, below=False):
-            if path.stem.casefold() in images:
-                contents.problems.append(
-                    f"{path}: has the same name as {images[path.stem.casefold()].name}. Remove one of them."
-                )
-            images[path.stem.casefold()] = path
+        home = next((path for path in folders_in(pictures) if part in normal(path.name)), pictures / part)
+        inside_home = find_files(home, IMAGE_SUFFIXES)
+        contents.notes += inside_home.note(home, IMAGE_SUFFIXES)
+        images = by_name(inside_home.files, contents.problems)
         if images:
             found.append(_Part(set_name, part, images, truth))
         else:
@@ -268,14 +327,5 @@ def _parts(set_name: str, folder: Path, contents: Contents) -> list[_Part]:
 
 
 def _folded(name: str) -> str:
-    """Return a name in lower case, without spaces."""
-    return "".join(name.split()).casefold()
-
-
-def _folders(parent: Path) -> list[Path]:
-    return sorted(path for path in parent.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _files(folder: Path, suffixes: frozenset[str], below: bool = True) -> list[Path]:
-    found = folder.rglob("*") if below else folder.iterdir()
-    return sorted(path for path in found if path.suffix.casefold() in suffixes and not path.name.startswith("."))
+    """Return a name in normal form, without spaces."""
+    return normal("".join(name.split()))

@@ -59,7 +59,7 @@ def generate_idrid(output: Path, patients: int, fields: int, seed: int, width: i
         )
     if problems:
         raise ConfigError(problems)
-    with new_folder(Path(output), SETS, overwrite) as folder:
+    with new_folder(Path(output), overwrite) as folder:
         for part, _ in PARTS.values():
             for name in FOLDERS.values():
                 (folder / SETS[0] / "2. All Segmentation Groundtruths" / part / name).mkdir(parents=True)

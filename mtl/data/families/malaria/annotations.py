@@ -23,7 +23,7 @@ class Cell:
 
 @dataclass
 class Annotation:
-    """What one annotation file says; `problems` name file and line."""
+    """What one annotation file says; `problems` name file and line, `repeated` counts rows that say again what another says."""
 
     size: tuple[int, int] | None = None  # (height, width)
     declared: int = 0
@@ -31,6 +31,7 @@ class Annotation:
     cells: list[Cell] = field(default_factory=list)
     unknown: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
+    repeated: int = 0
 
 
 def read_annotation(path: Path) -> Annotation:
@@ -42,14 +43,16 @@ def read_annotation(path: Path) -> Annotation:
         found.problems.append(f"{path}: cannot be read ({error.strerror}).")
         return found
     try:
-        found.declared, width, height = (int(float(token)) for token in lines[0].strip().rstrip(",").split(","))
-        if width <= 0 or height <= 0:
+        numbers = [float(token) for token in lines[0].strip().rstrip(",").split(",")]
+        found.declared, width, height = map(int, numbers)
+        if width <= 0 or height <= 0 or numbers != [found.declared, width, height]:
             raise ValueError
     except (IndexError, ValueError, OverflowError):
         first = lines[0].strip() if lines else ""
         found.problems.append(f"{path}:1: expected `<rows>,<width>,<height>`, found `{first[:60]}`.")
         return found
     found.size = (height, width)
+    seen: dict[bytes, tuple[int, int]] = {}  # line and label by shape
     for number, line in enumerate(lines[1:]):
         tokens = [token.strip() for token in line.strip().rstrip(",").split(",")]
         if tokens == [""]:
@@ -66,8 +69,26 @@ def read_annotation(path: Path) -> Annotation:
         except ValueError as error:
             found.problems.append(f"{path}:{number + 2}: {error}.")
             continue
-        found.cells.append(Cell(number, label, vertices, is_polygon))
+        line_before, label_before = seen.setdefault(vertices.tobytes(), (number + 2, label))
+        if line_before == number + 2:
+            found.cells.append(Cell(number, label, vertices, is_polygon))
+        elif label_before == label:
+            found.repeated += 1
+        else:
+            found.problems.append(f"{path}:{number + 2}: the cell of line {line_before} is there again with another label.")
+    if _in_shares(found.cells):
+        found.problems.append(
+            f"{path}: all coordinates lie between 0 and 1, as shares of the image do; expected its pixels. Convert them."
+        )
+        found.cells, found.size = [], None  # an image whose cells nobody knows, not one without cells
     return found
+
+
+def _in_shares(cells: list[Cell]) -> bool:
+    """Return whether all of several cells, or a polygon, lie in the first pixel."""
+    if not cells or (len(cells) == 1 and not cells[0].is_polygon):
+        return False
+    return all(float(cell.vertices.max()) <= 1 for cell in cells)
 
 
 def _parse_shape(tokens: list[str], width: int, height: int) -> tuple[np.ndarray, bool]:

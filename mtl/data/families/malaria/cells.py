@@ -8,7 +8,6 @@ smear images", 2018, doi 10.7717/peerj.4568. Most patients are also in NIH-NLM-T
 from __future__ import annotations
 
 import re
-from collections import Counter
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -16,10 +15,11 @@ import numpy as np
 
 from mtl.core.errors import ConfigError, DataError
 from mtl.core.family import CheckReport, DataFamily
+from mtl.core.names import normal
 from mtl.core.registry import DATA_FAMILIES
 from mtl.core.task import Colour, TaskSpec
 from mtl.core.types import Record, Sample
-from mtl.data.families.folders import find_root
+from mtl.data.families.folders import find_files, find_root, named_folders, unreadable_in
 from mtl.data.formats.images import IMAGE_SUFFIXES, check_images, read_rgb
 
 CLASSES = ("Infected", "Healthy")
@@ -53,6 +53,7 @@ class MalariaCells(DataFamily):
     def __init__(self, *, root: str | None = None, group_by: Literal["patient", "field"] = "patient") -> None:
         self.root = root
         self.group_by = group_by
+        self._notes: list[str] = []
 
     def specs(self) -> dict[str, TaskSpec]:
         """Return the one task, `cell`."""
@@ -60,7 +61,7 @@ class MalariaCells(DataFamily):
 
     def person_of(self, group: str) -> str:
         """Return the patient or slide, without the photograph."""
-        return group.partition("/")[0].casefold()
+        return normal(group.partition("/")[0])
 
     @classmethod
     def generate(
@@ -79,7 +80,8 @@ class MalariaCells(DataFamily):
         is_root = " and ".join(f"`{name}/`" for name in FOLDERS)
         candidates = ("cell_images", "cell_images/cell_images", "../malaria_cells", "../cell_images")
         root = find_root(self.root, "malaria", is_root, candidates)
-        missing = [name for name in FOLDERS if name.casefold() not in _subfolders(root)]
+        present = named_folders(root)
+        missing = [name for name in FOLDERS if normal(name) not in present]
         if missing:
             nested = root / "cell_images"
             hint = f"Did you mean data.root={nested}?" if nested.is_dir() else "Set data.root to the folder that holds them."
@@ -114,9 +116,11 @@ class MalariaCells(DataFamily):
             )
         if not records:
             raise DataError(f"No image in the folders Parasitized and Uninfected of `{root}`.")
-        twice = [name for name, count in Counter(record.sample_id for record in records).items() if count > 1]
-        if twice:
-            raise DataError(f"Below `{root}` there are two images named {twice[0]}. Remove one of them.")
+        first: dict[str, Record] = {}
+        for record in records:
+            other = first.setdefault(normal(record.sample_id), record)
+            if other is not record:
+                raise DataError(f"{record.path}: has the same name as {other.path}. Rename or remove one of them.")
         return sorted(_one_spelling(records), key=lambda record: record.sample_id)
 
     def read_image(self, record: Record) -> np.ndarray:
@@ -142,6 +146,7 @@ class MalariaCells(DataFamily):
         except DataError as error:
             report.errors.append(str(error))
             return report
+        report.notes += self._notes
         report.counts = {
             "images": len(records),
             "patients": len({record.groups["patient"] for record in records}),
@@ -152,18 +157,14 @@ class MalariaCells(DataFamily):
         return report
 
     def _files(self, root: Path) -> list[tuple[int, Path]]:
-        """List (class number, image file)."""
-        folders = _subfolders(root)
-        return [
-            (number, path)
-            for number, name in enumerate(FOLDERS)
-            for path in sorted(folders[name.casefold()].iterdir())
-            if path.suffix.casefold() in IMAGE_SUFFIXES and not path.name.startswith(".")
-        ]
-
-
-def _subfolders(root: Path) -> dict[str, Path]:
-    return {path.name.casefold(): path for path in root.iterdir() if path.is_dir()}
+        """List (class number, image file), and note what the folders of the classes hold besides."""
+        self._notes = unreadable_in(root)
+        folders, files = named_folders(root), []
+        for number, name in enumerate(FOLDERS):
+            found = find_files(folders[normal(name)], IMAGE_SUFFIXES)
+            self._notes += found.note(folders[normal(name)], IMAGE_SUFFIXES)
+            files += [(number, path) for path in found.files]
+        return files
 
 
 def _one_spelling(records: list[Record]) -> list[Record]:
@@ -172,10 +173,10 @@ def _one_spelling(records: list[Record]) -> list[Record]:
 
     spelling: dict[str, str] = {}
     for name in sorted({name for record in records for name in (record.group, *record.groups.values())}):
-        spelling.setdefault(name.casefold(), name)
+        spelling.setdefault(normal(name), name)
 
     def unify(record: Record) -> Record:
-        groups = {unit: spelling[name.casefold()] for unit, name in record.groups.items()}
-        return replace(record, group=spelling[record.group.casefold()], groups=groups)
+        groups = {unit: spelling[normal(name)] for unit, name in record.groups.items()}
+        return replace(record, group=spelling[normal(record.group)], groups=groups)
 
     return [unify(record) for record in records]

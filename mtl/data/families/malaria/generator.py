@@ -50,7 +50,7 @@ def generate_malaria(
         problems.append(f"`cells_per_field` is {cells_per_field}; expected (fewest, most).")
     if problems:
         raise ConfigError(problems)
-    with new_folder(Path(output), ("Point Set", "Polygon Set"), overwrite) as folder:
+    with new_folder(Path(output), overwrite) as folder:
         for patient in range(patients):
             style = _style(seed, patient)
             polygons = kind == "polygons" or (kind == "both" and patient % 3 == 1)
@@ -78,7 +78,7 @@ def generate_malaria_cells(output: Path, patients: int, cells: int, seed: int, o
     """
     if patients < 1 or cells < 1 or seed < 0:
         raise ConfigError(f"patients={patients}, cells={cells}, seed={seed}: expected at least 1, 1 and 0.")
-    with new_folder(Path(output), ("Parasitized", "Uninfected"), overwrite) as folder:
+    with new_folder(Path(output), overwrite) as folder:
         for name in ("Parasitized", "Uninfected"):
             (folder / name).mkdir()
         for patient in range(patients):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -20,18 +19,20 @@ import numpy as np
 
 from mtl.core.errors import ConfigError, DataError
 from mtl.core.family import CheckReport, DataFamily, Measure
+from mtl.core.names import normal
 from mtl.core.registry import DATA_FAMILIES
 from mtl.core.task import Colour, TaskSpec
 from mtl.core.types import Objects, Record, Sample
-from mtl.data.families.folders import find_root, listed_errors, suggest_root
+from mtl.data.families.folders import find_root, folders_in, listed_errors, named_folders, suggest_root, unreadable_in
 from mtl.data.families.malaria.annotations import Cell, centroid, read_annotation
+from mtl.data.families.malaria.files import SETS, pair_files
 from mtl.data.families.malaria.parasitemia import GRADES, SEVERITY, image_labels, parasitemia, parasitemia_grade
-from mtl.data.formats.images import IMAGE_SUFFIXES, check_images, image_size, read_rgb
+from mtl.data.formats.images import check_images, image_size, read_rgb
+from mtl.data.formats.tables import some
 
 logger = logging.getLogger(__name__)
 
 FIELD_SIZE = (2988, 5312)  # (height, width) of a whole field as photographed: the reference raster
-SETS = ("Point Set", "Polygon Set")
 CLASSES = ("Infected", "Healthy", "WBC")
 ELLIPSE_VERTICES = 24  # a multiple of 4, so that the extent is exact
 TILE = re.compile(r"_r\d+c\d+$")
@@ -153,15 +154,15 @@ class Malaria(DataFamily):
 
     def person_of(self, group: str) -> str:
         """Return the patient without the running number: `143C39P4thinF` here is `C39P4thinF` among the single cells."""
-        return group.partition("/")[0].casefold().lstrip("0123456789")
+        return normal(group.partition("/")[0]).lstrip("0123456789")
 
     def locate(self) -> Path:
         """Return the folder that holds the sets."""
         wanted = self.sets or list(SETS)
         is_root = " and/or ".join(f"`{name}/`" for name in wanted)
         root = find_root(self.root, "malaria", is_root, ("NIH-NLM-ThinBloodSmearsPf", ""))
-        present = {folder.name.casefold() for folder in _folders(root)}
-        missing = [name for name in wanted if name.casefold() not in present]
+        present = named_folders(root)
+        missing = [name for name in wanted if normal(name) not in present]
         if missing and (self.sets or len(missing) == len(wanted)):
             hint = suggest_root(root, lambda folder: _holds(folder, wanted))
             raise DataError(f"`{root}` holds no {' and no '.join(f'`{name}/`' for name in missing)}. {hint}")
@@ -237,22 +238,28 @@ class Malaria(DataFamily):
         if self._index is not None:
             return self._index
         index, root = _Index(), self.locate()
-        wanted = [name.casefold() for name in self.sets or SETS]
+        wanted = [normal(name) for name in self.sets or SETS]
+        index.problems += unreadable_in(root)
+        folders = named_folders(root, index.problems)
+        if strange := [path.name for name, path in folders.items() if name not in [*map(normal, SETS), *wanted]]:
+            index.notes.append(f"{root}: {some(strange)} not read; expected folders {' and '.join(SETS)}.")
         entries = []
         spelling: dict[str, str] = {}
-        for set_folder in (folder for folder in _folders(root) if folder.name.casefold() in wanted):
-            for folder in _folders(set_folder):
-                patient = spelling.setdefault(folder.name.casefold(), folder.name)
-                entries += [(set_folder.name, patient, image, truth) for image, truth in _pairs(folder, index)]
-        uses = Counter(f"{patient}/{image.stem}".casefold() for _, patient, image, _ in entries)
+        for set_folder in (folder for name, folder in folders.items() if name in wanted):
+            index.problems += unreadable_in(set_folder)
+            for folder in folders_in(set_folder):
+                patient = spelling.setdefault(normal(folder.name), folder.name)
+                pairs = pair_files(folder, index.problems, index.notes)
+                entries += [(set_folder.name, patient, image, truth) for image, truth in pairs]
+        uses = Counter(normal(f"{patient}/{image.stem}") for _, patient, image, _ in entries)
         taken: set[str] = set()
         for set_name, patient, image, truth in entries:
             name = f"{patient}/{image.stem}"
-            sample_id = f"{set_name}/{name}" if uses[name.casefold()] > 1 else name
-            if sample_id in taken:
+            sample_id = f"{set_name}/{name}" if uses[normal(name)] > 1 else name
+            if normal(sample_id) in taken:
                 index.problems.append(f"{image}: another folder of patient {patient} in this set holds an image of this name.")
                 continue
-            taken.add(sample_id)
+            taken.add(normal(sample_id))
             record = self._record(sample_id, patient, image, truth, index)
             if record is not None:
                 index.records.append(record)
@@ -284,6 +291,8 @@ class Malaria(DataFamily):
         index.problems += annotation.problems
         if annotation.declared != annotation.rows:
             index.notes.append(f"{truth}:1: {annotation.declared} rows declared, {annotation.rows} found.")
+        if annotation.repeated:
+            index.notes.append(f"{truth}: {annotation.repeated} rows repeat a cell that is there already; each counts once.")
         index.unknown += annotation.unknown
         index.counts += Counter("outline" if cell.is_polygon else "point" for cell in annotation.cells)
         labels = Counter(cell.label for cell in annotation.cells)
@@ -349,47 +358,9 @@ def _pair(value: float | list[float]) -> np.ndarray:
     return np.broadcast_to(np.asarray(value, np.float64), (2,))
 
 
-def _folders(parent: Path) -> list[Path]:
-    return sorted(path for path in parent.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
 def _holds(folder: Path, names: list[str]) -> bool:
     """Return whether a folder holds one of some folders; one that may not be listed does not."""
-    try:
-        return bool({found.name.casefold() for found in _folders(folder)} & set(map(str.casefold, names)))
-    except OSError:
-        return False
-
-
-def _files(folder: Path, suffixes: frozenset[str], index: _Index) -> dict[str, Path]:
-    """Map the stem of each file, in lower case, to the file."""
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.casefold() in suffixes and not path.name.startswith("."):
-            if path.stem.casefold() in found:
-                index.problems.append(
-                    f"{path}: has the same name as {found[path.stem.casefold()].name}; one of them is too many."
-                )
-                continue
-            found[path.stem.casefold()] = path
-    return found
-
-
-def _pairs(patient: Path, index: _Index) -> Iterator[tuple[Path, Path]]:
-    """Pair the images of a patient with their annotations."""
-    folders = {folder.name.casefold(): folder for folder in _folders(patient)}
-    images = _files(folders["img"], IMAGE_SUFFIXES, index) if "img" in folders else {}
-    annotations = _files(folders["gt"], frozenset({".txt"}), index) if "gt" in folders else {}
-    if not images and not annotations:
-        index.notes.append(f"{patient}: holds neither images in `Img/` nor annotations in `GT/`.")
-    for stem, path in annotations.items():
-        if stem not in images:
-            index.problems.append(f"{path}: there is no image of this name in `{patient / 'Img'}`.")
-    for stem, path in images.items():
-        if stem in annotations:
-            yield path, annotations[stem]
-        else:
-            index.notes.append(f"{path}: has no annotation and is left out.")
+    return bool(named_folders(folder).keys() & set(map(normal, names)))
 
 
 def _unknown_text(unknown: Counter[str]) -> str:

@@ -19,11 +19,13 @@ import numpy as np
 
 from mtl.core.errors import ConfigError, DataError
 from mtl.core.family import CheckReport, DataFamily
+from mtl.core.names import normal
 from mtl.core.registry import DATA_FAMILIES
 from mtl.core.task import Colour, TaskSpec
 from mtl.core.types import Record, Sample
 from mtl.data.families.folders import check_usable, find_root, suggest_root
-from mtl.data.families.skin.files import Attributes, Contents, Picture, find_layout, looks_alike, read_isic, read_native
+from mtl.data.families.skin.files import Contents, Picture, find_layout, looks_alike, read_isic, read_native
+from mtl.data.families.skin.labels import Attributes
 from mtl.data.formats.duplicates import connected, near_duplicates
 from mtl.data.formats.images import image_size, read_mask, read_rgb
 from mtl.data.formats.tables import letters, number_of
@@ -275,7 +277,7 @@ class Skin(DataFamily):
             names = [*(f"{low}-{high - 1}" for low, high in pairwise([0, *bounds])), f"{bounds[-1]}+"]
             found["age"] = names[sum(age >= bound for bound in bounds)]
         if "sex" in about:
-            found["sex"] = SEXES.get(about["sex"].casefold(), about["sex"].casefold())
+            found["sex"] = SEXES.get(normal(about["sex"]), normal(about["sex"]))
         if "skin_tone" in about:
             found["skin_tone"] = about["skin_tone"].removesuffix(".0")
         return found

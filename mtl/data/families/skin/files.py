@@ -13,17 +13,18 @@ tables with diagnoses (two flags as in 2017, or one column per class) and with m
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
-from mtl.core.errors import nearest
-from mtl.data.families.skin.tables import read_about, read_diagnoses, rows_of
+from mtl.core.files import list_files
+from mtl.core.names import normal
+from mtl.data.families.folders import Found, find_files, folders_in, unreadable, unreadable_in
+from mtl.data.families.skin.labels import Attributes, check_classes, load, read_labels
+from mtl.data.families.skin.tables import Ids, read_about, read_diagnoses, rows_of
 from mtl.data.formats.images import IMAGE_SUFFIXES
-from mtl.data.formats.tables import image_stem, letters, some
+from mtl.data.formats.tables import ImageNames, some
 
 PARTS = ("train", "val", "test")
 PART_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
@@ -32,7 +33,8 @@ ISIC_IMAGES = "ISIC_*"
 MASK_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".bmp", ".gif"})  # JPEG has grey seams around what is marked
 MASK_ENDING = "_segmentation"
 OTHER_ENDING = "_superpixels"
-Attributes = dict[str, tuple[str, ...]]
+NATIVE = ("labels.json", "classes.json", "splits.json", "metadata.csv")
+TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".json", ".xls", ".xlsx", ".ods"})
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Contents:
     notes: list[str] = field(default_factory=list)
 
 
-_Images = dict[str, tuple[Path, str | None]]  # file and part by name in lower case
+_Images = dict[str, tuple[Path, str | None]]  # file and part by name in normal form
 
 
 def find_layout(root: Path) -> str | None:
@@ -73,7 +75,7 @@ def find_layout(root: Path) -> str | None:
     try:
         if (root / "images").is_dir() and any((root / name).exists() for name in ("labels.json", "masks", "splits.json")):
             return "native"
-        if any(_is_image(path) for path in root.rglob(ISIC_IMAGES)):
+        if any(_is_image(path) for path in _isic_files(root)):
             return "isic"
         return "native" if (root / "images").is_dir() else None
     except OSError:
@@ -96,16 +98,47 @@ def read_native(root: Path, attributes: Attributes) -> Contents:
         attributes: Class names by attribute; a label that names no attribute belongs to the first.
     """
     contents = Contents()
+    table = _native_files(root, contents)
     images = _native_images(root / "images", contents)
-    images = _split(root / "splits.json", images, contents)
-    _check_classes(root / "classes.json", attributes, contents)
-    labels = _labels(root / "labels.json", images, attributes, contents)
-    masks = _masks(_files(root / "masks", MASK_SUFFIXES), images, contents)
-    table = root / "metadata.csv"
+    images = _split(table["splits.json"], images, contents)
+    check_classes(table["classes.json"], attributes, contents.problems)
+    labels = read_labels(table["labels.json"], images, attributes, contents.problems, contents.notes)
+    found = find_files(root / "masks", MASK_SUFFIXES)
+    contents.notes += found.note(root / "masks", MASK_SUFFIXES)
+    masks = _masks(found.files, images, contents)
     about: dict[str, dict[str, str]] = {}
-    if table.is_file():
-        about = read_about(rows_of(table, set(images), contents.problems, contents.notes), table, contents.problems)
+    if table["metadata.csv"].is_file():
+        ids = Ids()
+        rows = rows_of(table["metadata.csv"], images, contents.problems, contents.notes, needed=True)
+        about = read_about(rows, table["metadata.csv"], ids, contents.problems, needed=True)
+        contents.notes += [*ids.notes(table["metadata.csv"]), *_missing_rows(table["metadata.csv"], images, about)]
     return _collect(contents, images, masks, labels, about)
+
+
+def _missing_rows(table: Path, images: _Images, about: dict[str, dict[str, str]]) -> list[str]:
+    """Return notes about images of which a table says nothing, or not whom they show although it does of others."""
+    notes = []
+    if bare := [path.name for stem, (path, _) in images.items() if stem not in about]:
+        notes.append(f"{table}: no row for {some(bare)}.")
+    for unit in ("patient", "lesion"):
+        known = sum(unit in values for values in about.values())
+        if 0 < known < len(images):
+            notes.append(f"{table}: gives the {unit} of {known} of {len(images)} images.")
+    return notes
+
+
+def _native_files(root: Path, contents: Contents) -> dict[str, Path]:
+    """Return the files with labels by the names they should have, whatever their case; note tables and folders not read."""
+    contents.problems += unreadable_in(root)
+    files: dict[str, Path] = {}
+    for path in list_files(root, below=False).files:
+        if (first := files.setdefault(normal(path.name), path)) != path and normal(path.name) in NATIVE:
+            contents.problems.append(f"{path}: has the same name as {first.name}. Remove one of them.")
+    idle = [path.name for name, path in files.items() if path.suffix.casefold() in TABLE_SUFFIXES and name not in NATIVE]
+    idle += [path.name for path in folders_in(root) if path.name not in ("images", "masks")]
+    if idle:
+        contents.notes.append(f"{root}: {some(idle)} not read; expected images, masks and {', '.join(NATIVE)}.")
+    return {name: files.get(name, root / name) for name in NATIVE}
 
 
 def read_isic(root: Path, attributes: Attributes) -> Contents:
@@ -114,25 +147,33 @@ def read_isic(root: Path, attributes: Attributes) -> Contents:
     The diagnosis is the attribute `diagnosis`, or the first one.
     """
     contents = Contents()
-    found = [path for path in sorted(root.rglob(ISIC_IMAGES)) if _is_image(path)]
-    images = _by_name([(path, _part_of(path.relative_to(root))) for path in found], contents)
-    masks = [path for path in _files(root, MASK_SUFFIXES) if path.stem.casefold().endswith(MASK_ENDING)]
+    found = list_files(root)
+    contents.problems += unreadable(found.unread)
+    mine = [path for path in _isic_files(root) if _is_image(path)]
+    images = _by_name([(path, _part_of(path.relative_to(root))) for path in mine], contents)
+    masks = [path for path in found.files if _ends_in_mask(path) and path.suffix.casefold() in MASK_SUFFIXES]
+    left = [path for path in _isic_files(root) if path not in {*mine, *masks} and not normal(path.stem).endswith(OTHER_ENDING)]
+    left = [path for path in left if path.suffix.casefold() not in TABLE_SUFFIXES]
+    if left:
+        contents.notes.append(f"{root}: {some([path.name for path in left])} left out: neither an image nor a mask.")
     diagnosis = "diagnosis" if "diagnosis" in attributes else next(iter(attributes), None)
     labels: dict[str, dict[str, int]] = {}
     about: dict[str, dict[str, str]] = {}
-    for table in _files(root, frozenset({".csv"})):
-        rows = rows_of(table, set(images), contents.problems, contents.notes)
+    ids = Ids()
+    for table in (path for path in found.files if path.suffix.casefold() == ".csv"):
+        rows = rows_of(table, images, contents.problems, contents.notes)
         if diagnosis is not None:
             for stem, value in read_diagnoses(rows, table, attributes[diagnosis], diagnosis, contents.problems).items():
                 if labels.setdefault(stem, {diagnosis: value}) != {diagnosis: value}:
                     contents.problems.append(f"{table}: gives `{stem}` another class than an earlier table. Remove one.")
-        for stem, values in read_about(rows, table, contents.problems).items():
+        for stem, values in read_about(rows, table, ids, contents.problems).items():
             mine = about.setdefault(stem, {})
             if strange := [key for key in values if mine.get(key, values[key]) != values[key]]:
                 contents.problems.append(f"{table}: gives `{stem}` another {strange[0]} than an earlier table. Correct one.")
             about[stem] = {**values, **mine}
     if diagnosis is not None and (bare := [path.stem for stem, (path, _) in images.items() if stem not in labels]):
         contents.notes.append(f"{root}: no table gives a {diagnosis} for {some(bare)}.")
+    contents.notes += ids.notes(root)
     return _collect(contents, images, _masks(masks, images, contents), labels, about)
 
 
@@ -154,24 +195,27 @@ def _native_images(folder: Path, contents: Contents) -> _Images:
     if not folder.is_dir():
         contents.problems.append(f"{folder}: there is no such folder; expected the images in it.")
         return {}
-    found: list[tuple[Path, str | None]] = [(path, None) for path in _files(folder, IMAGE_SUFFIXES, below=False)]
-    for inner in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        part = PART_NAMES.get(inner.name.casefold())
-        mine = _files(inner, IMAGE_SUFFIXES)
-        if part is None and mine:
+    here = find_files(folder, IMAGE_SUFFIXES, below=False)
+    contents.notes += here.note(folder, IMAGE_SUFFIXES)
+    found: list[tuple[Path, str | None]] = [(path, None) for path in here.files]
+    for inner in folders_in(folder):
+        part = PART_NAMES.get(normal(inner.name))
+        mine = find_files(inner, IMAGE_SUFFIXES)
+        if part is None and mine != Found():
             contents.problems.append(
                 f"{inner}: expected the images in train, val, test or in `images` itself. Rename the folder, or move its "
                 "images to `images` and name them in splits.json."
             )
         elif part is not None:
-            found += [(path, part) for path in mine]
+            contents.notes += mine.note(inner, IMAGE_SUFFIXES)
+            found += [(path, part) for path in mine.files]
     return _by_name(found, contents)
 
 
 def _by_name(found: list[tuple[Path, str | None]], contents: Contents) -> _Images:
     images: _Images = {}
     for path, part in found:
-        stem = path.stem.casefold()
+        stem = normal(path.stem)
         if stem in images:
             contents.problems.append(
                 f"{path}: has the same name as {images[stem][0]}, and labels go by names. Rename or remove one of them."
@@ -184,18 +228,18 @@ def _split(path: Path, images: _Images, contents: Contents) -> _Images:
     """Apply `splits.json` where there is one."""
     if not path.is_file():
         return images
-    content = _load(path, contents, dict, 'an object {"train": [names], "val": [names], "test": [names]}')
+    content = load(path, contents.problems, dict, 'an object {"train": [names], "val": [names], "test": [names]}')
     if content is None:
         return images
-    parts: dict[str, str] = {}
+    parts, known = dict[str, str](), ImageNames(images)
     for key, names in content.items():
-        part = PART_NAMES.get(str(key).casefold())
+        part = PART_NAMES.get(normal(str(key)))
         if part is None or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             contents.problems.append(f"{path}: expected lists of file names under train, val and test; found `{key}`.")
             continue
         for name in names:
-            stem = image_stem(name)
-            if stem not in images:
+            stem = known.find(name)
+            if stem is None:
                 contents.problems.append(f"{path}: names `{name}` under {key}, but there is no such image.")
             elif stem in parts:
                 contents.problems.append(f"{path}: names `{name}` under {parts[stem]} and again under {key}. Remove one.")
@@ -203,104 +247,21 @@ def _split(path: Path, images: _Images, contents: Contents) -> _Images:
                 contents.problems.append(
                     f"{path}: names `{name}` under {key}, but the image lies in {images[stem][0].parent.name}. Correct one."
                 )
-            parts[stem] = part
+            if stem is not None:
+                parts[stem] = part
+    contents.notes += known.note(path)
     if missing := [image.name for stem, (image, _) in images.items() if stem not in parts]:
         contents.problems.append(f"{path}: does not name {some(missing)}. Name each image under train, val or test.")
     return {stem: (image, parts.get(stem, part)) for stem, (image, part) in images.items()}
 
 
-def _labels(path: Path, images: _Images, attributes: Attributes, contents: Contents) -> dict[str, dict[str, int]]:
-    """Read `labels.json`: class index by attribute and image."""
-    if not path.is_file():
-        contents.notes.append(f"{path}: there is no such file, so no image has a class.")
-        return {}
-    content = _load(path, contents, dict, "an object with a class per file name")
-    first = next(iter(attributes), None)
-    found: dict[str, dict[str, int]] = {}
-    spelled: dict[str, str] = {}
-    gone, idle = [], set()
-    for name, value in (content or {}).items():
-        stem = image_stem(name)
-        if stem not in images:
-            gone.append(name)
-            continue
-        mine: dict[str, int] = {}
-        for attribute, entry in (value if isinstance(value, dict) else {first: value}).items():
-            if attribute not in attributes:
-                idle.add(str(attribute))
-            elif entry is not None:
-                try:
-                    mine[attribute] = _class_index(entry, attribute, attributes[attribute])
-                except ValueError as error:
-                    contents.problems.append(f"{path}: `{name}`: {error}")
-        if found.setdefault(stem, mine) != mine:
-            contents.problems.append(f"{path}: `{name}` was there as `{spelled[stem]}` with another class. Remove one.")
-        spelled.setdefault(stem, name)
-    if gone:
-        contents.notes.append(f"{path}: {some(gone)} named, but there is no such image.")
-    if idle - {"None"}:
-        contents.notes.append(f"{path}: {', '.join(sorted(idle - {'None'}))} not read; data.attributes does not name it.")
-    if content and (bare := [image.name for stem, (image, _) in images.items() if stem not in found]):
-        contents.notes.append(f"{path}: no class for {some(bare)}.")
-    return found
-
-
-def _class_index(value: Any, attribute: str, names: tuple[str, ...]) -> int:
-    """Return the index of a class given by number or name.
-
-    Raises:
-        ValueError: It is neither; worded for the user.
-    """
-    listed = ", ".join(names)
-    if isinstance(value, str):
-        index = next((index for index, name in enumerate(names) if letters(name) == letters(value)), None)
-        if index is None:
-            hint = f"Correct it, or add it to data.attributes.{attribute}."
-            raise ValueError(f"unknown {attribute} `{value}`; expected one of {listed}.{nearest(value, names)} {hint}")
-        return index
-    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())  # neither infinite nor NaN
-    if isinstance(value, bool) or not whole:
-        raise ValueError(f"expected a number or name of a class as {attribute}, found {json.dumps(value)}. Correct it.")
-    if not 0 <= value < len(names):
-        hint = f"Correct it, or complete data.attributes.{attribute}."
-        raise ValueError(f"{attribute} {json.dumps(value)} is out of range; expected 0 to {len(names) - 1} ({listed}). {hint}")
-    return int(value)
-
-
-def _check_classes(path: Path, attributes: Attributes, contents: Contents) -> None:
-    """Compare `classes.json` with the settings: numbers in `labels.json` mean nothing else."""
-    if not path.is_file() or not attributes:
-        return
-    content = _load(path, contents, (dict, list), "an object that gives each class number a name")
-    if content is None:
-        return
-    nested = isinstance(content, dict) and all(isinstance(value, dict | list) for value in content.values())
-    for attribute, stored in (content if nested else {next(iter(attributes)): content}).items():
-        if attribute not in attributes:
-            continue
-        try:
-            names = stored if isinstance(stored, list) else [stored[key] for key in sorted(stored, key=int)]
-            numbered = isinstance(stored, list) or sorted(map(int, stored)) == list(range(len(stored)))
-        except ValueError:
-            numbered = False
-        if not numbered:
-            contents.problems.append(f'{path}: expected names by number from 0 on, as {{"0": "nevus", "1": "melanoma"}}.')
-        elif [letters(str(name)) for name in names] != [letters(name) for name in attributes[attribute]]:
-            listed = ", ".join(map(str, names))
-            contents.problems.append(
-                f"{path}: the classes of {attribute} are {listed}; data.attributes.{attribute} says "
-                f"{', '.join(attributes[attribute])}. Set data.attributes.{attribute}=[{','.join(map(str, names))}]."
-            )
-
-
 def _masks(files: list[Path], images: _Images, contents: Contents) -> dict[str, Path]:
     """Return mask files by image, under the name of the image or with `_segmentation` behind it."""
     masks: dict[str, Path] = {}
-    orphans = []
+    orphans, names = [], ImageNames(images)
     for path in files:
-        stem = path.stem.casefold()
-        stem = stem if stem in images else stem.removesuffix(MASK_ENDING)
-        if stem not in images:
+        stem = names.find(path.stem) or names.find(normal(path.stem).removesuffix(MASK_ENDING))
+        if stem is None:
             orphans.append(path.name)
         elif stem in masks:
             contents.problems.append(f"{path}: is the second mask of this image, after {masks[stem]}. Remove one of them.")
@@ -308,37 +269,15 @@ def _masks(files: list[Path], images: _Images, contents: Contents) -> dict[str, 
             masks[stem] = path
     if orphans:
         contents.notes.append(f"{files[0].parent}: {some(orphans)} left out: no image has such a name.")
+    if files:
+        contents.notes += names.note(files[0].parent)
     return masks
-
-
-def _load(path: Path, contents: Contents, form: type | tuple[type, ...], expected: str) -> Any:
-    """Parse a JSON file; None, with a problem noted, where it is broken or something else."""
-
-    def unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-        content: dict[str, Any] = {}
-        for key, value in pairs:
-            if (content.setdefault(key, value),) != (value,):  # tuples, since NaN alone differs from itself
-                raise ValueError(f"`{key}` is there twice with different values")
-        return content
-
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
-    except OSError as error:
-        contents.problems.append(f"{path}: cannot be read ({error.strerror}).")
-        return None
-    except ValueError as error:
-        contents.problems.append(f"{path}: is no valid JSON: {error}. Expected {expected}.")
-        return None
-    if not isinstance(content, form):
-        contents.problems.append(f"{path}: expected {expected}; found {type(content).__name__}.")
-        return None
-    return content
 
 
 def _part_of(path: Path) -> str | None:
     """Read the official part off the names of the folders around an image, the nearest first."""
     for folder in reversed(path.parts[:-1]):
-        words = re.findall(r"[a-z]+", folder.casefold())
+        words = re.findall(r"[a-z]+", normal(folder))
         part = next((PART_NAMES[word] for word in words if word in PART_NAMES), None)
         if part:
             return part
@@ -346,12 +285,14 @@ def _part_of(path: Path) -> str | None:
 
 
 def _is_image(path: Path) -> bool:
-    ending = path.stem.casefold().endswith((MASK_ENDING, OTHER_ENDING))
+    ending = normal(path.stem).endswith((MASK_ENDING, OTHER_ENDING))
     return path.suffix.casefold() in IMAGE_SUFFIXES and not ending
 
 
-def _files(folder: Path, suffixes: frozenset[str], below: bool = True) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    found = folder.rglob("*") if below else folder.iterdir()
-    return sorted(path for path in found if path.suffix.casefold() in suffixes and not path.name.startswith("."))
+def _ends_in_mask(path: Path) -> bool:
+    return normal(path.stem).endswith(MASK_ENDING)
+
+
+def _isic_files(root: Path) -> list[Path]:
+    """List the files below a folder that are named like images of ISIC."""
+    return [path for path in list_files(root).files if fnmatchcase(path.name, ISIC_IMAGES)]

@@ -11,7 +11,6 @@ from mtl.core.errors import ConfigError, unknown
 from mtl.data.families.skin.painter import DIAGNOSES, SKIN_TYPES, TONES, generate_lesion, photograph
 from mtl.data.families.writing import new_folder, write_image
 
-CONTENTS = ("images", "masks", "labels.json", "classes.json", "splits.json", "metadata.csv")
 KINDS = ("attributes", "ids")
 LEAST = 3  # patients, so that each part has one
 PERSON, LESION, PICTURE = range(3)  # purposes of random streams
@@ -41,7 +40,7 @@ def generate_skin(
         problems.append(unknown("kind", kind, KINDS, "kind"))
     if problems:
         raise ConfigError(problems)
-    with new_folder(Path(output), CONTENTS, overwrite) as folder:
+    with new_folder(Path(output), overwrite) as folder:
         for name in ("images", "masks"):
             (folder / name).mkdir()
         labels: dict[str, object] = {}

@@ -2,20 +2,25 @@
 
 A listed image without boxes holds no such cell; of an image that is not listed nobody knows. A cell belongs to the image that
 its centre is in: a box whose centre lies beyond the border is left out, and one that does not reach the image is an error.
+A box that is there twice is one cell. An annotation with `iscrowd` is no cell: where it lies nobody looked for single cells.
 `file_name` may carry any folder, in the spelling of any system: only the name of the file counts, without case.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mtl.data.formats.tables import image_stem, letters, some
+import numpy as np
 
-CELL = "lymphocyte"  # in the name of the category, where there are several
+from mtl.core.errors import DataError
+from mtl.data.families.tiger.crowds import Box, Crowd
+from mtl.data.formats.tables import base_name, image_stem, letters, read_json, some
+
+CELL = "lymphocyte"  # in the name of the category
+LEAST_CORNERS = 3  # boxes, from which on it is told that they are two corners
 
 
 @dataclass
@@ -28,13 +33,15 @@ class Listed:
         boxes: (x_min, y_min, x_max, y_max) in pixels of the stored image, as they are; they may reach over its edge.
         ids: Per box, the annotation's id.
         places: Per box, its position in the file.
+        crowds: Areas with many cells that nobody marked one by one.
     """
 
     name: str
     size: tuple[int, int] | None = None
-    boxes: list[tuple[float, float, float, float]] = field(default_factory=list)
+    boxes: list[Box] = field(default_factory=list)
     ids: list[Any] = field(default_factory=list)
     places: list[int] = field(default_factory=list)
+    crowds: list[Crowd] = field(default_factory=list)
 
     def misplaced(self, path: Path, size: tuple[int, int]) -> list[str]:
         """Return the errors of the boxes that do not belong to an image of (height, width): those that lie outside."""
@@ -50,6 +57,22 @@ class Listed:
             for number, (left, top, right, bottom) in zip(self.ids, self.boxes, strict=True)
             if not (left < width and right > 0 and top < height and bottom > 0)
         ]
+
+    def looked_at(self, path: Path, size: tuple[int, int]) -> np.ndarray | None:
+        """Return [H, W] bool, True where cells were looked for in an image of (height, width); None stands for everywhere.
+
+        Raises:
+            DataError: The area of a crowd cannot be read.
+        """
+        if not self.crowds:
+            return None
+        looked = np.ones(size, bool)
+        for crowd in self.crowds:
+            try:
+                looked &= ~crowd.area(size)
+            except ValueError as error:
+                raise DataError(f"{path}: annotation {crowd.number}, a crowd of `{self.name}`: {error}. Correct it.") from error
+        return looked
 
     def leave_out(self, size: tuple[int, int]) -> int:
         """Remove the boxes whose centre no pixel of an image of (height, width) contains; return how many there were."""
@@ -72,11 +95,6 @@ class Listing:
     images: dict[str, Listed] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-
-
-def base_name(name: str) -> str:
-    """Return the name of a file without its folders, which may be written with slashes or backslashes."""
-    return name.replace("\\", "/").rpartition("/")[2].strip()
 
 
 def read_coco(path: Path) -> Listing:
@@ -107,59 +125,142 @@ def read_coco(path: Path) -> Listing:
 
 def _read_boxes(path: Path, content: dict[str, Any], by_id: dict[Any, Listed], listing: Listing) -> None:
     categories, mine = _categories(path, content, listing)
-    foreign = 0
+    wrong = _Repeated(path, listing.problems)
+    seen: dict[Any, set[Box]] = {}
+    foreign = twice = 0
     for place, entry in enumerate(content["annotations"]):
         if not isinstance(entry, dict):
             listing.problems.append(f"{path}: annotations[{place}]: expected an object; correct the file.")
             continue
         number, image, category = entry.get("id", f"at position {place}"), entry.get("image_id"), entry.get("category_id")
+        box, crowd = _box(entry.get("bbox")), entry.get("iscrowd", 0)
         if not _is_id(image) or image not in by_id:
-            listing.problems.append(
-                f"{path}: annotation {number}: there is no image with id {image}. Add it, or remove the box."
-            )
+            wrong.add("image", number, f"there is no image with id {image}. Add it, or remove the box.")
         elif not _is_id(category) or category not in categories:
-            known = ", ".join(map(str, categories))
-            listing.problems.append(
-                f"{path}: annotation {number}: unknown category {category}; expected one of {known}. Correct it."
-            )
-        elif (box := _box(entry.get("bbox"))) is None:
-            listing.problems.append(
-                f"{path}: annotation {number}: the box is {entry.get('bbox')}; expected x, y, width, height with an area. "
-                "Correct or remove it."
-            )
+            known = ", ".join(map(str, categories)) or "none"
+            wrong.add("category", number, f"unknown category {category}; expected one of {known}. Correct it.")
+        elif crowd not in (0, 1):
+            wrong.add("crowd", number, f"`iscrowd` is {crowd}; expected 0 or 1. Correct it.")
+        elif not crowd and box is None:
+            expected = "expected x, y, width, height with an area. Correct or remove it."
+            wrong.add("box", number, f"the box is {entry.get('bbox')}; {expected}")
         elif category not in mine:
             foreign += 1
-        else:
+        elif crowd:
+            by_id[image].crowds.append(Crowd(number, entry.get("segmentation"), box))
+        elif box is not None and box in seen.setdefault(image, set()):
+            twice += 1
+        elif box is not None:
+            seen[image].add(box)
             by_id[image].boxes.append(box)
             by_id[image].ids.append(number)
             by_id[image].places.append(place)
+    wrong.tell()
+    _refuse_shares(path, listing)
+    _note_counts(path, listing, foreign, twice)
+
+
+def _note_counts(path: Path, listing: Listing, foreign: int, twice: int) -> None:
     if foreign:
         listing.notes.append(f"{path}: {foreign} boxes of other categories are left out.")
-    if twice := sum(len(listed.boxes) - len(set(listed.boxes)) for listed in listing.images.values()):
-        listing.notes.append(f"{path}: {twice} boxes are there more than once.")
+    if twice:
+        listing.notes.append(f"{path}: {twice} boxes are there more than once; each counts once.")
+    if crowds := sum(len(listed.crowds) for listed in listing.images.values()):
+        listing.notes.append(
+            f"{path}: {crowds} crowds (iscrowd) are no cells; in their areas nobody looked for single ones, and no score does."
+        )
+    if listing.images and not listing.problems and not any(listed.boxes for listed in listing.images.values()):
+        listing.notes.append(f"{path}: none of its {len(listing.images)} images has a box, so that all count as free of cells.")
+
+
+def _refuse_shares(path: Path, listing: Listing) -> None:
+    """Refuse boxes in shares of the image: all cells of an image in its first pixel."""
+    found = [
+        listed
+        for listed in listing.images.values()
+        if listed.boxes and all(max(x, y, right - x, bottom - y) <= 1 for x, y, right, bottom in listed.boxes)
+    ]
+    if found:
+        listing.problems.append(
+            f"{path}: the boxes of {some([listed.name for listed in found])} lie between 0 and 1, as shares of the image do; "
+            "expected pixels. Multiply them by the size of the image."
+        )
+    for listed in found:
+        listed.boxes, listed.ids, listed.places = [], [], []
+
+
+def wrong_boxes(path: Path, found: list[tuple[Listed, tuple[int, int]]]) -> list[str]:
+    """Return what is wrong with boxes, given the (height, width) of their images; those that say another thing are removed."""
+    swapped = [listed for listed, size in found if _corners_meant([(listed, size)])]
+    if _corners_meant(found):
+        swapped = [listed for listed, _ in found if listed.boxes]
+    if not swapped:
+        return [problem for listed, size in found for problem in listed.misplaced(path, size)]
+    for listed in swapped:
+        listed.boxes, listed.ids, listed.places = [], [], []
+    return [
+        f"{path}: boxes of {some([listed.name for listed in swapped])} reach over the edge of the image, and all would fit if "
+        "they were two corners; expected x, y, width, height. Subtract the first corner from the second."
+    ]
+
+
+def _corners_meant(found: list[tuple[Listed, tuple[int, int]]]) -> bool:
+    """Return whether boxes can only be two corners: read as such all of several fit, else some reach over the edge.
+
+    A single box that begins close to the corner of a small image may be right.
+    """
+    boxes = [(box, size) for listed, size in found for box in listed.boxes]
+    fit = over = 0
+    for (x, y, right, bottom), (height, width) in boxes:
+        far_x, far_y = right - x, bottom - y  # what is stored behind the corner
+        fit += x < far_x <= width and y < far_y <= height
+        over += right > width or bottom > height
+    return len(boxes) >= LEAST_CORNERS and fit == len(boxes) and over > 0
+
+
+class _Repeated:
+    """Errors of annotations, one sentence per kind: the first, and how many more there are.
+
+    Args:
+        path: The file.
+        problems: Receives the sentences.
+    """
+
+    def __init__(self, path: Path, problems: list[str]) -> None:
+        self.path, self.problems = path, problems
+        self.found: dict[str, tuple[str, int]] = {}
+
+    def add(self, kind: str, number: Any, text: str) -> None:
+        first, count = self.found.get(kind, (f"{self.path}: annotation {number}: {text}", 0))
+        self.found[kind] = first, count + 1
+
+    def tell(self) -> None:
+        for first, count in self.found.values():
+            self.problems.append(first if count == 1 else f"{first} The same is wrong with {count - 1} more annotations.")
 
 
 def _categories(path: Path, content: dict[str, Any], listing: Listing) -> tuple[list[Any], list[Any]]:
-    """Return the ids of all categories, and of those that are lymphocytes: the only one, or by name."""
-    entries = content.get("categories")
-    if entries is None:
-        return [1], [1]
+    """Return the ids of all categories, and of those that are lymphocytes, by name."""
+    entries = content.get("categories", [])
     if not isinstance(entries, list) or not all(isinstance(entry, dict) and _is_id(entry.get("id")) for entry in entries):
         listing.problems.append(f"{path}: `categories` must be a list of objects with an `id`; correct the file.")
-        return [1], [1]
+        entries = []
     ids = [entry["id"] for entry in entries]
-    mine = ids if len(ids) == 1 else [entry["id"] for entry in entries if CELL in letters(str(entry.get("name", "")))]
+    names = [str(entry.get("name")) for entry in entries]
+    if len(set(ids)) < len(ids):
+        listing.problems.append(f"{path}: two of the categories {', '.join(names)} have the same id. Give each its own.")
+    mine = [number for number, name in zip(ids, names, strict=True) if CELL in letters(name)]
     if content["annotations"] and not mine:
-        names = some([str(entry.get("name")) for entry in entries]) if entries else "none"
-        listing.problems.append(f"{path}: expected a category with `{CELL}` in its name; found {names}. Correct the names.")
+        found = some(names) if names else "none"
+        listing.problems.append(f"{path}: expected a category with `{CELL}` in its name; found {found}. Correct the names.")
     return ids, mine
 
 
-def _box(value: Any) -> tuple[float, float, float, float] | None:
+def _box(value: Any) -> Box | None:
     """Return the corners of [x, y, width, height]; None where it is something else or has no area."""
     if not isinstance(value, list) or len(value) != 4:
         return None
-    if not all(isinstance(number, int | float) and math.isfinite(number) for number in value):
+    if not all(type(number) in (int, float) and math.isfinite(number) for number in value):
         return None
     x, y, width, height = value
     return (float(x), float(y), float(x + width), float(y + height)) if width > 0 and height > 0 else None
@@ -167,18 +268,20 @@ def _box(value: Any) -> tuple[float, float, float, float] | None:
 
 def _size(entry: dict[str, Any]) -> tuple[int, int] | None:
     height, width = entry.get("height"), entry.get("width")
-    return (int(height), int(width)) if isinstance(height, int | float) and isinstance(width, int | float) else None
+    sides = [side for side in (height, width) if isinstance(side, int | float) and math.isfinite(side)]
+    return (int(sides[0]), int(sides[1])) if len(sides) == 2 else None
 
 
 def _is_id(value: Any) -> bool:
-    return isinstance(value, int | str) and not isinstance(value, bool)
+    """Return whether a value can be an id: some programs write whole numbers as 1.0, which is the same as 1 here."""
+    return (isinstance(value, int | str) and not isinstance(value, bool)) or (isinstance(value, float) and value.is_integer())
 
 
 def _load(path: Path, listing: Listing) -> dict[str, Any] | None:
     """Parse the file; None, with a problem noted, where it is broken or something else."""
     expected = "an object with lists `images` and `annotations`"
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = read_json(path)
     except OSError as error:
         listing.problems.append(f"{path}: cannot be read ({error.strerror}).")
         return None

@@ -12,7 +12,7 @@ import logging
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -25,7 +25,7 @@ from mtl.core.registry import DATA_FAMILIES
 from mtl.core.task import Colour, TaskSpec
 from mtl.core.types import REGION, Objects, Record, Sample
 from mtl.data.families.folders import check_usable, find_sets_root
-from mtl.data.families.tiger.coco import Listed
+from mtl.data.families.tiger.coco import Listed, wrong_boxes
 from mtl.data.families.tiger.files import (
     EXCLUDED,
     HIGHEST,
@@ -170,7 +170,7 @@ class Tiger(DataFamily):
         return read_rgb(Path(record.path))
 
     def read_labels(self, record: Record) -> Sample:
-        """Return the sample with its tissue, its cells and, where it has both, the region in which cells were looked for.
+        """Return the sample with its tissue, its cells and, if it is not all of it, the region in which these were looked for.
 
         Raises:
             DataError: The mask cannot be decoded, has another size than its image, or a value that is no tissue.
@@ -185,6 +185,10 @@ class Tiger(DataFamily):
             masks[TISSUE] = self._table[native]
             if region.listed is not None:
                 masks[REGION] = (native != EXCLUDED).astype(np.uint8)
+        coco = self._scan().contents.coco
+        looked = None if region.listed is None or coco is None else region.listed.looked_at(coco, size)
+        if looked is not None:
+            masks[REGION] = masks.get(REGION, np.ones(size, np.uint8)) & looked.astype(np.uint8)
         return Sample(
             image=np.zeros((0, 0, 3), np.uint8),
             sample_id=record.sample_id,
@@ -231,15 +235,19 @@ class Tiger(DataFamily):
         index, left_out = _Index(read_contents(sets)), 0
         regions = index.contents.regions
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-            looked = list(pool.map(lambda region: _look(region, index.contents.coco), regions))
+            looked = list(pool.map(_look, regions))
+        sized = [(region.listed, size) for region, (size, *_) in zip(regions, looked, strict=True) if size != (0, 0)]
+        if (coco := index.contents.coco) is not None:
+            index.contents.problems += wrong_boxes(coco, [(listed, size) for listed, size in sized if listed is not None])
         for region, found in zip(regions, looked, strict=True):
             size, values, problems = found
             index.contents.problems += problems
             if size != (0, 0):
                 left_out += 0 if region.listed is None else region.listed.leave_out(size)
                 index.values.update(values)
-                index.regions[region.sample_id] = region
-                index.records.append(self._record(region, size, values))
+                known = _without_unseen(region, size, index.contents)
+                index.regions[region.sample_id] = known
+                index.records.append(self._record(known, size, values))
         if left_out:
             index.contents.notes.append(
                 f"{index.contents.coco}: {left_out} boxes are left out, since their centres lie beyond the border of the image."
@@ -303,21 +311,32 @@ class Tiger(DataFamily):
         return remarks
 
 
-def _look(region: Region, coco: Path | None) -> _Looked:
+def _look(region: Region) -> _Looked:
     """Read the size of an image and the values of its mask; (0, 0) where it cannot be read."""
     try:
         size = image_size(region.path)[0]
     except DataError as error:
         return (0, 0), (), [str(error)]
-    problems = [] if region.listed is None or coco is None else region.listed.misplaced(coco, size)
     if region.mask is None:
-        return size, (), problems
+        return size, (), []
     try:
         mask_size, values = tissue_summary(region.mask)
     except DataError as error:
-        return size, (), [*problems, str(error)]
+        return size, (), [str(error)]
     problem = _wrong_size(region, size, mask_size)
-    return size, values, [*problems, problem] if problem else problems
+    return size, values, [problem] if problem else []
+
+
+def _without_unseen(region: Region, size: Size, contents: Contents) -> Region:
+    """Return a region without its list of cells where nobody looked for any, all of it being a crowd without a single box."""
+    if region.listed is None or contents.coco is None:
+        return region
+    try:
+        looked = region.listed.looked_at(contents.coco, size)
+    except DataError as error:
+        contents.problems.append(str(error))
+        return region
+    return region if looked is None or looked.any() or region.listed.boxes else replace(region, listed=None)
 
 
 def _objects(listed: Listed, size: Size) -> Objects:

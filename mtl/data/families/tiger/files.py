@@ -9,7 +9,6 @@ rest.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -17,9 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from mtl.core.errors import DataError
+from mtl.core.names import normal
+from mtl.data.families.folders import by_name, find_files, named_folders, unreadable_in
 from mtl.data.families.tiger.coco import Listed, read_coco
 from mtl.data.formats.images import ALPHA_MODES, DEEP_MODES, IMAGE_SUFFIXES
-from mtl.data.formats.tables import some
+from mtl.data.formats.tables import ImageNames, some
 
 SETS = {"bcss": "tissue-bcss", "cells": "tissue-cells"}  # folder by name in `data.sets`
 PLACES = ("", "roi-level-annotations", "wsirois/roi-level-annotations")  # below `data.root`, with the sets in it
@@ -72,13 +73,13 @@ class Contents:
 def find_sets(folder: Path) -> dict[str, Path]:
     """Return the folders of the sets in a folder, one or two levels below, or the folder itself if it is a set."""
     for inner in PLACES:
-        place = folder / inner
-        found = {name: path for name, word in SETS.items() if (path := _folder(place, word)) is not None}
+        inside = named_folders(folder / inner)
+        found = {name: inside[word] for name, word in SETS.items() if word in inside}
         if found:
             return found
-    if _folder(folder, IMAGES) is None:
+    if IMAGES not in named_folders(folder):
         return {}
-    return {"bcss" if "bcss" in folder.resolve().name.casefold() else "cells": folder}
+    return {"bcss" if "bcss" in normal(folder.resolve().name) else "cells": folder}
 
 
 def read_contents(sets: dict[str, Path]) -> Contents:
@@ -90,14 +91,20 @@ def read_contents(sets: dict[str, Path]) -> Contents:
     contents = Contents()
     slides: dict[str, str] = {}
     for name, folder in sets.items():
-        images = _files(_folder(folder, IMAGES), IMAGE_SUFFIXES, contents)
-        masks = _files(_folder(folder, MASKS), MASK_SUFFIXES, contents)
+        contents.problems += unreadable_in(folder)
+        inner = named_folders(folder, contents.problems)
+        if idle := [path.name for word, path in inner.items() if word not in (IMAGES, MASKS)]:
+            contents.notes.append(f"{folder}: {some(idle)} not read; expected the folders {IMAGES} and {MASKS}.")
+        if IMAGES not in inner:
+            contents.problems.append(f"{folder}: expected a folder `{IMAGES}`, found none. Complete the data set.")
+        images = _files(inner.get(IMAGES), IMAGE_SUFFIXES, contents)
+        masks = _files(inner.get(MASKS), MASK_SUFFIXES, contents)
         if orphans := [path.name for stem, path in masks.items() if stem not in images]:
             contents.notes.append(f"{folder / MASKS}: {some(orphans)} left out: there is no such image.")
         cells = _cells(folder, images, contents) if name == "cells" else {}
         for stem, path in images.items():
             slide, corners = parse_name(path.stem)
-            slide = slides.setdefault(slide.casefold(), slide)
+            slide = slides.setdefault(normal(slide), slide)
             region = Region(f"{name}/{path.stem}", name, slide, corners, path, masks.get(stem), cells.get(stem))
             contents.regions.append(region)
     contents.regions.sort(key=lambda region: region.sample_id)
@@ -182,42 +189,42 @@ def _by_palette(image: object) -> np.ndarray:
     return palette[np.minimum(indices, len(palette) - 1), 0] if packed else indices
 
 
+def _files(folder: Path | None, suffixes: frozenset[str], contents: Contents) -> dict[str, Path]:
+    """Return the files of a folder by their names, without suffix and in normal form."""
+    if folder is None:
+        return {}
+    found = find_files(folder, suffixes)
+    contents.notes += found.note(folder, suffixes)
+    return by_name(found.files, contents.problems)
+
+
 def _cells(folder: Path, images: dict[str, Path], contents: Contents) -> dict[str, Listed]:
     """Read the boxes of a set; images that are not listed are missing."""
-    found = [path for path in folder.iterdir() if path.is_file() and path.suffix.casefold() == ".json"]
-    coco = next((path for path in found if path.name.casefold() == COCO), None)
+    found = find_files(folder, {".json"}, below=False).files
+    coco = next((path for path in found if normal(path.name) == COCO), None)
+    if coco is None and found:
+        names = some([path.name for path in found])
+        contents.problems.append(f"{folder}: there is no {COCO}, only {names}. Rename the file with the cells, or remove it.")
+        return {}
     if coco is None:
-        near = f" (only {some([path.name for path in found])})" if found else ""
-        contents.notes.append(f"{folder}: there is no {COCO}{near}, so that no cell is labelled.")
+        contents.notes.append(f"{folder}: there is no {COCO}, so that no cell is labelled.")
         return {}
     contents.coco = coco
     listing = read_coco(coco)
     contents.problems += listing.problems
     contents.notes += listing.notes
-    if gone := [listed.name for stem, listed in listing.images.items() if stem not in images]:
+    names, mine, gone = ImageNames(images), dict[str, Listed](), list[str]()
+    for listed in listing.images.values():
+        stem = names.find(listed.name)
+        if stem is None:
+            gone.append(listed.name)
+        elif (other := mine.setdefault(stem, listed)) is not listed:
+            contents.problems.append(f"{coco}: lists `{other.name}` and `{listed.name}`, which are one image. Merge the two.")
+    if gone and not mine:
+        contents.problems.append(f"{coco}: none of the {len(gone)} listed images is there (first: {gone[0]}). Add them.")
+    elif gone:
         contents.notes.append(f"{coco}: {some(gone)} listed, but there is no such image.")
-    return listing.images
-
-
-def _files(folder: Path | None, suffixes: frozenset[str], contents: Contents) -> dict[str, Path]:
-    """Map the name of each file, without suffix and case, to the file."""
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()) if folder is not None else ():
-        if path.suffix.casefold() not in suffixes or path.name.startswith("."):
-            continue
-        first = found.setdefault(path.stem.casefold(), path)
-        if first != path:
-            contents.problems.append(f"{path}: has the same name as {first.name}; remove one of them.")
-    return found
-
-
-def _folder(parent: Path, name: str) -> Path | None:
-    """Find a folder by its name, without case; one that may not be listed holds none."""
-    return next((path for path in _folders(parent) if path.name.casefold() == name), None)
-
-
-def _folders(parent: Path) -> Iterator[Path]:
-    try:
-        yield from sorted(path for path in parent.iterdir() if path.is_dir())
-    except OSError:
-        return
+    if mine and len(mine) < len(images):
+        contents.notes.append(f"{coco}: lists {len(mine)} of {len(images)} images; in the others nobody looked for cells.")
+    contents.notes += names.note(coco)
+    return mine

@@ -24,7 +24,6 @@ from mtl.data.families.tiger.slide_generator import generate_slide
 from mtl.data.families.writing import new_folder, write_image
 
 KINDS = ("full", "partial", "slide")
-CONTENTS = ("wsirois", "images", "tissue-masks", "truth")
 LEVEL = Path("wsirois") / "roi-level-annotations"
 WIDTHS = {"full": 256, "partial": 256, "slide": 2048}
 SPACING = 0.5  # microns per pixel
@@ -64,7 +63,7 @@ def generate_tiger(
     ]
     if problems:
         raise ConfigError(problems)
-    with new_folder(Path(output), CONTENTS, overwrite) as folder:
+    with new_folder(Path(output), overwrite) as folder:
         if kind == "slide":
             for number in range(patients):
                 path = folder / "images" / f"{_slide_name(seed, number)}.tif"

@@ -16,7 +16,7 @@ from PIL import Image
 from mtl.core.errors import ConfigError, DataError
 from mtl.core.types import Record
 from mtl.data.families.brain.family import Brain
-from mtl.data.families.brain.files import read_case
+from mtl.data.families.brain.folders import read_case
 from mtl.data.pipeline.cache import cache_key, prepare
 from mtl.data.pipeline.splits import hash_records, make_split
 from mtl.imaging.preprocessing import Preprocessing
@@ -427,3 +427,53 @@ def test_real_data(real_data: Path) -> None:
     assert len({groups[name] for name in ("Y255.JPG", "Y30.jpg", "Y38.jpg", "Y54.jpg", "Y70.jpg")}) == 1
     assert groups["Y163.JPG"] == groups["Y33.jpg"] and groups["Y113.JPG"] == groups["Y59.JPG"]
     assert groups["Y27.jpg"] != groups["Y56.jpg"]
+
+
+# -- what is not read --------------------------------------------------------------------------------------------------
+
+
+def test_linked_cases_are_read_and_others_are_named(case: Path, tmp_path: Path) -> None:
+    root = tmp_path / "linked"
+    (root / "UCSF-001").mkdir(parents=True)
+    shutil.copyfile(case / f"{CASE}_flair.nii.gz", root / "UCSF-001" / "x_flair.nii.gz")
+    (root / "BraTS_dicom").mkdir()
+    (root / "BraTS_dicom" / "1.dcm").write_bytes(b"x")
+    (root / CASE).symlink_to(case)
+    (case / "again").symlink_to(root)  # leads back
+    family = brats(root)
+    assert {record.case for record in family.records()} == {CASE} and len(family.records()) == 8
+    assert any(
+        "2 entries (first: BraTS_dicom) left out; expected volumes in folders BraTS*" in note for note in family.check().notes
+    )
+
+
+def test_a_volume_that_is_a_broken_link_is_an_error_not_a_blank_channel(case: Path, tmp_path: Path) -> None:
+    (case / f"{CASE}_t1.nii.gz").unlink()
+    (case / f"{CASE}_t1.nii.gz").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"_t1\.nii\.gz: cannot be read: it is a link that leads nowhere"):
+        brats(case.parent, modalities=["t1", "flair"]).records()
+
+
+def test_pictures_in_linked_folders_and_of_one_name(tmp_path: Path) -> None:
+    root, store = tmp_path / "pictures", tmp_path / "store"
+    for number, path in enumerate((root / "yes" / "Y1.jpg", root / "no" / "N1.jpg", store / "Y2.jpg")):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(number).integers(0, 255, (40, 40), dtype=np.uint8)).save(path)
+    (root / "yes" / "more").symlink_to(store)
+    (root / "yes" / "folder.jpg").mkdir()
+    (root / "yes" / "Y3.gif").write_bytes(b"x")
+    family = Brain(root=str(root), sets=["kaggle"])
+    assert [record.sample_id for record in family.records()] == [
+        "kaggle/no/N1.jpg",
+        "kaggle/yes/Y1.jpg",
+        "kaggle/yes/more/Y2.jpg",
+    ]
+    assert any("1 files left out that are no images (first: Y3.gif)" in note for note in family.check().notes)
+    shutil.copyfile(root / "yes" / "Y1.jpg", root / "yes" / "y1.JPG")
+    with pytest.raises(DataError, match=r"y1\.JPG: has the same name as .*Y1\.jpg"):
+        Brain(root=str(root), sets=["kaggle"]).records()
+    (root / "yes" / "y1.JPG").unlink()
+    shutil.rmtree(root / "no")
+    assert any(
+        "there is no `no/`, so that all pictures are of one class" in note for note in Brain(root=str(root)).check().notes
+    )

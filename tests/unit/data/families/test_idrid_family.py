@@ -68,8 +68,9 @@ def folder(tmp_path: Path) -> Path:
     for seed, name in enumerate(("a. Training Set/IDRiD_01", "b. Testing Set/IDRiD_55")):
         put_image(root / "A. Segmentation/1. Original Images" / f"{name}.jpg", seed)
         for code in ("MA", "HE", "EX", "SE", "OD"):
-            if (seed, code) != (0, "SE"):
-                put_mask(root, f"{name[-8:]}_{code}", square(1 if code == "MA" else 6), name.split("/")[0])
+            path = put_mask(root, f"{name[-8:]}_{code}", square(1 if code == "MA" else 6), name.split("/")[0])
+            if (seed, code) == (0, "SE"):
+                path.unlink()  # the folder stays: no training image has any
     for seed, name in enumerate(("a. Training Set/IDRiD_001", "a. Training Set/IDRiD_002", "b. Testing Set/IDRiD_001"), 10):
         put_image(root / "B. Disease Grading/1. Original Images" / f"{name}.jpg", seed)
     put_table(root, TRAINING, HEADER, "IDRiD_001,3,2,,,,", ",,,,,,", "IDRiD_002 ,0,0,,,,", "")
@@ -518,3 +519,96 @@ def test_real_images(real_data: Path) -> None:
     assert masks["lesions"].shape == (949, 1429, 5) and not masks["lesions_se"].any()
     assert 0.01 < masks["optic_disc"].mean() < 0.05
     assert without.pixel_scale == pytest.approx(1 / 3, rel=0.01)
+
+
+# -- what is not read --------------------------------------------------------------------------------------------------
+
+
+def refusal(folder: Path, **settings: Any) -> str:
+    with pytest.raises(DataError) as error:
+        Idrid(root=str(folder), **settings).records()
+    return str(error.value)
+
+
+def test_linked_folders_are_read_like_others(folder: Path, tmp_path: Path) -> None:
+    lesions = folder / MASKS / "a. Training Set" / "3. Hard Exudates"
+    images = folder / "A. Segmentation/1. Original Images/a. Training Set"
+    for place in (lesions, images):
+        shutil.move(place, tmp_path / place.name)
+        place.symlink_to(tmp_path / place.name)
+    (tmp_path / lesions.name / "again").symlink_to(folder)  # leads back
+    (tmp_path / images.name / "folder.jpg").mkdir()
+    put_image(tmp_path / "store" / "IDRiD_02.jpg", 30)
+    (tmp_path / images.name / "second").symlink_to(tmp_path / "store")
+    family, records = read(folder, sets=["segmentation"])
+    assert list(records) == ["A/test/IDRiD_55", "A/train/IDRiD_01", "A/train/IDRiD_02"]
+    assert records["A/train/IDRiD_01"].class_counts["hard_exudates"] == 1
+    assert family.read_labels(records["A/train/IDRiD_01"]).masks["lesions_ex"].sum() == 36
+
+
+def test_a_lesion_without_folder_or_with_a_broken_one_is_an_error(folder: Path, tmp_path: Path) -> None:
+    lesions = folder / MASKS / "a. Training Set" / "3. Hard Exudates"
+    lesions.rename(tmp_path / "store")
+    text = refusal(folder)
+    assert "holds no EX mask and no folder `3. Hard Exudates`, so that all 1 train images would count as free of it" in text
+    assert len(read(folder, missing_mask={**POLICY, "EX": "absent"})[1]) == 7
+    lesions.symlink_to(tmp_path / "nowhere")
+    assert "3. Hard Exudates: cannot be read: it is a link that leads nowhere" in refusal(folder)
+    lesions.unlink()
+    lesions.mkdir()
+    assert any("No EX mask among the 1 train images" in note for note in Idrid(root=str(folder)).check().notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("IDRiD_01_EX.jpg", "is not read; expected a mask that ends in .bmp, .png, .tif, .tiff"),
+        ("IDRiD_01_EX.gif", "is not read"),
+        ("IDRiD_01_exudates.tif", "tells no lesion; expected MA, HE, EX, SE, OD behind the name of the image"),
+        ("IDRiD_01.tif", "tells no lesion"),
+        ("IDRiD_01_EX (1).tif", "tells no lesion"),
+    ],
+)
+def test_masks_of_an_image_that_are_not_read_are_errors(folder: Path, name: str, says: str) -> None:
+    path = next(folder.rglob("IDRiD_01_EX.tif"))
+    path.rename(path.with_name(name))
+    text = refusal(folder)
+    assert f"{name}: {says}" in text and text.startswith("1 error")
+
+
+def test_masks_of_other_formats_and_spellings_are_read(folder: Path) -> None:
+    path = next(folder.rglob("IDRiD_01_EX.tif"))
+    with Image.open(path) as image:
+        image.convert("L").save(path.with_name("IDRiD_1_EX.png"))
+    path.unlink()
+    (path.parent / "notes.txt").write_text("")
+    family, records = read(folder)
+    assert family.read_labels(records["A/train/IDRiD_01"]).masks["lesions_ex"].sum() == 36
+    notes = " ".join(family.check().notes)
+    assert "1 names fit an image only without leading zeros (first: `IDRiD_1` for `idrid_01`)" in notes
+    assert "notes.txt left out" in notes
+
+
+def test_two_images_of_one_name_are_an_error_that_names_both(folder: Path) -> None:
+    put_image(folder / "B. Disease Grading/1. Original Images/a. Training Set/idrid_001.png", 40)
+    assert "idrid_001.png: has the same name as IDRiD_001.jpg" in refusal(folder)
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_tables_with_other_separators(folder: Path, separator: str) -> None:
+    rows = [HEADER[:-4], "IDRiD_1,3.0,2", '"IDRiD_002.jpg",0,0']
+    put_table(folder, TRAINING, *(row.replace(",", separator) for row in rows))
+    records = read(folder)[1]
+    assert [records[f"B/train/IDRiD_00{n}"].stratum for n in (1, 2)] == [3, 0]
+
+
+def test_a_table_about_other_images_is_an_error(folder: Path) -> None:
+    put_table(folder, TRAINING, HEADER, "img1,3,2", "img2,0,0")
+    assert "no row names an image of the train part (first: `img1`)" in refusal(folder)
+    (folder / TRAINING).rename((folder / TRAINING).with_suffix(".xlsx"))
+    assert "for the grades; found none, but a. IDRiD_Disease Grading_Training Labels.xlsx" in refusal(folder)
+
+
+def test_centres_in_shares_of_the_image_are_refused(folder: Path) -> None:
+    put_table(folder, FOVEA, "Image No,X- Coordinate,Y - Coordinate,,,", "IDRiD_001,0.45,0.5")
+    assert "all centres lie between 0 and 1, as shares of the image do" in refusal(folder)

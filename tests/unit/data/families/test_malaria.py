@@ -157,6 +157,68 @@ def test_unknown_labels_are_counted_never_mapped(tmp_path: Path, caplog: pytest.
     assert report.errors == [] and report.counts["unknown labels"] == 2 and "Gametocyte (2)" in "\n".join(report.notes)
 
 
+def test_repeated_rows_count_once_and_contradictions_are_errors(tmp_path: Path) -> None:
+    put(tmp_path, [POINT, SQUARE, SQUARE.replace("1-2", "1-7"), POINT])
+    family = Malaria(root=str(tmp_path))
+    (record,) = family.records()
+    assert record.class_counts == {"Infected": 1, "Healthy": 1, "WBC": 0}
+    objects = family.read_labels(record).objects
+    assert objects is not None and objects.ids.tolist() == [0, 1]
+    assert any("2 rows repeat a cell" in note for note in family.check().notes)
+    put(tmp_path, [POINT, POINT.replace("Parasitized", "Uninfected")])
+    with pytest.raises(DataError, match=r"IMG_1\.txt:3: the cell of line 2 is there again with another label"):
+        Malaria(root=str(tmp_path)).records()
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [["1-1,Parasitized,x,Point,1,0.3,0.5", "1-2,Uninfected,x,Point,1,0.9,1"], ["1-1,Uninfected,x,Polygon,3,0,0,0.5,0,0.5,0.5"]],
+)
+def test_coordinates_in_shares_of_the_image_are_refused(tmp_path: Path, rows: list[str]) -> None:
+    put(tmp_path, rows)
+    put(tmp_path, [POINT], name="Point Set/101C1P1thinF/Img/IMG_2.jpg")
+    with pytest.raises(DataError, match=r"IMG_1\.txt: all coordinates lie between 0 and 1, as shares of the image do"):
+        Malaria(root=str(tmp_path)).records()
+    # Left out, not free of cells.
+    assert [record.sample_id[-5:] for record in Malaria(root=str(tmp_path), on_error="skip").records()] == ["IMG_2"]
+
+
+def test_links_are_followed_and_what_is_not_read_is_named(tmp_path: Path) -> None:
+    put(tmp_path / "store", [POINT], name="Img/A.jpg")
+    root, patient = tmp_path / "root", tmp_path / "root" / "Point Set" / "101C1P1thinF"
+    put(root, [POINT], name="Point Set/101C1P1thinF/Img/B.jpg")
+    for name in ("Img", "GT"):
+        (patient / name / "more").symlink_to(tmp_path / "store" / name)
+        (patient / name / "again").symlink_to(patient / name)  # leads back
+    (patient / "Img" / "folder.jpg").mkdir()
+    (patient / "Img" / "C.gif").write_bytes(b"x")
+    (root / "Point Set" / "102C2P2thinF").symlink_to(patient.parent / "101C1P1thinF")
+    (root / "Dot Set").mkdir()
+    family = Malaria(root=str(root))
+    found = [f"{patient}/{image}" for patient in ("101C1P1thinF", "102C2P2thinF") for image in "AB"]
+    assert [record.sample_id for record in family.records()] == found
+    notes = " ".join(family.check().notes)
+    assert "C.gif left out" in notes and "Dot Set not read" in notes
+
+
+def test_annotations_that_cannot_be_read_are_errors(tmp_path: Path) -> None:
+    annotation = put(tmp_path, [POINT])
+    annotation.rename(annotation.with_suffix(".csv"))
+    with pytest.raises(DataError, match=r"IMG_1\.csv: is not read; expected an annotation that ends in \.txt"):
+        Malaria(root=str(tmp_path)).records()
+    annotation.symlink_to(tmp_path / "nowhere")
+    assert any("IMG_1.txt: cannot be read: it is a link" in error for error in Malaria(root=str(tmp_path)).check().errors)
+
+
+def test_names_compare_in_one_normal_form(tmp_path: Path) -> None:
+    annotation = put(tmp_path, [POINT], name="Point Set/101C1P1thinF/Img/s\u00e4ure.jpg")
+    annotation.rename(annotation.with_name("sa\u0308ure.txt"))
+    assert len(Malaria(root=str(tmp_path)).records()) == 1
+    put(tmp_path, [POINT], name="Point Set/101C1P1thinF/Img/SA\u0308URE.png")
+    text = "\n".join(Malaria(root=str(tmp_path)).check().errors)
+    assert "s\u00e4ure.jpg: has the same name as SA\u0308URE.png" in text
+
+
 def test_zero_cells_is_an_annotation(tmp_path: Path) -> None:
     put(tmp_path, [])
     family = Malaria(root=str(tmp_path))
@@ -288,7 +350,7 @@ def test_parasitemia_grade(infected: int, healthy: int, grade: int) -> None:
 
 def test_counts_give_a_grade_and_a_number_of_the_image(tmp_path: Path) -> None:
     wbc = "1-3,White_Blood_Cell,No_Comment,Point,1,70,30"
-    put(tmp_path, [POINT, SQUARE, SQUARE, SQUARE])
+    put(tmp_path, [POINT, *(SQUARE.replace("40", str(x)) for x in (40, 41, 42))])
     put(tmp_path, [wbc], name="Point Set/101C1P1thinF/Img/IMG_2.jpg")
     put(tmp_path, [SQUARE, wbc], name="Point Set/101C1P1thinF/Img/IMG_3.jpg")
     family = Malaria(root=str(tmp_path))

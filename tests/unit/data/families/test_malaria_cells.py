@@ -80,6 +80,24 @@ def test_check_finds_broken_and_repeated_crops(crops: Path) -> None:
     assert report.counts == {"images": 5, "patients": 2, "fields": 2, "Infected": 3, "Healthy": 2}
 
 
+def test_links_are_followed_and_what_is_not_read_is_named(crops: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    store = tmp_path_factory.mktemp("store")
+    put(store, "C100P61ThinF_IMG_20150918_144104_cell_5.png", 5)
+    (crops / "Uninfected" / "second").symlink_to(store)
+    (crops / "Uninfected" / "folder.png").mkdir()
+    (crops / "Parasitized" / "C2thinF_IMG_1_cell_1.gif").write_bytes(b"x")
+    (crops / "Parasitized" / "gone.png").symlink_to(store / "gone.png")
+    report = MalariaCells(root=str(crops)).check()
+    assert report.counts["images"] == 4 and report.errors == []
+    assert len(report.notes) == 1 and "2 entries (first: C2thinF_IMG_1_cell_1.gif) left out" in report.notes[0]
+
+
+def test_two_crops_of_one_name_are_named(crops: Path) -> None:
+    put(crops, "Uninfected/c1_THINF_IMG_20150604_104722_cell_9.tif", 6)
+    with pytest.raises(DataError, match=r"c1_THINF.*\.tif: has the same name as .*C1_thinF.*\.png\. Rename"):
+        MalariaCells(root=str(crops)).records()
+
+
 def test_empty(tmp_path: Path) -> None:
     for name in ("Parasitized", "Uninfected"):
         (tmp_path / name).mkdir()

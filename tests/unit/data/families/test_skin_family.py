@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import unicodedata
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -247,7 +250,20 @@ def test_wrong_metadata(folder: Path) -> None:
     put(folder / "metadata.csv", "image,age\nimage_0.jpg,30\nimage_0.jpg,40\n")
     assert "metadata.csv:3: `image_0` was listed before with other values" in refusal(folder)
     put(folder / "metadata.csv", "picture,age\nimage_0.jpg,30\n")
-    assert any("metadata.csv: not read" in note for note in Skin(root=str(folder)).check().notes)
+    text = refusal(folder)
+    assert (
+        "metadata.csv: not read; expected a column image, imageid, isicid, imagename or alike, found `picture`, `age`" in text
+    )
+    put(folder / "metadata.csv", "image,years\nimage_0.jpg,30\n")
+    assert "metadata.csv: no column can be used; expected some of ageapproximate, sex" in refusal(folder)
+    put(folder / "metadata.csv", "image,age\nother_0.jpg,30\n")
+    assert "none of its 1 rows names an image that is there (first: `other_0.jpg`)" in refusal(folder)
+    put(folder / "metadata.csv", "image,age,sex\nimage_0.jpg,30,male\nimage_1.jpg,40,male,left, upper arm\n")
+    assert "metadata.csv:3: has more values than there are columns, 3" in refusal(folder)
+    put(folder / "metadata.csv", "image,patient_id,patient_id\nimage_0.jpg,a,b\n")
+    assert "has several columns `patientid`" in refusal(folder)
+    put(folder / "metadata.csv", "image,age;sex\nimage_0.jpg,30;male\n")
+    assert "the first row has 1 of ',' and as many of ';'" in refusal(folder)
 
 
 def test_broken_files(folder: Path) -> None:
@@ -363,6 +379,112 @@ def test_few_masks_are_spread_over_a_split(lesions: Path) -> None:
     split = make_split(list(records.values()), split_config(scheme="holdout", ratios=[0.5, 0.25, 0.25], seed=1))
     masked = Counter(split[name] for name, record in records.items() if record.knows("mask:lesion"))
     assert sum(masked.values()) == 8 and set(masked) == {"train", "val", "test"}
+
+
+# -- names, ids and what is not read ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clinic(tmp_path: Path) -> Path:
+    """36 images of twelve patients, three each in turn, half of them with an umlaut; a mask for each."""
+    root = tmp_path / "clinic"
+    labels = {}
+    for number in range(36):
+        name = f"{number:04d}_l\u00e4sion" if number % 2 else f"{number:04d}"
+        put_image(root / "images" / f"{name}.png", number)
+        put_mask(root / "masks" / f"{name}.png")
+        labels[f"{name}.png"] = number % 3
+    put(root / "labels.json", labels)
+    put_table(root)
+    return root
+
+
+def put_table(
+    root: Path, separator: str = ",", image: str = "image", patient: str = "patient_id",
+    ids: Callable[[int, int], str] = lambda patient, number: f"P{patient:02d}",
+    names: Callable[[str], str] = lambda name: name,
+) -> None:  # fmt: skip
+    rows = [separator.join([image, patient, "age"])]
+    for number, name in enumerate(json.loads((root / "labels.json").read_text())):
+        rows.append(separator.join([names(name), ids(number // 3, number), "50"]))
+    put(root / "metadata.csv", "\ufeff" + "\r\n".join(rows) + "\r\n")
+
+
+def known(root: Path) -> tuple[int, int, int, int]:
+    """Return of how many images class, mask and patient are known, and how many groups there are."""
+    _, records = read(root)
+    values = records.values()
+    counts = [sum(record.knows(label) for record in values) for label in ("class:diagnosis", "mask:lesion")]
+    return (*counts, sum("patient" in record.groups for record in values), len({record.group for record in values}))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        {}, {"separator": ";"}, {"separator": "\t"}, {"patient": "patient"}, {"patient": "Subject"}, {"image": "filename"},
+        {"image": "File"}, {"names": lambda name: f"images/{name}"}, {"names": lambda name: name.removesuffix(".png").upper()},
+        {"ids": lambda patient, number: (f"P{patient:02d}", f"p{patient:02d}", f"P{patient}")[number % 3]},
+        {"ids": lambda patient, number: (f"{patient}", f"{patient}.0", f"{patient:03d}")[number % 3]},
+        {"names": lambda name: str(int(name[:4])) + name[4:]},
+    ],
+)  # fmt: skip
+def test_every_spelling_of_a_table_keeps_patients_together(clinic: Path, table: dict[str, Any]) -> None:
+    put_table(clinic, **table)
+    assert known(clinic) == (36, 36, 36, 12)
+
+
+def test_what_was_spelled_otherwise_is_noted(clinic: Path) -> None:
+    put_table(
+        clinic, names=lambda name: str(int(name[:4])) + name[4:], ids=lambda patient, number: "P01" if number % 2 else "p1"
+    )
+    notes = " ".join(Skin(root=str(clinic)).check().notes)
+    assert "36 names fit an image only without leading zeros (first: `0.png` for `0000`)" in notes
+    assert "1 ids differ from another one only in case, leading zeros or `.0` (first: `P01` and `p1`)" in notes
+
+
+def test_ambiguous_names_match_nothing(clinic: Path) -> None:
+    put_image(clinic / "images" / "00000.png", 50)
+    put_table(clinic, names=lambda name: str(int(name[:4])) + name[4:])
+    _, records = read(clinic)
+    assert "patient" not in records["0000"].groups and "patient" not in records["00000"].groups
+    notes = " ".join(Skin(root=str(clinic)).check().notes)
+    assert "0.png of 36 rows listed, but there is no such image" in notes and "gives the patient of 35 of 37 images" in notes
+
+
+def test_names_that_a_mac_stored_keep_class_mask_and_patient(clinic: Path) -> None:
+    for path in [*(clinic / "images").iterdir()]:
+        path.rename(path.with_name(unicodedata.normalize("NFD", path.name)))
+    assert known(clinic) == (36, 36, 36, 12)
+    put_image(clinic / "images" / "0001_L\u00c4SION.jpg", 50)
+    assert "has the same name as" in refusal(clinic)
+
+
+def test_linked_folders_are_read_like_others(folder: Path, tmp_path: Path) -> None:
+    for name in ("images", "masks"):
+        (folder / name / "train").rename(tmp_path / f"{name}_store")
+        (folder / name / "train").mkdir()
+        (folder / name / "train" / "clinic_b").symlink_to(tmp_path / f"{name}_store")
+        (folder / name / "train" / "again").symlink_to(folder / name / "train")  # leads back
+        (folder / name / "train" / "folder.jpg").mkdir()
+    _, records = read(folder)
+    assert len(records) == 8 and sum(record.knows("mask:lesion") for record in records.values()) == 3
+    (folder / "labels.json").unlink()
+    (folder / "labels.json").symlink_to(tmp_path / "nowhere")
+    assert "labels.json: cannot be read: it is a link that leads nowhere" in refusal(folder)
+
+
+def test_files_that_are_not_read_are_noted(folder: Path) -> None:
+    put_mask(folder / "masks" / "train" / "image_3.jpg")
+    (folder / "images" / "train" / "image_9.gif").write_bytes(b"x")
+    put(folder / "patients.csv", "image,patient_id")
+    os.mkfifo(folder / "images" / "train" / "pipe.jpg")
+    notes = " ".join(Skin(root=str(folder)).check().notes)
+    assert "masks: image_3.jpg left out; expected files that end in .bmp" in notes
+    assert "2 entries (first: image_9.gif) left out" in notes and "patients.csv not read" in notes
+    (folder / "labels.json").rename(folder / "Labels.JSON")
+    assert read(folder)[1]["image_1"].knows("class:diagnosis")
+    put(folder / "Labels.JSON", {"other.jpg": 1})
+    assert "none of its 1 names is that of an image (first: `other.jpg`)" in refusal(folder)
 
 
 # -- ISIC layout -------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ def files(root: Path) -> dict[str, bytes]:
 
 
 def test_native_layout(retinas: Path) -> None:
-    assert sorted(path.name for path in retinas.iterdir()) == ["A. Segmentation", "B. Disease Grading", "C. Localization"]
+    assert sorted(path.name for path in retinas.glob("[!.]*")) == ["A. Segmentation", "B. Disease Grading", "C. Localization"]
     truth = retinas / "A. Segmentation" / "2. All Segmentation Groundtruths"
     assert {path.name for path in truth.glob("*/*")} == {
         "1. Microaneurysms", "2. Haemorrhages", "3. Hard Exudates", "4. Soft Exudates", "5. Optic Disc",
@@ -144,7 +144,7 @@ def test_existing_folders_are_safe(tmp_path: Path) -> None:
     generate_idrid(output, 2, 2, 1, width=64, overwrite=True)
     assert files(output) != before
     (output / "thesis.doc").write_text("years of work")
-    with pytest.raises(DataError, match=r"not made by this command: it holds `thesis\.doc`"):
+    with pytest.raises(DataError, match=r"not made by this command: `thesis\.doc`, added or changed"):
         generate_idrid(output, 2, 2, 2, width=64, overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 

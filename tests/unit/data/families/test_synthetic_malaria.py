@@ -10,11 +10,12 @@ from mtl.core.errors import ConfigError, DataError
 from mtl.data.families.malaria.cells import MalariaCells
 from mtl.data.families.malaria.generator import generate_malaria, generate_malaria_cells
 from mtl.data.families.malaria.smears import Malaria
+from mtl.data.families.writing import MARK
 from mtl.imaging.outlines import fill_outlines
 
 
 def files(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("[!.]*")) if path.is_file()}
 
 
 def test_native_layout(smears: Path) -> None:
@@ -81,7 +82,7 @@ def test_only_seed_patient_and_field_decide(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("kind", "folder"), [("points", "Point Set"), ("polygons", "Polygon Set")])
 def test_kinds_and_counts(tmp_path: Path, kind: str, folder: str) -> None:
     generate_malaria(tmp_path / "out", 2, 1, 0, width=320, kind=kind, cells_per_field=(20, 30))  # type: ignore[arg-type]
-    assert [path.name for path in (tmp_path / "out").iterdir()] == [folder]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [MARK, folder]
     for record in Malaria(root=str(tmp_path / "out")).records():
         assert 15 <= record.class_counts["Infected"] + record.class_counts["Healthy"] <= 32
 
@@ -96,7 +97,7 @@ def test_existing_folders_are_safe(tmp_path: Path) -> None:
     generate_malaria(output, 1, 1, 1, width=128, overwrite=True)
     assert files(output) != before
     (output / "thesis.doc").write_text("years of work")
-    with pytest.raises(DataError, match=r"not made by this command: it holds `thesis\.doc`"):
+    with pytest.raises(DataError, match=r"not made by this command: `thesis\.doc`, added or changed"):
         generate_malaria(output, 1, 1, 2, width=128, overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 

@@ -23,6 +23,7 @@ from mtl.data.families.tiger.painter import (
     generate_stain,
     without_lymphocytes,
 )
+from mtl.data.families.writing import MARK
 from mtl.data.formats.images import read_rgb
 
 SIDE = 384
@@ -224,7 +225,7 @@ def test_slides_on_the_command_line(tmp_path: Path) -> None:
     out = tmp_path / "slides"
     words = ["synth", "tiger", f"output={out}", "kind=slide", "patients=2", "fields=2", "width=256", "seed=4"]
     assert run(words) == 0
-    assert sorted(path.name for path in out.iterdir()) == ["images", "tissue-masks", "truth"]
+    assert sorted(path.name for path in out.iterdir()) == [MARK, "images", "tissue-masks", "truth"]
     images = sorted(path.stem for path in (out / "images").iterdir())
     assert images[0] == "101B" and images[1].startswith("TCGA-A0-A000")
     assert sorted(path.name for path in (out / "tissue-masks").iterdir()) == [f"{name}_tissue.tif" for name in images]
