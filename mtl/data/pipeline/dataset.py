@@ -151,7 +151,7 @@ class SampleDataset(Dataset):
             target = rules.target(self.specs[task], original if rules.areas else working)
             if target is not None:
                 known[task] = rules.truth(target)
-        about = record.attributes, record.spacing, record.case
+        about = record.attributes, record.spacing, record.case, record.skew
         return ImageResult(record.sample_id, record.group, record.source, window, known, *about)
 
     def _working(self, image_number: int) -> Annotations:
