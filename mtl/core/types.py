@@ -137,8 +137,9 @@ class Record:
             which read no pixel. Optional tasks put theirs here, so that they do not change class-aware sampling.
         training: False for samples that only serve evaluation (slices of a volume that training leaves out).
         attributes: What tables break results down by: {"sex": "female", "age": "40-59"}.
-        spacing: Millimetres between (slices, rows, columns) of the stored image, where known.
+        spacing: Millimetres between (slices, rows, columns) of the stored image, along its axes, where known.
         case: Volume that the image is a slice of; empty where the group is one. A patient may have several.
+        skew: Cosines of the angles between (slices, rows), (slices, columns), (rows, columns); None where all are right.
     """
 
     sample_id: str
@@ -159,6 +160,7 @@ class Record:
     attributes: dict[str, str] = field(default_factory=dict)
     spacing: tuple[float, float, float] | None = None
     case: str = ""
+    skew: tuple[float, float, float] | None = None
 
     def knows(self, label: str) -> bool:
         """Return whether a label (`objects`, `mask:<name>`, `class:<name>`) of this sample is known."""
@@ -291,7 +293,7 @@ class ImageResult:
         window: Any window of the image (for scales and sizes).
         tasks: By task, a dict of numpy arrays (see `docs/architecture.md`, "What a task predicts"). A task that is missing is
             absent: nobody knows its label.
-        attributes, spacing, case: As in `Record`; only the truth has them.
+        attributes, spacing, case, skew: As in `Record`; only the truth has them.
     """
 
     sample_id: str
@@ -302,6 +304,7 @@ class ImageResult:
     attributes: dict[str, str] = field(default_factory=dict)
     spacing: tuple[float, float, float] | None = None
     case: str = ""
+    skew: tuple[float, float, float] | None = None
 
 
 Arrays = dict[str, np.ndarray]

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from mtl.imaging.background import background_value
+
 SIDE = 256  # pixels of the copy in which the head is looked for
 SMOOTH = 1.0  # sigma there
 THRESHOLD = 0.5  # between air and Otsu's threshold, which may part dark from bright tissue
@@ -18,6 +20,8 @@ OPENED = 5  # side of the kernel that removes lines and lettering, in pixels of 
 CLOSED = 9  # side of the kernel that closes gaps, in pixels of the copy
 SMALLEST = 0.1  # parts below this share of the largest one are captions, not the head (temporal lobes and cerebellum are parts)
 SATURATED = 0.97  # share of the brightest value above which what touches the border is a frame
+BLANK = 0.5  # share of the brightest value below which the one value of the border is background
+BLACK = 0.05  # share of the brightest value up to which the one value of the border may be black, compressed
 LEAST = 50  # pixels; less is no foreground
 PERCENTILES = (1.0, 99.0)
 
@@ -25,8 +29,8 @@ PERCENTILES = (1.0, 99.0)
 def brain_mask(image: np.ndarray) -> np.ndarray:
     """Find the foreground of an MR image: the brain, or the head where the skull is shown, with all cavities inside.
 
-    Where the background is exactly one value, as in skull-stripped data, the mask ends exactly there; elsewhere the
-    value halfway between the most frequent dark one and Otsu's threshold decides. White frames are background.
+    Where the background is exactly one value, as in skull-stripped data, the mask ends exactly there, whatever that is;
+    elsewhere the value halfway between the most frequent dark one and Otsu's threshold decides. White frames are background.
 
     Args:
         image: [H, W] or [H, W, C] grey values in any unit; channels show the same place.
@@ -101,16 +105,23 @@ def _grey(image: np.ndarray) -> np.ndarray:
     joined = np.zeros(channels.shape[:2], np.float32)
     for index in range(channels.shape[2]):
         values = channels[..., index].astype(np.float32)
-        # Values that were standardised before may be negative; what the border shows is background.
-        values = np.abs(values - _border_value(values)) if values.min() < 0 else values
+        values = np.abs(values - background) if (background := _background(values)) else values
         shown = values[values > 0]
         if len(shown):
             joined = np.maximum(joined, np.clip(values / np.percentile(shown, 99.5), 0, 1))
     return joined
 
 
-def _border_value(values: np.ndarray) -> float:
-    return float(np.median(np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]])))
+def _background(values: np.ndarray) -> float:
+    """Return what is background in [h, w] float32 where that is not 0: the value to take off."""
+    value = background_value(values)
+    if values.min() < 0:  # standardised before, or filled by a converter; what the border shows is background
+        border = np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]])
+        return float(np.median(border)) if value is None else value
+    # A white frame is none, whatever it has in common with a background; nor is nearly black what compression made of black.
+    bright = np.percentile(values, 99.5)
+    real = value is not None and value < BLANK * bright and (value >= BLACK * bright or value == values.min())
+    return float(value) if value is not None and real else 0.0
 
 
 def _most_frequent(levels: np.ndarray) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from mtl.core.errors import DataError
 from mtl.core.task import TaskSpec
 from mtl.data.formats.images import grey_channels
 from mtl.data.formats.volumes import Volume, read_volume
+from mtl.imaging.background import not_background
 from mtl.inference.images import case_files, split_name
 from mtl.inference.prediction import Prediction
 from mtl.inference.predictor import Predictor
@@ -41,6 +43,12 @@ class Case:
     def grid(self) -> Volume:
         """A volume that stands for all."""
         return next(iter(self.volumes.values()))
+
+    @cached_property
+    def shown(self) -> list[int]:
+        """How many pixels of each slice, over all volumes, are not background."""
+        counts = [np.count_nonzero(not_background(volume.array), axis=(1, 2)) for volume in self.volumes.values()]
+        return [int(count) for count in np.sum(counts, axis=0)]
 
     def slice(self, number: int) -> np.ndarray:
         """Return one slice [H, W, modalities] float32; missing modalities are blank."""
@@ -82,7 +90,7 @@ class VolumePrediction:
 
     def volumes_mm3(self, task: str) -> dict[str, float]:
         """Return the volume of each class of a segmentation task in cubic millimetres."""
-        voxel = float(np.prod(self.case.grid.spacing))
+        voxel = self.case.grid.voxel_mm3
         return {name: float(n) * voxel for name, n in zip(self.specs[task].classes, self.pixels[task].sum(axis=0), strict=True)}
 
     def slices_with(self, task: str) -> dict[str, list[int]]:
@@ -100,6 +108,7 @@ class VolumePrediction:
             "notes": self.case.notes,
             "size": list(grid.size),
             "spacing_mm": [round(length, 6) for length in grid.spacing],
+            "voxel_mm3": round(grid.voxel_mm3, 6),
             "shown_slice": None if self.shown is None else self.shown[0],
             "thresholds": {task: self.thresholds.get(task, {}) for task in self.specs},
         }
@@ -154,6 +163,7 @@ def read_case(path: Path, modalities: Sequence[str], picture_modality: str = "re
         )
     volumes = {name: read_volume(file) for name, file in used.items()}
     case = Case(path, volumes, modalities, picture_modality)
+    case.notes += case.grid.notes
     for volume in volumes.values():
         if not volume.matches(case.grid):
             raise DataError(
@@ -208,10 +218,10 @@ def _predict(predictor: Predictor, case: Case) -> VolumePrediction:
             for suffix, labels in label_slice(prediction.mask(task), spec).items():
                 found.masks[task][suffix][number] = labels
             found.pixels[task][number] = _count(found.masks[task], number, spec)
-        if image.any():
+        if case.shown[number]:
             for task, entries in found.statements.items():
                 entries[number] = rules_of(specs[task]).summary(prediction.of(task))
-        area = sum(int(found.pixels[task][number].sum()) for task in masked), int(np.count_nonzero(image))
+        area = sum(int(found.pixels[task][number].sum()) for task in masked), case.shown[number]
         if area > largest:
             largest, found.shown = area, (number, image, prediction)
     return found

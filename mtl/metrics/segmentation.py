@@ -10,6 +10,7 @@ from mtl.core.raster import to_original
 from mtl.core.task import TaskSpec
 from mtl.core.types import Arrays, ImageResult
 from mtl.metrics.base import TaskMetric, mean_of, nearest_best, precision_recall_f1, ratio, weighted_mean
+from mtl.metrics.surface import step_vectors
 from mtl.metrics.volumes import Cases, finish_surfaces, measure_surfaces, sum_cases
 
 VOLUME_METRICS = ("dice_per_case", "iou_per_case", "mae_volume_mm3")  # where the images are slices of volumes
@@ -78,9 +79,10 @@ class SegmentationMetric(TaskMetric):
             maps = [to_original(channel, prediction.window) for channel in found["probabilities"]]
             found, scale = found | {"probabilities": np.stack(maps)}, (truth.window.pixel_scale,) * 2
         if truth.spacing is not None:
-            # Millimetres between (slices, rows, columns) of the raster in which masks are compared.
+            # In millimetres, to the next slice, row and column of the raster in which masks are compared.
             x, y = (1.0, 1.0) if native else truth.window.scale
-            known = known | {"spacing": np.asarray(truth.spacing, np.float64) / (1.0, y, x)}
+            lengths = np.asarray(truth.spacing, np.float64) / (1.0, y, x)
+            known = known | {"steps": step_vectors(lengths, truth.skew)}
         return self.reduce(found, known, scale)
 
     @property
@@ -109,7 +111,7 @@ class SegmentationMetric(TaskMetric):
         Returns:
             `hits`, `predicted` [K, thresholds], `truth` [K], `pixels`, and `pixel_area`, the square reference pixels of one;
             multilabel also `curve_hits` and `curve_predicted` [K, 32] at `CURVE_GRID`, multiclass also `confusion` [K, K].
-            Slices of volumes: `voxel`, mm3 per pixel from the `spacing` [3] that the truth may hold, else NaN. What
+            Slices of volumes: `voxel`, mm3 per pixel from the `steps` [3, 3] that the truth may hold, else NaN. What
             `measure_surfaces` (`mtl.metrics.volumes`) gives, where asked.
         """
         probabilities, mask = np.asarray(prediction["probabilities"]), np.asarray(truth["mask"])
@@ -121,13 +123,13 @@ class SegmentationMetric(TaskMetric):
                 f"expected {expected}."
             )
         reduce = self._reduce_channels if self.spec.multilabel else self._reduce_index
-        record, spacing = reduce(probabilities, mask), truth.get("spacing")
+        record, steps = reduce(probabilities, mask), truth.get("steps")
         record["pixel_area"] = np.float64(1 / (scale[0] * scale[1]))
         if self.spec.volumetric:
-            record["voxel"] = np.float64(np.nan if spacing is None else np.prod(spacing))
+            record["voxel"] = np.float64(np.nan if steps is None else abs(np.linalg.det(steps)))
         if self._surface_thresholds is not None:
             hard = self._hard_masks(probabilities, mask, self._surface_thresholds)
-            record |= measure_surfaces(*hard, spacing, self.spec.volumetric)
+            record |= measure_surfaces(*hard, steps, self.spec.volumetric)
         return record
 
     def _hard_masks(

@@ -4,10 +4,26 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 
 Steps = Sequence[float] | np.ndarray
+
+
+def step_vectors(spacing: Steps, skew: Steps | None = None) -> np.ndarray:
+    """Return [3, 3] vectors from a voxel to the next along each axis; only their lengths and angles mean anything.
+
+    Args:
+        spacing: [3] their lengths.
+        skew: [3] cosines of the angles between the first two, the first and the last, the last two; None where all are right.
+    """
+    lengths = np.asarray(spacing, np.float64)
+    if skew is None:
+        return np.diag(lengths)
+    first, second, third = skew
+    cosines = np.array([[1, first, second], [first, 1, third], [second, third, 1]], np.float64)
+    return np.linalg.cholesky(cosines * np.outer(lengths, lengths))
 
 
 def hd95(predicted: np.ndarray, truth: np.ndarray, spacing: Steps) -> float:
@@ -18,7 +34,8 @@ def hd95(predicted: np.ndarray, truth: np.ndarray, spacing: Steps) -> float:
     Args:
         predicted: [...] bool, an image or a volume.
         truth: The same shape.
-        spacing: Distance of neighbouring pixels along each axis; the result has its unit.
+        spacing: Distance of neighbouring pixels along each axis, or the vectors to them ([axes, n], as `step_vectors`); the
+            result has their unit.
 
     Returns:
         The distance; the diagonal of the raster where one mask is empty, NaN where both are.
@@ -29,7 +46,8 @@ def hd95(predicted: np.ndarray, truth: np.ndarray, spacing: Steps) -> float:
     where = np.nonzero(predicted | truth)
     box = tuple(slice(index.min(), index.max() + 1) for index in where)
     first, second = surface(predicted[box]), surface(truth[box])
-    distances = [_distance_to(second, spacing)[first], _distance_to(first, spacing)[second]]
+    steps = _vectors(spacing)
+    distances = [_distances(first, second, steps), _distances(second, first, steps)]
     return float(np.percentile(np.concatenate(distances), 95))
 
 
@@ -41,8 +59,9 @@ def surface(mask: np.ndarray) -> np.ndarray:
 
 
 def diagonal(shape: tuple[int, ...], spacing: Steps) -> float:
-    """Return the length of the diagonal of a raster."""
-    return float(np.linalg.norm(np.asarray(shape, np.float64) * np.asarray(spacing, np.float64)))
+    """Return the length of the longest diagonal of a raster; `spacing` as in `hd95`."""
+    edges = np.asarray(shape, np.float64)[:, None] * _vectors(spacing)
+    return max(float(np.linalg.norm(np.asarray(signs) @ edges)) for signs in product((1, -1), repeat=len(edges)))
 
 
 def pack(mask: np.ndarray) -> bytes:
@@ -56,8 +75,20 @@ def unpack(packed: bytes, shape: tuple[int, ...]) -> np.ndarray:
     return np.unpackbits(bits, count=int(np.prod(shape))).astype(bool).reshape(shape)
 
 
-def _distance_to(points: np.ndarray, spacing: Steps) -> np.ndarray:
-    from scipy.ndimage import distance_transform_edt
+def _vectors(spacing: Steps) -> np.ndarray:
+    steps = np.asarray(spacing, np.float64)
+    return np.diag(steps) if steps.ndim == 1 else steps
 
-    distances: np.ndarray = distance_transform_edt(~points, sampling=spacing)
+
+def _distances(points: np.ndarray, targets: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """Return the distance of each point to the nearest target, both marked in [...] bool, in the order of the raster."""
+    from scipy.ndimage import distance_transform_edt
+    from scipy.spatial import KDTree
+
+    angles = steps @ steps.T
+    if np.allclose(angles, np.diag(np.diagonal(angles)), rtol=0, atol=1e-12 * angles.max()):
+        distances: np.ndarray = distance_transform_edt(~targets, sampling=np.sqrt(np.diagonal(angles)))[points]
+    else:  # the transform knows right angles only
+        tree = KDTree(np.argwhere(targets) @ steps, balanced_tree=False, compact_nodes=False)
+        distances = tree.query(np.argwhere(points) @ steps)[0]
     return distances

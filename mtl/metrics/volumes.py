@@ -58,28 +58,28 @@ def sum_cases(
 
 
 def measure_surfaces(
-    predicted: np.ndarray, truth: np.ndarray, spacing: np.ndarray | None, volumetric: bool
+    predicted: np.ndarray, truth: np.ndarray, steps: np.ndarray | None, volumetric: bool
 ) -> dict[str, Any]:  # fmt: skip
     """Measure the distance of surfaces in one image, and keep its masks for the volume that it is a slice of.
 
     Args:
         predicted: [K, H, W] bool.
         truth: [K, H, W] bool.
-        spacing: Millimetres between (slices, rows, columns); None measures in pixels.
+        steps: [3, 3] vectors to the next slice, row and column in millimetres (`step_vectors`); None measures in pixels.
         volumetric: Keep the masks until `finish_surfaces`.
 
     Returns:
         `hd95` [K], `hd95_mm` (is it in millimetres?), `diagonal` of the image; `masks` where they are kept.
     """
-    steps = np.ones(3) if spacing is None else np.asarray(spacing, np.float64)
+    known, steps = steps is not None, np.eye(3) if steps is None else steps
     found: dict[str, Any] = {
         "hd95": np.array([hd95(*pair, steps[1:]) for pair in zip(predicted, truth, strict=True)]),
-        "hd95_mm": np.bool_(spacing is not None),
+        "hd95_mm": np.bool_(known),
         "diagonal": np.float64(diagonal(truth.shape[1:], steps[1:])),
     }
     if volumetric:
         masks = [(pack(first), pack(second)) for first, second in zip(predicted, truth, strict=True)]
-        found["masks"] = {"shape": truth.shape[1:], "spacing": steps, "classes": masks}
+        found["masks"] = {"shape": truth.shape[1:], "steps": steps, "classes": masks}
     return found
 
 
@@ -108,11 +108,11 @@ def _measure_volume(kept: list[dict[str, Any]]) -> tuple[np.ndarray, float]:
     """Distance by class, and the diagonal of the volume."""
     first = kept[0]
     classes = len(first["classes"])
-    if any(slice_["shape"] != first["shape"] or not np.allclose(slice_["spacing"], first["spacing"]) for slice_ in kept):
+    if any(slice_["shape"] != first["shape"] or not np.allclose(slice_["steps"], first["steps"]) for slice_ in kept):
         return np.full(classes, np.nan), float("nan")
-    shape, spacing = (len(kept), *first["shape"]), first["spacing"]
+    shape, steps = (len(kept), *first["shape"]), first["steps"]
 
     def volume(index: int, side: int) -> np.ndarray:
         return np.stack([unpack(slice_["classes"][index][side], first["shape"]) for slice_ in kept])
 
-    return np.array([hd95(volume(k, 0), volume(k, 1), spacing) for k in range(classes)]), diagonal(shape, spacing)
+    return np.array([hd95(volume(k, 0), volume(k, 1), steps) for k in range(classes)]), diagonal(shape, steps)

@@ -20,8 +20,10 @@ import numpy as np
 from mtl.core.errors import DataError
 from mtl.core.files import file_hash
 from mtl.core.memo import Memo
+from mtl.data.formats.headers import open_image
+from mtl.data.formats.images import deep_values
 
-FORMAT = 1  # a higher one makes remembered clusters void: raise it with every change of what counts as a copy
+FORMAT = 2  # a higher one makes remembered clusters void: raise it with every change of what counts as a copy
 SIDE = 64  # of a fingerprint
 SHADING = 4.0  # sigma in pixels of a fingerprint: what is smoother than this does not count
 DISC = 0.42  # radius of the part that counts, in sides
@@ -131,14 +133,11 @@ def _fingerprint(path: Path, size: int, modified: int, disc: bool, box: FindBox 
     import cv2
     from PIL import Image
 
-    try:
-        with Image.open(path) as image:
-            image.draft("RGB", (4 * SIDE, 4 * SIDE))  # lets JPEG decode at 1/2, 1/4 or 1/8
-            plane = image.convert("RGB").getchannel(1)
-            plane = plane if box is None else plane.crop(box(np.asarray(plane)))
-            small = plane.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: cannot be decoded ({error}). Replace the file, or remove it with its labels.") from error
+    with open_image(path) as (image, header):
+        image.draft("RGB", (4 * SIDE, 4 * SIDE))  # lets JPEG decode at 1/2, 1/4 or 1/8
+        plane = Image.fromarray(_spread(deep_values(image, header))) if header.is_deep else image.convert("RGB").getchannel(1)
+        plane = plane if box is None else plane.crop(box(np.asarray(plane)))
+        small = plane.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
     values = np.asarray(small, np.float32)
     values = values - cv2.GaussianBlur(values, (0, 0), SHADING)
     if disc:
@@ -147,6 +146,12 @@ def _fingerprint(path: Path, size: int, modified: int, disc: bool, box: FindBox 
     length = float(np.linalg.norm(values))
     # Less than one grey value per pixel is rounding and compression, not structure.
     return values / length if length > np.sqrt(values.size) / 2 else np.zeros_like(values)
+
+
+def _spread(deep: np.ndarray) -> np.ndarray:
+    """Map grey values of more than 8 bits, which have no unit, to [h, w] uint8 by the darkest and the brightest."""
+    low, high = float(deep.min()), float(deep.max())
+    return np.rint((deep - low) * (255 / (high - low or 1.0))).astype(np.uint8)
 
 
 def _first_of_equal(files: list[Path]) -> list[int]:

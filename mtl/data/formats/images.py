@@ -1,4 +1,4 @@
-"""Image files as stored: sizes from headers, complete decoding, duplicates. Imports PIL only when used."""
+"""Image files as stored: sizes from headers, complete decoding, duplicates. Files are opened by `mtl.data.formats.headers`."""
 
 from __future__ import annotations
 
@@ -12,52 +12,43 @@ from mtl.core.errors import DataError
 from mtl.core.family import CheckReport, DataFamily
 from mtl.core.files import file_hash
 from mtl.core.types import Record
+from mtl.data.formats.headers import ALPHA_MODES, Header, open_image
+from mtl.data.formats.tiff import COLOUR_MAP, UNSIGNED
 
 if TYPE_CHECKING:
     from PIL import Image
 
 
 EXIF_ORIENTATION = 274
-# PIL clips these to 255 when it converts them, which turns most of a 16-bit image white.
-DEEP_MODES = ("I", "F")
-ALPHA_MODES = ("LA", "RGBA", "RGBX", "RGBa", "La")  # the last channel is no colour
 
 
 def image_size(path: Path) -> tuple[tuple[int, int], int]:
     """Read (height, width) as stored and the EXIF orientation (1 is upright) from the header.
 
     Raises:
-        DataError: The file is missing or not an image.
+        DataError: The file is missing, not an image, or of a kind that no reader takes.
     """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            # Of a PNG file, PIL decodes the pixels to look for EXIF behind them, where hardly anybody writes it.
-            exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
-            return (image.height, image.width), int(exif.get(EXIF_ORIENTATION, 1))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(_unreadable(path, error)) from error
+    with open_image(path) as (image, header):
+        # Of a PNG file, PIL decodes the pixels to look for EXIF behind them, where hardly anybody writes it.
+        exif = image.getexif() if header.format != "PNG" or "exif" in image.info else {}
+        return header.size, int(exif.get(EXIF_ORIENTATION, 1))
 
 
 def read_rgb(path: Path) -> np.ndarray:
     """Decode an image to [H, W, 3] uint8 RGB, never turned by its EXIF orientation.
 
-    Raises:
-        DataError: The file is missing, not an image, or ends early.
-    """
-    from PIL import Image
+    Grey is repeated, a palette looked up; of colours with alpha the stored ones are taken, hidden or not.
 
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith(DEEP_MODES):
-                raise DataError(
-                    f"{path}: has more than 8 bits per channel (mode {image.mode}); expected 8. Convert it with the range of "
-                    "grey values that the recording device uses."
-                )
-            return np.array(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(_unreadable(path, error)) from error
+    Raises:
+        DataError: The file is missing, not an image, ends early, or is of a kind that is not read as colours.
+    """
+    with open_image(path) as (image, header):
+        if header.is_deep:
+            raise DataError(
+                f"{path}: has more than 8 bits per channel (mode {header.mode}); expected 8. Convert it with the range of "
+                "grey values that the recording device uses."
+            )
+        return np.array(image.convert("RGB"))
 
 
 def read_grey(path: Path) -> np.ndarray:
@@ -66,20 +57,25 @@ def read_grey(path: Path) -> np.ndarray:
     Colours become their luma, 0 to 255; what alpha hides is black. Grey values of more than 8 bits stay as stored.
 
     Raises:
-        DataError: The file is missing, not an image, ends early, or holds values that are no numbers.
+        DataError: The file is missing, not an image, ends early, holds values that are no numbers, or is of a kind that is not
+            read.
     """
-    from PIL import Image
+    with open_image(path) as (image, header):
+        return deep_values(image, header).astype(np.float32) if header.is_deep else _luma(image)
 
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith(DEEP_MODES):
-                grey = np.asarray(image, np.float32)
-                if not np.isfinite(grey).all():
-                    raise DataError(f"{path}: has pixels that are not numbers (NaN or infinite). Replace the file.")
-                return grey
-            return _luma(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(_unreadable(path, error)) from error
+
+def deep_values(image: Image.Image, header: Header) -> np.ndarray:
+    """Decode the grey values of a file that has more than 8 bits: [H, W], as stored.
+
+    Raises:
+        DataError: Some are no numbers.
+    """
+    values = np.asarray(image)
+    if values.dtype == np.int32 and header.bits == 32 and header.numbers == UNSIGNED:
+        values = values.view(np.uint32)  # PIL knows signed ones only
+    if not np.isfinite(values).all():
+        raise DataError(f"{header.path}: has pixels that are not numbers (NaN or infinite). Replace the file.")
+    return values
 
 
 def grey_values(image: np.ndarray) -> np.ndarray:
@@ -136,29 +132,29 @@ def read_mask(path: Path) -> np.ndarray:
     Reads palettes (by their colours, not their indices), 1 bit, grey of any depth, RGB and RGBA.
 
     Raises:
-        DataError: The file is missing, not an image, or ends early.
+        DataError: The file is missing, not an image, ends early, holds values that are no numbers, or is of a kind that is not
+            read.
     """
-    from PIL import Image
+    with open_image(path) as (image, header):
+        if header.is_deep:
+            return (deep_values(image, header) != 0).view(np.uint8)
+        if image.mode == "P":
+            palette = _palette(image)
+            table = np.zeros(256, np.uint8)
+            table[: len(palette)] = palette.any(axis=1)
+            return table[np.asarray(image)]
+        values = np.atleast_3d(np.asarray(image if image.mode in ("1", "L", "RGB", *ALPHA_MODES) else image.convert("RGB")))
+        colors = values[..., :-1] if image.mode in ALPHA_MODES else values
+        found = colors[..., 0] != 0
+        for channel in range(1, colors.shape[2]):
+            found |= colors[..., channel] != 0
+        return found.view(np.uint8)
 
-    try:
-        with Image.open(path) as image:
-            if image.mode in ("RGB", "RGBA", "RGBX") and any(bits > 8 for bits in getattr(image, "tag_v2", {}).get(258, ())):
-                # PIL keeps the high byte only: a mask of ones would come out empty.
-                raise DataError(f"{path}: has more than 8 bits per colour channel; expected 8. Save it as a grey image.")
-            if image.mode == "P":
-                palette = np.asarray(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
-                table = np.zeros(256, np.uint8)
-                table[: len(palette)] = palette.any(axis=1)
-                return table[np.asarray(image)]
-            direct = image.mode in ("1", "L", "RGB", *ALPHA_MODES) or image.mode.startswith(DEEP_MODES)
-            values = np.atleast_3d(np.asarray(image if direct else image.convert("RGB")))
-            colors = values[..., :-1] if image.mode in ALPHA_MODES else values
-            found = colors[..., 0] != 0
-            for channel in range(1, colors.shape[2]):
-                found |= colors[..., channel] != 0
-            return found.view(np.uint8)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(_unreadable(path, error)) from error
+
+def _palette(image: Image.Image) -> np.ndarray:
+    """Return the colours of a palette, [n, 3]: of a TIFF all 16 bits, of which PIL keeps the high byte."""
+    deep = getattr(image, "tag_v2", {}).get(COLOUR_MAP)
+    return np.asarray(image.getpalette("RGB"), np.uint8).reshape(-1, 3) if deep is None else np.reshape(deep, (3, -1)).T
 
 
 def check_images(family: DataFamily, records: list[Record], report: CheckReport) -> None:
@@ -175,13 +171,6 @@ def check_images(family: DataFamily, records: list[Record], report: CheckReport)
             report.notes.append(f"{record.sample_id}: the image file is identical to that of {seen[content]}.")
         else:
             seen[content] = record.sample_id
-
-
-def _unreadable(path: Path, error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return f"{path}: there is no such image."
-    reason = str(error).replace(str(path), path.name)
-    return f"{path}: cannot be decoded ({reason}). Replace the file, or remove it with its labels."
 
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import struct
 import warnings
 from abc import ABC, abstractmethod
 from collections import OrderedDict
@@ -13,20 +12,20 @@ from contextlib import contextmanager
 from html import unescape
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from mtl.core.distribution import install_command
 from mtl.core.errors import ConfigError, DataError
+from mtl.data.formats.pyramids import alike, find_levels
+from mtl.data.formats.tiff import read_directories
 
 # Formats of scanners, all of them dialects of TIFF.
 SLIDE_SUFFIXES = (".svs", ".ndpi", ".scn", ".bif")
 TIFF_SUFFIXES = (".tif", ".tiff")
 ALL_SUFFIXES = (*TIFF_SUFFIXES, *SLIDE_SUFFIXES)
 MASK_ENDING = "_tissue"  # `<slide>_tissue.tif` says where the slide shows tissue
-TILE_WIDTH, SUB_IFDS = 322, 330  # tags: only tiled pictures have the first; the second names further directories
-DIRECTORIES = 256  # that are looked at
 # Decoded tiles are kept as long as a band of rows needs them: two rows of tiles and this many lines, in so many bytes at most.
 BAND = 512
 CACHE = 384 * 2**20
@@ -56,44 +55,11 @@ def is_tissue_mask(path: Path) -> bool:
 
 
 def _is_tiled(path: Path) -> bool:
-    """Look for the tag TileWidth in the directories of a TIFF (classic or BigTIFF)."""
+    """Look for tiles in the directories of a TIFF."""
     try:
-        with path.open("rb") as file:
-            return any(TILE_WIDTH in tags for tags in _directories(file))
-    except (OSError, struct.error):
+        return any(directory.is_tiled for directory in read_directories(path))
+    except (OSError, ValueError):
         return False
-
-
-def _directories(file: BinaryIO) -> Iterator[set[int]]:
-    """Yield the tags of each directory, those of smaller copies included."""
-    head = file.read(16)
-    order = {b"II": "<", b"MM": ">"}.get(head[:2])
-    if order is None:
-        return
-    big = struct.unpack(order + "H", head[2:4])[0] == 43
-    place, number, entry = ("Q", "Q", 20) if big else ("I", "H", 12)
-    width = struct.calcsize(place)
-    coming, seen = [struct.unpack_from(order + place, head, width)[0]], {0}
-    while coming and len(seen) <= DIRECTORIES:
-        at = coming.pop(0)
-        if at in seen:
-            continue
-        seen.add(at)
-        file.seek(at)
-        count = struct.unpack(order + number, file.read(struct.calcsize(number)))[0]
-        if count > 4096:
-            return
-        table = file.read(count * entry)
-        yield {struct.unpack_from(order + "H", table, start)[0] for start in range(0, len(table) - 1, entry)}
-        coming += struct.unpack(order + place, file.read(width))
-        for start in range(0, count * entry, entry):
-            tag, _, values = struct.unpack_from(order + "HH" + place, table, start)
-            if tag == SUB_IFDS and 0 < values <= DIRECTORIES:
-                inline = table[start + entry - width : start + entry]
-                if values > 1:
-                    file.seek(struct.unpack(order + place, inline)[0])
-                    inline = file.read(values * width)
-                coming += struct.unpack(order + place * values, inline)
 
 
 def require_readers() -> None:
@@ -192,7 +158,7 @@ class TiledTiff(SlideFile):
         with _as_data_error(path):
             self._tiff = tifffile.TiffFile(path)
             try:
-                self._pages = self._find_levels()
+                self._pages = find_levels(path, self._tiff)
                 self._check()
             except BaseException:
                 self._tiff.close()
@@ -205,25 +171,32 @@ class TiledTiff(SlideFile):
         self._held = 0
         lines = BAND + 2 * self._pages[0].tilelength
         self._limit = min(CACHE, lines * self.size[1] * (1 if mask else 3))
+        try:
+            self._check_copies()
+        except BaseException:
+            self.close()
+            raise
 
-    def _find_levels(self) -> list[Any]:
-        """Return the largest page that is stored in tiles and smaller copies of it, largest first."""
-        import tifffile
-
-        groups: list[list[Any]] = [[page for level in s.levels for page in level.pages[:1]] for s in self._tiff.series]
-        alone = [page for page in self._tiff.pages if isinstance(page, tifffile.TiffPage)]
-        candidates = [page for group in (*groups, alone) for page in group if isinstance(page, tifffile.TiffPage)]
-        first: Any = max(candidates, key=lambda page: (page.is_tiled, page.imagelength * page.imagewidth))
-        pages = next((group for group in groups if any(page.offset == first.offset for page in group)), alone)
-        if len(pages) == 1:  # copies that are not marked as such
-            pages = alone
-        wide, high = first.imagewidth, first.imagelength
-
-        def is_copy(page: Any) -> bool:
-            alike = page.is_tiled and page.samplesperpixel == first.samplesperpixel and page.imagewidth < wide
-            return alike and abs(page.imagewidth / wide * high - page.imagelength) <= 1 + 0.01 * page.imagelength
-
-        return [first, *sorted(filter(is_copy, pages), key=lambda page: -page.imagewidth)]
+    def _check_copies(self) -> None:
+        """Make sure that copies which do not say that they are some show what the next larger level shows."""
+        for level in range(1, 1 if self.mask else len(self._pages)):
+            page = self._pages[level]
+            if page.is_reduced:
+                continue
+            busiest = int(np.argmax(page.databytecounts))
+            row, column = divmod(busiest, -(-page.imagewidth // page.tilewidth))
+            top, left = row * page.tilelength, column * page.tilewidth
+            height, width = min(page.tilelength, page.imagelength - top), min(page.tilewidth, page.imagewidth - left)
+            above = self.levels[level - 1]
+            x, y = (int(place * above[axis] / self.levels[level][axis]) for place, axis in ((left, 1), (top, 0)))
+            right = min(above[1], round((left + width) * above[1] / page.imagewidth))
+            bottom = min(above[0], round((top + height) * above[0] / page.imagelength))
+            pair = self.read(left, top, width, height, level), self.read(x, y, right - x, bottom - y, level - 1)
+            if not alike(*pair):
+                raise DataError(
+                    f"{self.path}: its picture of {page.imagewidth} x {page.imagelength} pixels shows something else than that "
+                    f"of {above[1]} x {above[0]}; expected one and smaller copies of it. Save each one as a file of its own."
+                )
 
     def _check(self) -> None:
         page = self._pages[0]

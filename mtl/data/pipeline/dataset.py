@@ -16,6 +16,7 @@ from mtl.core.errors import DataError
 from mtl.core.family import DataFamily
 from mtl.core.task import TaskSpec
 from mtl.core.types import REGION, ImageResult, Record, Sample, SampleMeta, Window
+from mtl.data.formats.images import image_size
 from mtl.data.pipeline.cache import RasterCache
 from mtl.data.pipeline.sampling import SampledItem
 from mtl.imaging.content import Box
@@ -150,7 +151,7 @@ class SampleDataset(Dataset):
             target = rules.target(self.specs[task], original if rules.areas else working)
             if target is not None:
                 known[task] = rules.truth(target)
-        about = record.attributes, record.spacing, record.case
+        about = record.attributes, record.spacing, record.case, record.skew
         return ImageResult(record.sample_id, record.group, record.source, window, known, *about)
 
     def _working(self, image_number: int) -> Annotations:
@@ -195,7 +196,7 @@ class SampleDataset(Dataset):
             return record
         if self.cache is not None and record.sample_id in self.cache:
             return replace(record, size=self.cache.original_size(record.sample_id))
-        return replace(record, size=image_size(self.family, record))
+        return replace(record, size=size_of(self.family, record))
 
     def _find_contents(self) -> None:
         """Look for the borders of images for which that was not done yet; a cache has done it."""
@@ -273,14 +274,11 @@ class SampleDataset(Dataset):
         }
 
 
-def image_size(family: DataFamily, record: Record) -> tuple[int, int]:
-    """Return (height, width) as stored: from the file's header where an image library knows it, else by decoding."""
-    from PIL import Image, UnidentifiedImageError
-
+def size_of(family: DataFamily, record: Record) -> tuple[int, int]:
+    """Return (height, width) as stored: from the file's header where that is known, else by decoding."""
     try:
-        with Image.open(Path(record.path)) as image:
-            return image.height, image.width
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError):
+        return image_size(Path(record.path))[0]
+    except DataError:
         height, width = family.read_image(record).shape[:2]
         return height, width
 

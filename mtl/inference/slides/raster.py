@@ -200,9 +200,12 @@ def tissue_from_file(path: Path, slide: SlideFile, raster: Size) -> tuple[Tissue
             page: Any = tiff.pages[0]
             whole = not page.is_tiled and page.imagewidth * page.imagelength <= LARGEST_UNTILED_MASK
             flat = page.samplesperpixel == 1 and page.dtype is not None and page.dtype.kind in "bui"
-            pixels = np.asarray(page.asarray()) != 0 if whole and flat else None
+            pages = 1 + sum(isinstance(other, tifffile.TiffPage) and not other.is_reduced for other in list(tiff.pages)[1:])
+            pixels = np.asarray(page.asarray()) != 0 if whole and flat and pages == 1 else None
     except Exception as error:  # decoders raise nearly anything
         raise DataError(f"{path}: cannot be read as a tissue mask ({str(error).splitlines()[0]}). Replace it.") from error
+    if whole and pages > 1:
+        raise DataError(f"{path}: holds {pages} pages; expected one mask. Save the one that is meant as a file of its own.")
     if whole and pixels is None:
         raise DataError(
             f"{path}: has {page.samplesperpixel} channels of {page.dtype}; expected a mask with one whole number per pixel. "

@@ -202,6 +202,49 @@ def test_a_blank_volume_has_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not (tmp_path / "out" / "x_flair_overlay.png").exists()
 
 
+def test_volumes_are_counted_in_voxels_of_their_own_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slices of 4 mm that lean by 25 degrees: an edge is longer than 4 mm, a voxel holds 6 mm3 all the same."""
+    affine = np.diag([*SPACING, 1.0])
+    affine[1, 2] = 4 * np.tan(np.deg2rad(25))
+    path = tmp_path / "case" / "case_flair.nii.gz"
+    path.parent.mkdir()
+    nibabel.save(nibabel.Nifti1Image(world(), affine), path)
+    assert run(monkeypatch, make(), path, tmp_path / "out") == []
+    content = json.loads((tmp_path / "out" / "case_flair.json").read_text())
+    written = nibabel.load(tmp_path / "out" / "case_flair_whole_tumor.nii.gz")
+    voxels = int(np.asarray(written.dataobj).sum())
+    expected = voxels * abs(np.linalg.det(written.affine[:3, :3]))
+    assert voxels > 500 and expected == pytest.approx(voxels * 6.0)
+    assert content["tasks"]["whole_tumor"]["volume_mm3"]["whole_tumor"] == pytest.approx(expected, rel=1e-6)
+    assert content["voxel_mm3"] == pytest.approx(6.0) and content["spacing_mm"][0] == pytest.approx(4 / np.cos(np.deg2rad(25)))
+    assert any("25.0 degrees off a right angle" in note for note in content["notes"])
+
+
+@pytest.mark.parametrize("value", [-1024.0, 0.1])
+def test_what_is_background_is_blank_whatever_its_value(value: float, tmp_path: Path) -> None:
+    found = []
+    for name, volume in (("a", world()), ("b", np.where(world() == 0, np.float32(value), world()))):
+        save(tmp_path / f"{name}_flair.nii", volume)
+        found.append(predict_case(make(foreground=True), tmp_path / f"{name}_flair.nii").prediction)
+    first, second = found
+    assert first is not None and second is not None
+    np.testing.assert_array_equal(first.masks["whole_tumor"][""], second.masks["whole_tumor"][""])
+    assert first.statements == second.statements and 0 not in second.statements["presence"]
+    assert first.shown is not None and second.shown is not None and first.shown[0] == second.shown[0]
+
+
+def test_a_volume_with_voxels_that_are_no_numbers_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = world()
+    broken[BLOCK] = np.nan
+    save(tmp_path / "in" / "a" / "a_flair.nii", broken)
+    save(tmp_path / "in" / "b" / "b_flair.nii", world())
+    (problem,) = run(monkeypatch, make(), tmp_path / "in", tmp_path / "out")
+    assert f"a_flair.nii: {20 * 15 * 2} of {world().size} voxels are not numbers" in problem
+    assert not list((tmp_path / "out").glob("a*")) and (tmp_path / "out" / "b.json").exists()
+
+
 def test_finding_cases_volumes_and_pictures(tmp_path: Path) -> None:
     for name in (
         "p1/p1_flair.nii.gz", "p1/p1_t1.nii", "p1/p1_seg.nii.gz", "flat/x_flair.nii", "flat/x_T1CE.nii", "flat/y_t2.nii.gz",

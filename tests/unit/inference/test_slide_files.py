@@ -315,3 +315,33 @@ def test_tissue_by_colour() -> None:
     assert found[:, :200].all() and not found[:, 250:275].any() and not found[:, 285:].any()
     strict = tissue_by_colour(image, 0.8, (200, 300)).within(0, 0, 300, 200)
     assert strict.sum() < found.sum() / 2
+
+
+def test_several_pictures_are_no_pyramid(tmp_path: Path) -> None:
+    image, other = generate(256, 384), np.ascontiguousarray(generate(128, 192, seed=9)[:, ::-1])
+    options = {"tile": (64, 64), "photometric": "rgb", "metadata": None}
+
+    def write(name: str, *pictures: np.ndarray) -> Path:
+        with tifffile.TiffWriter(tmp_path / name) as writer:
+            for picture in pictures:
+                writer.write(picture, **options)
+        return tmp_path / name
+
+    for name, *pictures in (("fields.tif", image, image[::-1], image), ("sizes.tif", image[:200, :300], image)):
+        with pytest.raises(
+            DataError, match=rf"{name}: holds {len(pictures)} pictures \(384 x 256, .*; expected one and smaller"
+        ):
+            open_slide(write(name, *pictures))
+    with pytest.raises(DataError, match=r"its picture of 192 x 128 pixels shows something else than that of 384 x 256"):
+        open_slide(write("half.tif", image, other))
+    with open_slide(write("copy.tif", image, image[::2, ::2])) as slide:
+        assert slide.levels == [(256, 384), (128, 192)]
+
+
+def test_a_tissue_mask_of_several_pages_is_refused(tmp_path: Path) -> None:
+    mask = np.ones((64, 64), np.uint8)
+    with tifffile.TiffWriter(tmp_path / "a_tissue.tif") as writer:
+        for page in (np.zeros_like(mask), mask):
+            writer.write(page, photometric="minisblack", metadata=None)
+    with open_slide(save(tmp_path / "a.tif", generate(64, 64))) as slide, pytest.raises(DataError, match="holds 2 pages"):
+        tissue_from_file(tmp_path / "a_tissue.tif", slide, (64, 64))

@@ -40,7 +40,7 @@ def filled(found: Slices, spacing: Any = (3.0, 1.0, 0.5), surfaces: bool = False
     for case, (guess, masks) in found.items():
         # Numbers in names are not padded: slice 10 comes after slice 9.
         for index, (probabilities, mask) in enumerate(zip(guess, masks, strict=True)):
-            truth = {"mask": mask} | ({} if spacing is None else {"spacing": np.asarray(spacing)})
+            truth = {"mask": mask} | ({} if spacing is None else {"steps": np.diag(spacing)})
             record = metric.reduce({"probabilities": probabilities}, truth, (1, 1))
             metric.add([{"sample_id": f"{case}_{index}", "group": case, "source": "s"} | record])
     metric.finish()
@@ -157,19 +157,20 @@ def test_bootstrap_draws_cases_not_slices(generator: np.random.Generator) -> Non
     assert len(drawn) == 3
 
 
+@pytest.mark.parametrize("skew", [None, (0.6, 0.0, 0.0), (-0.6, 0.0, 0.0)])
 @pytest.mark.parametrize("native", [False, True])
-def test_spacing_belongs_to_original_pixels(native: bool) -> None:
+def test_spacing_belongs_to_original_pixels(native: bool, skew: tuple[float, float, float] | None) -> None:
     """The working raster has half the rows and a quarter of the columns: one of its pixels holds eight original ones."""
     window = Window(0, 1, (0.25, 0.5), (0, 0), (0, 0), (8, 8), (8, 8), (8, 8), (16, 32))
     evaluator = Evaluator({"tumor": replace(SPEC, classes=("a",))}, native=native)
     guess = np.zeros((1, 8, 8), np.float32)
     guess[0, 2:6, 2:6] = 1.0
     mask = np.zeros((1, *((16, 32) if native else (8, 8))), np.uint8)
-    known = ImageResult("s1", "case", "s", window, {"tumor": {"mask": mask}}, {}, (5.0, 1.0, 0.5))
+    known = ImageResult("s1", "case", "s", window, {"tumor": {"mask": mask}}, {}, (5.0, 1.0, 0.5), skew=skew)
     evaluator.update(ImageResult("s1", "case", "s", window, {"tumor": {"probabilities": guess}}), known)
     values = evaluator.compute({"tumor": {"a": 0.5}})["tumor"]
-    assert values["mae_volume_mm3"] == pytest.approx(16 * 8 * 5 * 0.5, rel=0.04)
-    assert "spacing" not in known.tasks["tumor"]
+    assert values["mae_volume_mm3"] == pytest.approx(16 * 8 * 5 * 0.5 * (0.8 if skew else 1.0), rel=0.04)
+    assert "steps" not in known.tasks["tumor"]
 
 
 def test_multiclass_masks_have_distances_too() -> None:
@@ -179,7 +180,7 @@ def test_multiclass_masks_have_distances_too() -> None:
     mask = np.zeros((6, 6), np.uint8)
     mask[1, 1], mask[5, 5] = 1, 255
     probabilities = np.eye(2, dtype=np.float32)[np.roll(mask * (mask < 2), 2, axis=1)].transpose(2, 0, 1)
-    record = metric.reduce({"probabilities": probabilities}, {"mask": mask, "spacing": np.array([1.0, 1.0, 3.0])}, (1, 1))
+    record = metric.reduce({"probabilities": probabilities}, {"mask": mask, "steps": np.diag([1.0, 1.0, 3.0])}, (1, 1))
     metric.add([{"sample_id": "a", "group": "g", "source": "s"} | record])
     metric.finish()
     # The ignored pixel belongs to no class; two columns of 3 mm lie between the marked pixels.

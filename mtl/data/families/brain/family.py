@@ -35,6 +35,7 @@ STRATA = {"no_tumor": 0, "tumor": 1, "brats": 2}
 # (cropped, scaled, compressed or edited anew) reach 0.85 or more and all other pairs stay below 0.52; brains are nearly
 # symmetrical, so that a copy's mirror image reaches 0.74.
 ALIKE = 0.75
+BACKGROUND = "any value"  # what may be background; cached rasters of releases that took 0 for it are made anew
 
 
 @dataclass
@@ -137,7 +138,7 @@ class Brain(DataFamily):
     def pixel_settings(self) -> str:
         """Everything but a record's own file that decides its pixels, for the cache: channels, and the files of each."""
         files = [case.modalities[name] for case in self._scan().cases for name in self.modalities if name in case.modalities]
-        return f"{self.modalities} {self.picture_modality} {state_of(files)}"
+        return f"{self.modalities} {self.picture_modality} {state_of(files)} {BACKGROUND}"
 
     def specs(self) -> dict[str, TaskSpec]:
         """Return the tasks of the chosen sets: each region and all together (brats), tumour or not."""
@@ -293,6 +294,7 @@ class Brain(DataFamily):
                     training=presence == "tumor" or (presence == "no_tumor" and self._chosen(case.name, z)),
                     spacing=scan.spacing,
                     case=case.name,
+                    skew=scan.skew,
                 )
             )
 

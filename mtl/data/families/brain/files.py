@@ -20,11 +20,13 @@ from mtl.core.errors import DataError
 from mtl.core.memo import Memo
 from mtl.data.families.brain.folders import Case
 from mtl.data.formats.volumes import Volume, read_volume
+from mtl.imaging.background import not_background
 
 LABELS = (1, 2, 4)  # necrosis and non-enhancing core, oedema, enhancing tumour
 ENHANCING, ENHANCING_2023 = 4, 3
 WORKERS = 4
-SCAN = "brain scan 1"  # the number rises when a scan says something else
+SCALED = 0.01  # a label scaled into 8 bits is up to 4 / 255 / 2 off
+SCAN = "brain scan 2"  # the number rises when a scan says something else
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Scan:
         spacing: Millimetres between them.
         brain: Pixels that are not background, per slice.
         labels: Pixels per slice by label of `LABELS`.
+        skew: As `Volume.skew`.
         notes: Worth knowing.
     """
 
@@ -43,6 +46,7 @@ class Scan:
     spacing: tuple[float, float, float]
     brain: list[int]
     labels: dict[int, list[int]]
+    skew: tuple[float, float, float] | None
     notes: list[str] = field(default_factory=list)
 
 
@@ -97,10 +101,11 @@ class CaseReader:
         return np.frombuffer(zlib.decompress(self._labels[case.name][z]), np.uint8).reshape(size)
 
     def scan(self, case: Case) -> Scan:
-        """Look at all slices of a case.
+        """Look at all slices of a case: of the labels, of the first modality, and of others whose type allows NaN.
 
         Raises:
-            DataError: A volume cannot be read, lies elsewhere than the others of its case, or holds labels that do not exist.
+            DataError: A volume cannot be read, lies elsewhere than the others of its case, holds voxels that are no numbers, or
+                labels that do not exist.
         """
         assert case.seg is not None
         volumes = [read_volume(case.modalities[name]) for name in self.modalities if name in case.modalities]
@@ -111,11 +116,13 @@ class CaseReader:
                     f"{volume.path}: is {volume.shape} voxels with the affine {_in_words(volume)}; expected that of "
                     f"{first.path.name}, {first.shape} with {_in_words(first)}. Resample one of them."
                 )
-        # The only look at the image: its background is 0.
-        brain = [int(np.count_nonzero(plane)) for plane in first.array]
+        brain = [int(np.count_nonzero(plane)) for plane in not_background(first.array)]
+        for volume in volumes[1:]:
+            if volume.may_lack_numbers:
+                _ = read_volume(volume.path).array  # not kept
         labels, notes = self.read_labels(case)
         counts = {label: [int(np.count_nonzero(plane == label)) for plane in labels] for label in LABELS}
-        return Scan(first.size, first.spacing, brain, counts, notes)
+        return Scan(first.size, first.spacing, brain, counts, first.skew, [*first.notes, *notes])
 
     def read_labels(self, case: Case) -> tuple[np.ndarray, list[str]]:
         """Decode and keep the label maps of a case.
@@ -124,16 +131,17 @@ class CaseReader:
             [slices, rows, columns] uint8, and what is worth knowing.
         """
         assert case.seg is not None
-        stored, notes = read_volume(case.seg).array, list[str]()
-        found = np.unique(stored).tolist()
+        notes = list[str]()
+        labels = _whole(read_volume(case.seg).array)
+        found = np.unique(labels).tolist()
         expected = {0, *LABELS} | ({ENHANCING_2023} if ENHANCING not in found else set())
         if wrong := [value for value in found if value not in expected]:
             raise DataError(
-                f"{case.seg}: has the label {wrong[0]:g}; expected 0, 1, 2 and 4 (BraTS 2023: 3 for 4). Correct the file."
+                f"{case.seg}: has the label {wrong[0]:.7g}; expected 0, 1, 2 and 4 (BraTS 2023: 3 for 4). Correct the file."
             )
         if ENHANCING_2023 in found:
             notes.append(f"{case.seg}: label 3 counts as enhancing tumour, as in BraTS 2023.")
-        labels = stored.astype(np.uint8)
+        labels = labels.astype(np.uint8)
         labels[labels == ENHANCING_2023] = ENHANCING
         self._labels[case.name] = [zlib.compress(plane.tobytes(), 1) for plane in labels]
         return labels, notes
@@ -209,9 +217,18 @@ def _recalled(entry: Any) -> Scan | None:
     """Return a scan as a memo holds it; None of anything else."""
     try:
         labels = {int(label): counts for label, counts in entry["labels"].items()}
-        return Scan(tuple(entry["size"]), tuple(entry["spacing"]), entry["brain"], labels, entry["notes"])
+        skew = None if entry["skew"] is None else tuple(entry["skew"])
+        return Scan(tuple(entry["size"]), tuple(entry["spacing"]), entry["brain"], labels, skew, entry["notes"])
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
+
+
+def _whole(values: np.ndarray) -> np.ndarray:
+    """Round what scaling by a header moved off a whole number; what is further off stays, and is no label."""
+    if values.dtype.kind != "f":
+        return values
+    whole = np.rint(values)
+    return np.where(np.abs(values - whole) <= SCALED, whole, values)
 
 
 def _in_words(volume: Volume) -> str:

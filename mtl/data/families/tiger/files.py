@@ -19,7 +19,8 @@ from mtl.core.errors import DataError
 from mtl.core.names import normal
 from mtl.data.families.folders import by_name, find_files, named_folders, unreadable_in
 from mtl.data.families.tiger.coco import Listed, read_coco
-from mtl.data.formats.images import ALPHA_MODES, DEEP_MODES, IMAGE_SUFFIXES
+from mtl.data.formats.headers import ALPHA_MODES, open_image
+from mtl.data.formats.images import IMAGE_SUFFIXES, deep_values
 from mtl.data.formats.tables import ImageNames, some
 
 SETS = {"bcss": "tissue-bcss", "cells": "tissue-cells"}  # folder by name in `data.sets`
@@ -129,19 +130,14 @@ def read_tissue(path: Path) -> np.ndarray:
     Raises:
         DataError: The file is missing or no image, has colours, or another value.
     """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            if image.mode == "P":
-                values = _by_palette(image)
-            elif image.mode in ("1", "L", "RGB", *ALPHA_MODES) or image.mode.startswith(DEEP_MODES):
-                values = np.asarray(image)
-            else:
-                values = np.asarray(image.convert("RGB"))
-            mode = image.mode
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: cannot be decoded ({error}). Replace the mask, or remove it.") from error
+    with open_image(path) as (image, header):
+        mode = header.mode
+        if header.is_deep:
+            values = deep_values(image, header)
+        elif mode == "P":
+            values = _by_palette(image)
+        else:
+            values = np.asarray(image if mode in ("1", "L", "RGB", *ALPHA_MODES) else image.convert("RGB"))
     if mode in ALPHA_MODES:
         values = values[..., :-1]
     if values.ndim == 3:
@@ -151,7 +147,7 @@ def read_tissue(path: Path) -> np.ndarray:
             )
         values = values[..., 0]
     # Most masks are fine, which their extremes tell.
-    whole = values.dtype.kind != "f" or bool(np.isfinite(values).all() and (values == np.floor(values)).all())
+    whole = values.dtype.kind != "f" or bool((values == np.floor(values)).all())
     if not whole or values.min(initial=0) < 0 or values.max(initial=0) > HIGHEST:
         row, column = np.argwhere(~np.isin(values, range(HIGHEST + 1)))[0]
         raise DataError(

@@ -165,6 +165,61 @@ def test_labels_that_do_not_exist_are_named(case: Path) -> None:
         change(case / f"{CASE}_seg.nii.gz", lambda labels, value=value: np.where(labels == value, 2, labels).astype(np.uint8))
 
 
+def test_labels_scaled_by_a_header_are_what_they_were(case: Path) -> None:
+    """nibabel stores decimals in whole numbers with a slope, and 1 comes back as 1.00002."""
+    path, labels = case / f"{CASE}_seg.nii.gz", label_map(case)
+    for dtype in (np.int16, np.uint8, np.float32):
+        image = nibabel.Nifti1Image(labels.transpose(2, 1, 0).astype(np.float64), nibabel.load(path).affine)
+        image.header.set_data_dtype(dtype)
+        nibabel.save(image, path)
+        family = brats(case.parent)
+        for z, record in enumerate(family.records()):
+            np.testing.assert_array_equal(family.read_labels(record).masks["tumor_core"], np.isin(labels[z], (1, 4)))
+    change(path, lambda array: np.where(array == 2, 1.75, array))
+    with pytest.raises(DataError, match=r"has the label 1\.75; expected 0, 1, 2 and 4"):
+        brats(case.parent).records()
+
+
+@pytest.mark.parametrize("name", ["seg", "flair", "t2"])
+def test_voxels_that_are_no_numbers_are_an_error_that_names_the_file(case: Path, name: str) -> None:
+    """A tumour of NaN is not "no tumour"."""
+    tumor = label_map(case).transpose(2, 1, 0) > 0
+    change(case / f"{CASE}_{name}.nii.gz", lambda array: np.where(tumor, np.nan, array).astype(np.float32))
+    words = rf"{CASE}_{name}\.nii\.gz: {np.count_nonzero(tumor)} of {tumor.size} voxels are not numbers"
+    with pytest.raises(DataError, match=words):
+        brats(case.parent, modalities=["flair", "t2"]).records()
+    report = brats(case.parent, modalities=["flair", "t2"]).check()
+    assert len([error for error in report.errors if re.search(words, error)]) == 1
+
+
+@pytest.mark.parametrize("value", [-1024, 37])
+def test_background_need_not_be_0(case: Path, value: int) -> None:
+    first = brats(case.parent).records()
+    for path in case.glob("*.nii.gz"):
+        if "_seg" not in path.name:
+            change(path, lambda array: np.where(array == 0, value, array))
+    second = brats(case.parent).records()
+    assert [(r.class_counts, r.training, r.labels) for r in second] == [(r.class_counts, r.training, r.labels) for r in first]
+    assert any(not r.knows("class:presence") for r in second)  # slices without brain are still known to be such
+
+
+def test_slices_of_a_tilted_gantry_know_their_angles(case: Path) -> None:
+    for path in case.glob("*.nii.gz"):
+        image = nibabel.load(path)
+        affine = image.affine.copy()
+        affine[1, 2] = np.tan(np.deg2rad(25)) * affine[2, 2]
+        nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), affine), path)
+    family = brats(case.parent)
+    record = family.records()[0]
+    assert record.spacing is not None and record.skew is not None
+    high = 140 * 0.97 / 7
+    assert record.spacing == pytest.approx((high / np.cos(np.deg2rad(25)), 3.75, 3.75), rel=1e-5)
+    voxel = np.prod(record.spacing) * np.sqrt(1 - record.skew[0] ** 2)
+    assert voxel == pytest.approx(high * 3.75**2, rel=1e-5) and record.skew[1:] == pytest.approx((0, 0), abs=1e-6)
+    assert any("25.0 degrees off a right angle" in note for note in family.check().notes)
+    assert brats(case.parent).records()[0] == record
+
+
 def test_volumes_of_a_case_must_lie_in_the_same_place(case: Path) -> None:
     path = case / f"{CASE}_t1.nii.gz"
     image = nibabel.load(path)
