@@ -59,6 +59,7 @@ class MultiTaskModule(pl.LightningModule):
         self.split_rows: list[dict[str, str]] = []
         self.pretraining: list[str] = []
         self._sums: dict[str, Tensor] = {}
+        self._batch_index = 0
         self._validated = False
         self._scorer: WholeImageScorer | None = None
         self._plateau: dict[str, Any] | None = None
@@ -96,6 +97,7 @@ class MultiTaskModule(pl.LightningModule):
 
     def training_step(self, batch: TaskBatch, batch_index: int) -> Tensor:
         """Compute the balanced loss of one batch."""
+        self._batch_index = batch_index
         outputs = self(batch.images, self.stage.tasks)
         losses, counts = self.task_losses(outputs, batch)
         present = {task: bool(count > 0) for task, count in counts.items()}
@@ -106,6 +108,12 @@ class MultiTaskModule(pl.LightningModule):
         self._add("train", losses, counts, loss)
         self._watch("train", outputs, batch)
         return loss
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Pass backwards what the Trainer divided by `accumulate_grad_batches`, so that each step is a mean over its batches."""
+        trainer = self.trainer
+        batches, every = int(trainer.num_training_batches), trainer.accumulate_grad_batches
+        super().backward(loss * _undivided(self._batch_index, batches, every), *args, **kwargs)
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's mean losses and the balancer's weights; step a schedule that follows a metric."""
@@ -257,8 +265,26 @@ class MultiTaskModule(pl.LightningModule):
             key: float(total / weight) if weight > 0 else float("nan") for key, (total, weight) in zip(keys, sums, strict=True)
         }
         if split == "val":
-            means["val/loss"] = sum(means[key] for key in mine if means[key] == means[key])
+            means["val/loss"] = self._balanced({task: means[f"val/{task}/loss"] for task in self.stage.tasks})
         self.log_dict(means)
+
+    def _balanced(self, losses: dict[str, float]) -> float:
+        """Return what the balancer makes of mean losses, as of those of a training step; NaN is a task without a label.
+
+        Both stand in one figure, and a checkpoint is to be chosen by what is trained for.
+        """
+        present = {task: not math.isnan(loss) for task, loss in losses.items()}
+        if not any(present.values()):
+            return math.nan
+        values = {task: torch.tensor(loss if present[task] else 0.0, device=self.device) for task, loss in losses.items()}
+        with torch.no_grad():
+            return float(self.balancer(Step(values, present)))
+
+
+def _undivided(batch_index: int, batches: int, every: int) -> float:
+    """Return what a loss that was divided by `every` lacks where fewer batches than that are left for the epoch's last step."""
+    first = batch_index - batch_index % every
+    return every / min(every, batches - first)
 
 
 def _share(local: Tensor, total: float, world_size: int) -> Tensor:
