@@ -308,7 +308,7 @@ class EvaluationConfig(Strict):
     bootstrap: int = Field(1000, ge=0)
     hit_radius: float = Field(72.0, gt=0)
     resolution: Literal["working", "native"] = "working"
-    score_weights: dict[str, float] = {}
+    score_weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = {}
     hd95: bool = False
     primary: dict[str, str] = {}
     cases: int = Field(3, ge=0)

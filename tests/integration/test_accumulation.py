@@ -19,7 +19,9 @@ from mtl.training.module import MultiTaskModule
     ("settings", "windows"),
     [
         pytest.param((), [[0, 1, 2], [3]], id="four batches in threes"),
-        pytest.param(("trainer.limit_train_batches=2", "balancer=uncertainty"), [[0, 1]], id="fewer batches than one step takes"),
+        pytest.param(
+            ("trainer.limit_train_batches=2", "balancer=uncertainty"), [[0, 1]], id="fewer batches than one step takes"
+        ),
     ],
 )
 def test_the_last_shorter_step_is_a_mean_too(settings: tuple[str, ...], windows: list[list[int]], smears: Path, tmp_path: Path):

@@ -103,7 +103,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_one_sentence(
         status = guarded("train", words(smears, tmp_path / "run", *DENSE, "trainer.max_epochs=3"))
     error = capsys.readouterr().err
     assert status == 5 and error.count("\n") == 1
-    assert "The loss of heatmap is not finite in epoch 2, step 6" in error and "last.ckpt" in error
+    assert "The loss of heatmap (samples " in error and "is not finite (NaN or infinite) in epoch 2, step 6" in error
+    assert f"The last good checkpoint is {tmp_path}/run/checkpoints/last.ckpt of epoch 1; best.ckpt stays too" in error
     assert len(history(tmp_path / "run")) == 1
     assert all(bool(torch.isfinite(value).all()) for value in checkpoint(tmp_path / "run")["state_dict"].values())
 

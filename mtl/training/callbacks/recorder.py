@@ -150,7 +150,7 @@ class RunRecorder(Checkpoint):
                 log.info(f"stopped after epoch {done}, before trainer.max_epochs={trainer.max_epochs} was reached")
 
     def _improves(self, value: float | None, trainer: pl.Trainer) -> bool:
-        if value is None or math.isnan(value) or trainer.sanity_checking:
+        if value is None or not math.isfinite(value) or trainer.sanity_checking:
             return False
         if self.best_value is None:
             return True

@@ -12,6 +12,7 @@ import torch
 from mtl.balancing.base import Balancer
 from mtl.balancing.gradients import MultipleGradientDescent
 from mtl.balancing.scalarizers import StaticWeights, UncertaintyWeights
+from mtl.core.errors import TrainingError
 from mtl.training.module import MultiTaskModule, _undivided
 
 TASKS = ["a", "b", "c"]
@@ -38,6 +39,24 @@ def test_a_task_without_a_label_in_validation_is_not_part_of_its_loss():
     learned = UncertaintyWeights(TASKS, default_init=-2.0)
     assert balanced(learned, a=1.0, b=math.nan, c=math.nan) == pytest.approx(0.5 * math.exp(2) - 1.0)
     assert math.isnan(balanced(learned, a=math.nan, b=math.nan, c=math.nan))  # not 0, which would be the best of all
+
+
+def test_a_task_that_nobody_labelled_is_told_from_a_loss_that_is_not_finite(tmp_path):
+    logged: dict[str, float] = {}
+    trainer = SimpleNamespace(world_size=1, current_epoch=2, global_step=7, default_root_dir=str(tmp_path))
+    module: Any = SimpleNamespace(
+        device=torch.device("cpu"), balancer=StaticWeights(["a", "b"], weights={"b": 3.0}), trainer=trainer, _heads=[],
+        stage=SimpleNamespace(tasks=["a", "b"]), model=SimpleNamespace(heads={"a": None, "b": None}), _sums={},
+        log_dict=logged.update,
+    )  # fmt: skip
+    module._balanced = lambda losses: MultiTaskModule._balanced(module, losses)
+    for value, weight in ((2.0, 1.0), (4.0, 3.0)):
+        MultiTaskModule._add_mean(module, "val/b/loss", torch.tensor(value), weight)
+    MultiTaskModule._log_sums(module, "val")
+    assert math.isnan(logged.pop("val/a/loss")) and logged == {"val/b/loss": 3.5, "val/loss": 10.5}
+    MultiTaskModule._add_mean(module, "val/a/loss", torch.tensor(math.nan), 1.0)
+    with pytest.raises(TrainingError, match=r"The mean val/a/loss is not finite .* in epoch 3, step 7.*No epoch was finished"):
+        MultiTaskModule._log_sums(module, "val")
 
 
 @pytest.mark.parametrize(
