@@ -23,6 +23,7 @@ from mtl.model import MultiTaskModel
 from mtl.runs.stored import FORMAT, converted
 from mtl.training.distributed import gather_objects, global_counts, mean_over_ranks, sum_over_ranks
 from mtl.training.divergence import check_weights, diverged
+from mtl.training.monitor import SMOOTHED, moving_mean, watched
 from mtl.training.optim import build_optimizer, inactive_parts, split_parts
 from mtl.training.schedules import build_scheduler
 
@@ -59,6 +60,7 @@ class MultiTaskModule(pl.LightningModule):
         self.validation: dict[str, float] = {}
         self.split_rows: list[dict[str, str]] = []
         self.pretraining: list[str] = []
+        self.monitored: list[float] = []  # one value per validation of this stage
         self._sums: dict[str, Tensor] = {}
         self._batch_index = 0
         self._validated = False
@@ -186,11 +188,20 @@ class MultiTaskModule(pl.LightningModule):
         self.thresholds = self.evaluator.thresholds()
         values = self.evaluator.compute(self.thresholds)
         self.validation = {f"val/{task}/{name}": value for task, metrics in values.items() for name, value in metrics.items()}
-        self.validation["val/score"] = self.evaluator.score({task: values[task] for task in self.stage.tasks})
+        trained = {task: values[task] for task in self.stage.tasks}
+        self.validation["val/score"] = self.evaluator.score(trained, self.thresholds)
         if broken := [name for name, value in self.validation.items() if math.isinf(value)]:  # NaN is one that is not defined
             raise diverged(self, f"The metric {broken[0]}")
         self.log_dict(self.validation)
-        self._log_sums("val")
+        self._smooth(self._log_sums("val") | self.validation)
+
+    def _smooth(self, values: dict[str, float]) -> None:
+        """Remember the monitored metric of a finished epoch; log its mean over the last validations where that is monitored."""
+        if self.trainer.sanity_checking:
+            return
+        self.monitored.append(values[self.config.monitor])
+        if self.config.monitor_smoothing > 1:
+            self.log_dict({SMOOTHED: moving_mean(self.monitored, self.config.monitor_smoothing)})
 
     # -- optimisation --------------------------------------------------------------------------------------------------
 
@@ -205,6 +216,8 @@ class MultiTaskModule(pl.LightningModule):
         scheduler = build_scheduler(optimizer, self.config.scheduler, total, per_epoch, self.config.monitor, every)
         if "monitor" not in scheduler:
             return {"optimizer": optimizer, "lr_scheduler": scheduler}
+        if scheduler["monitor"] == self.config.monitor:
+            scheduler["monitor"] = watched(self.config)
         # The Trainer would step it after the epoch's checkpoint was written, so a resumed run would miss one step.
         self._plateau = scheduler
         if self._plateau_state is not None:
@@ -226,6 +239,7 @@ class MultiTaskModule(pl.LightningModule):
             "pretraining": self.pretraining,
             "epoch": self.current_epoch,
             "validation": self.validation if self._validated else {},
+            "monitored": self.monitored,
             "plateau": None if self._plateau is None else self._plateau["scheduler"].state_dict(),
         }
 
@@ -234,6 +248,7 @@ class MultiTaskModule(pl.LightningModule):
         about = converted(checkpoint["mtl"])
         self.thresholds, self.validation = about["thresholds"], about["validation"]
         self._plateau_state = about["plateau"]
+        self.monitored = list(about["monitored"])
 
     # -- running sums --------------------------------------------------------------------------------------------------
 
@@ -257,7 +272,7 @@ class MultiTaskModule(pl.LightningModule):
         entry = torch.stack([value.detach().double() * share, share])
         self._sums[key] = self._sums[key] + entry if key in self._sums else entry
 
-    def _log_sums(self, split: str) -> None:
+    def _log_sums(self, split: str) -> dict[str, float]:
         # The same keys on every rank, whatever a rank has seen: the sums are exchanged by position.
         mine = [f"{split}/{task}/loss" for task in self.stage.tasks]
         keys = [*mine, "train/loss"] if split == "train" else [f"val/{task}/loss" for task in self.model.heads]
@@ -275,6 +290,7 @@ class MultiTaskModule(pl.LightningModule):
         if split == "val":
             means["val/loss"] = self._balanced({task: means[f"val/{task}/loss"] for task in self.stage.tasks})
         self.log_dict(means)
+        return means
 
     def _balanced(self, losses: dict[str, float]) -> float:
         """Return what the balancer makes of mean losses, as of those of a training step; NaN is a task without a label.

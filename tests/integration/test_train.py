@@ -38,6 +38,12 @@ def test_a_run_leaves_what_the_documentation_says(finished_run: Path) -> None:
     metrics = json.loads((finished_run / "metrics.json").read_text())
     seconds = metrics["training"].pop("seconds")
     assert metrics["training"] == {"epochs": 1, "steps": 2, "samples_seen": 4, "stopped_early": False}
+    basis = metrics["selection"]
+    assert (basis["monitor"], basis["monitor_smoothing"], basis["select"]) == ("val/score", 1, "best")
+    assert (basis["images"], basis["groups"], basis["tasks"]["detection"]["classes"]["WBC"]) == (2, 1, 5)
+    assert log.count("val/score rests on validation, groups by patient: detection 2 images of 1 groups") == 1
+    assert log.count("rests on few examples: 5 of WBC (detection)") == 1
+    assert any("rests on few examples: 5 of WBC (detection)" in note for note in metrics["notes"])
     assert 0 < seconds < 300 and metrics["split"] == "test" and metrics["group_by"] == "patient"
 
 
@@ -165,7 +171,7 @@ def test_the_terminal_shows_our_lines_only(smears: Path, tmp_path: Path) -> None
         capture_output=True, text=True, check=False, env=environment,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
-    starts = ("run: ", "split holdout", "epoch 1/1", "trained for", "test split", "  ", "report: ")
+    starts = ("run: ", "split holdout", "val/score", "epoch 1/1", "trained for", "test split", "  ", "report: ")
     assert [line for line in done.stdout.splitlines() if not line.startswith(starts)] == []
 
 
