@@ -56,6 +56,9 @@ class Balancer(nn.Module, ABC):
     def forward(self, step: Step) -> Tensor:
         """Return the scalar whose backward pass gives every parameter its gradient.
 
+        In evaluation mode it gets mean losses of validation, without parameters or gradients: what it then returns is
+        `val/loss`, and no state may change.
+
         Whoever calls `backward` may scale it (loss scaling, accumulation); the gradients scale with it. Under DDP, gradients
         are averaged over the ranks afterwards, as for any other loss.
         """

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from mtl.config.compose import compose
 from mtl.config.parts import HEAD_KEYS, check_part, plugins_of, validate
 from mtl.config.schema import ComposedConfig, DataConfig, DataGenericConfig, RunConfig
-from mtl.config.stages import check_stages, part_names
+from mtl.config.stages import check_score_weights, check_stages, part_names
 from mtl.core import plugins
 from mtl.core.decision import deciding_problem
 from mtl.core.errors import ConfigError, MtlError, unknown
@@ -256,6 +256,7 @@ def _check_fit(values: dict[str, Any], family_of: Callable[[], DataFamily]) -> l
     if values["monitor"] not in logged:
         problems.append(unknown("metric", values["monitor"], logged, "monitor"))
     problems += _check_primary(values["evaluation"]["primary"], specs)
+    problems += check_score_weights(values["evaluation"]["score_weights"], active, "`tasks`")
     problems += _check_losses(values, active)
     if values["runtime"]["compile"] and BALANCERS.entry(values["balancer"]["name"]).constants.get("needs_gradients"):
         problems.append(

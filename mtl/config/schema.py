@@ -308,7 +308,8 @@ class EvaluationConfig(Strict):
     bootstrap: int = Field(1000, ge=0)
     hit_radius: float = Field(72.0, gt=0)
     resolution: Literal["working", "native"] = "working"
-    score_weights: dict[str, float] = {}
+    score_weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = {}
+    class_weighting: Literal["equal", "known"] = "equal"
     hd95: bool = False
     primary: dict[str, str] = {}
     cases: int = Field(3, ge=0)
@@ -370,6 +371,8 @@ class Sections(Strict, Generic[Data]):
     runtime: RuntimeConfig = RuntimeConfig()
     paths: PathsConfig = PathsConfig()
     monitor: str = "val/score"
+    monitor_smoothing: PositiveInt = 1
+    select: Literal["best", "last"] = "best"
     stages: dict[str, StageConfig] = {}
     resume: str | None = None
 

@@ -129,6 +129,16 @@ def check_stages(run: dict[str, Any], sources: Iterable[str], logged: Iterable[s
     return problems
 
 
+def check_score_weights(weights: dict[str, float], tasks: list[str], which: str) -> list[str]:
+    """Check that some task counts in `val/score`; `which` says what lists the tasks."""
+    if not tasks or any(weights.get(task, 1.0) > 0 for task in tasks):
+        return []
+    return [
+        f"`evaluation.score_weights` gives {', '.join(tasks)}, all that {which} lists, a weight of 0, so that val/score would "
+        "be undefined. Expected a weight above 0 for one of them; tasks that are not named weigh 1."
+    ]
+
+
 def _check_effect(
     run: dict[str, Any], values: dict[str, Any], tasks: list[str], logged: Iterable[str], where: str
 ) -> list[str]:
@@ -142,6 +152,8 @@ def _check_effect(
             f"`{where}` trains {', '.join(tasks)}, but {monitor}, which selects its checkpoint, cannot change there. Set "
             f"{where}.monitor."
         )
+    if values["tasks"] is not None:
+        problems += check_score_weights(run["evaluation"]["score_weights"], tasks, f"`{where}.tasks`")
     named = values["tasks"] or list(run["heads"])
     problems += [
         f"`{where}.weights.{task}` has no effect: the stage does not train {task}. Remove it, or add it to {where}.tasks."

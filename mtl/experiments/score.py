@@ -18,6 +18,7 @@ from mtl.data.pipeline.datamodule import MultiTaskDataModule
 from mtl.evaluation.baselines import baseline_summary, source_notes
 from mtl.evaluation.examples import ExampleKeeper
 from mtl.evaluation.results import OWN_SPLIT_NOTES, Evaluation, budget, result_lines, separation, training_statistics
+from mtl.evaluation.selection import describe_selection, few_examples, monitored_tasks, selection_basis
 from mtl.inference.scoring import WholeImageScorer
 from mtl.metrics.evaluator import Evaluator
 from mtl.runs.build import build_evaluator
@@ -98,6 +99,11 @@ def evaluate_run(plan: Plan, run_dir: Path, device: str) -> dict[str, Any]:
         )
     loaded = load_model(best, device)
     evaluation = score(loaded, "test", plan=plan)
+    last = plan.stages[-1]
+    validated = evaluation.datamodule.records_by_split["val"]
+    basis = selection_basis(last, loaded.model.specs, monitored_tasks(last, evaluation.evaluator.study), validated)
+    evaluation.summary["selection"] = basis
+    evaluation.notes += [describe_selection(basis, plan.family.group_by) + ".", *few_examples(basis)]
     stages = score_stages(plan, run_dir, device, evaluation.datamodule)
     evaluation.summary |= {"stages": stages} if stages else {}
     metrics = write_results(evaluation, run, run_dir, report=True)

@@ -17,6 +17,7 @@ from mtl.core.task import TaskSpec
 from mtl.core.types import Arrays, ImageResult, SampleMeta, Window
 from mtl.data.formats.images import grey_channels, grey_values, read_grey, read_rgb
 from mtl.inference.ahead import ahead
+from mtl.inference.finite import NotFiniteError, check_finite
 from mtl.inference.prediction import Prediction
 from mtl.metrics.base import StudyMetric
 from mtl.stitching.stitcher import Stitcher
@@ -145,7 +146,7 @@ class Predictor:
             while order and (waiting[order[0]].prediction is not None or waiting[order[0]].error is not None):
                 yield waiting.pop(order.popleft())
 
-        for number, prediction in self._run(jobs()):
+        for number, prediction in self._run(jobs(), lambda number: str(waiting[number].path)):
             waiting[number].prediction = prediction
             yield from finished()
         yield from finished()
@@ -169,13 +170,16 @@ class Predictor:
             return array.astype(np.float32, copy=False)
         return grey_channels(grey_values(array), self.modalities, self.picture_modality)
 
-    def _run(self, jobs: Iterable[_Job]) -> Iterator[tuple[int, Prediction]]:
+    def _run(self, jobs: Iterable[_Job], name: Callable[[int], str] = "image {}".format) -> Iterator[tuple[int, Prediction]]:
         """Yield images as they complete; windows of several images share a forward pass."""
         stitcher = Stitcher(self.specs)
-        for meta, arrays in self.predict_windows(self._crops(jobs)):
-            stitcher.add(meta, arrays)
-            for result in stitcher.pop_complete():
-                yield int(result.sample_id), self._to_original(result)
+        try:
+            for meta, arrays in self.predict_windows(self._crops(jobs)):
+                stitcher.add(meta, arrays)
+                for result in stitcher.pop_complete():
+                    yield int(result.sample_id), self._to_original(result)
+        except NotFiniteError as error:  # which knows an image by its number
+            raise NotFiniteError(error.task, name(int(error.image))) from error
 
     def _crops(self, jobs: Iterable[_Job]) -> Iterator[tuple[SampleMeta, np.ndarray]]:
         preprocessing = self.model.preprocessing
@@ -204,11 +208,14 @@ class Predictor:
     @torch.inference_mode()
     def _forward(self, batch: list[tuple[SampleMeta, np.ndarray]]) -> list[tuple[SampleMeta, dict[str, Arrays]]]:
         images = torch.from_numpy(np.stack([pixels for _, pixels in batch])).to(self.device)
-        predictions = self.model.decode(self.model(images))
-        return [
-            (meta, {task: {key: _to_numpy(value) for key, value in rows[row].items()} for task, rows in predictions.items()})
-            for row, (meta, _) in enumerate(batch)
+        outputs = self.model(images)
+        predictions = self.model.decode(outputs)
+        decoded = [
+            {task: {key: _to_numpy(value) for key, value in rows[row].items()} for task, rows in predictions.items()}
+            for row in range(len(batch))
         ]
+        check_finite(outputs, decoded, [meta.sample_id for meta, _ in batch])
+        return [(meta, arrays) for (meta, _), arrays in zip(batch, decoded, strict=True)]
 
     def _to_original(self, result: ImageResult) -> Prediction:
         window, tasks = result.window, {task: dict(arrays) for task, arrays in result.tasks.items()}

@@ -11,6 +11,7 @@ from torch import Tensor
 from mtl.core.decision import box_probabilities
 from mtl.core.types import ImageResult, TaskBatch
 from mtl.heads.base import Output, Prediction
+from mtl.inference.finite import check_finite
 from mtl.metrics.evaluator import Evaluator
 from mtl.model import MultiTaskModel
 from mtl.stitching.stitcher import Stitcher
@@ -51,11 +52,15 @@ class WholeImageScorer:
 
         RoI classes are judged at the annotated boxes, so that the figure does not depend on the detector. Where a study metric
         has them decide the classes of detected boxes, the same outputs are decoded at these as well.
+
+        Raises:
+            NotFiniteError: The network says something that is not finite.
         """
         predictions = self.model.decode(outputs, annotated_boxes(self.model, batch))
         self._decide(outputs, predictions)
-        for row, meta in enumerate(batch.meta):
-            arrays = {task: to_arrays(rows[row]) for task, rows in predictions.items()}
+        decoded = [{task: to_arrays(rows[row]) for task, rows in predictions.items()} for row in range(len(batch.meta))]
+        check_finite(outputs, decoded, [meta.sample_id for meta in batch.meta])
+        for row, (meta, arrays) in enumerate(zip(batch.meta, decoded, strict=True)):
             for task, head in self.model.heads.items():
                 if head.needs_boxes and task in arrays:
                     if not bool(batch.present[task][row]):

@@ -201,12 +201,18 @@ class TaskKind(Kind):
     def truth(self, target: Any) -> Arrays:
         """Put a target into the form in which predictions are compared with it (`docs/architecture.md`)."""
 
-    # -- baselines -----------------------------------------------------------------------------------------------------
+    # -- counts of classes ---------------------------------------------------------------------------------------------
+
+    def counted_names(self, spec: TaskSpec) -> set[str]:
+        """Return the names in `Record.class_counts` under which the index counts what a task learns."""
+        return {name for names in spec.members for name in names} or set(spec.classes)
 
     def class_counts(self, spec: TaskSpec, records: Sequence[Record]) -> list[float]:
         """Return the number of objects (or images) of each class in labelled records."""
         members = spec.members or tuple((name,) for name in spec.classes)
         return [float(sum(record.class_counts.get(name, 0) for record in records for name in names)) for names in members]
+
+    # -- baselines -----------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def baselines(self, spec: TaskSpec, statistics: TrainingStatistics) -> dict[str, RecordChange]:

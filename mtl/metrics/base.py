@@ -32,12 +32,16 @@ class TaskMetric(ABC):
     Attributes:
         names: Names of its metrics, the primary one first.
         image_metric: The one by which images are ranked; empty takes the primary one.
+        class_means: By metric that is a mean over classes, the column of `per_class` that holds what is averaged.
+        examples: The column of `per_class` that counts the examples of a class.
         records: One dict per image, each with `sample_id`, `group` and `source`, slices of a volume also with `case` where the
             group is not the volume; changed by `add` and `reset` only.
     """
 
     names: ClassVar[tuple[str, ...]] = ()
     image_metric: ClassVar[str] = ""
+    class_means: ClassVar[Mapping[str, str]] = {}
+    examples: ClassVar[str] = "n"
 
     def __init__(self, spec: TaskSpec) -> None:
         self.spec = spec

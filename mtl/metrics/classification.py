@@ -33,6 +33,7 @@ class ConfusionMetric(TaskMetric):
     """
 
     names = ("f1_macro", "accuracy", "balanced_accuracy", "auroc")
+    class_means = {"f1_macro": "f1", "balanced_accuracy": "recall", "auroc": "auroc"}
 
     def __init__(self, spec: TaskSpec) -> None:
         super().__init__(spec)

@@ -27,6 +27,7 @@ class DetectionMetric(RankedMetric):
     """
 
     names = ("map50", "map", "map75", "f1_macro", "f1_pooled", "precision_pooled", "recall_pooled", "count_mae")
+    class_means = {"map50": "ap50", "map": "ap", "map75": "ap75", "f1_macro": "f1"}
     image_metric = "f1_pooled"  # average precision of one image jumps
 
     def reduce(self, prediction: Arrays, truth: Arrays, scale: tuple[float, float]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from mtl.core.task import TaskSpec
 from mtl.core.types import ImageResult
 from mtl.metrics.base import StudyMetric, TaskMetric, mean_of
 from mtl.metrics.breakdown import by_source, by_subgroup, case_tables, surface_notes
+from mtl.metrics.known import known_mean
 from mtl.metrics.statistics import GroupBootstrap, bootstrap_intervals, group_notes, task_group_notes
 
 Thresholds = dict[str, dict[str, float]]
@@ -29,6 +30,8 @@ class Evaluator:
         hit_radius: Reference pixels within which a heatmap peak or a predicted point hits an annotated one.
         score_weights: Weight of each task's primary metric in `score`; 1 unless named.
         group_by: What the group of a sample is (`patient`, `field`): used in names and notes.
+        class_weighting: `equal`, or `known`: where a primary metric is a mean over classes, `score` takes the one in which
+            classes with few examples weigh less (`known_mean`). The metrics themselves stay as they are.
         native: Compare masks in the original raster, in which the truth then has to come; predicted probabilities are enlarged
             and cut at the thresholds there. Otherwise in the working raster.
     """
@@ -41,6 +44,7 @@ class Evaluator:
         hit_radius: float = 72.0,
         score_weights: dict[str, float] | None = None,
         group_by: str = "patient",
+        class_weighting: str = "equal",
         native: bool = False,
     ) -> None:
         self.specs = dict(specs)
@@ -48,6 +52,7 @@ class Evaluator:
         self.hit_radius = hit_radius
         self.score_weights = dict(score_weights or {})
         self.group_by = group_by
+        self.class_weighting = class_weighting
         self.native = native
         self.metrics: dict[str, TaskMetric] = {name: spec.rules.metric(spec, hit_radius) for name, spec in specs.items()}
         self._seen: dict[str, tuple[str, str]] = {}
@@ -77,7 +82,7 @@ class Evaluator:
     def _settings(self) -> dict[str, Any]:
         return {
             "hit_radius": self.hit_radius, "score_weights": self.score_weights, "group_by": self.group_by,
-            "native": self.native,
+            "class_weighting": self.class_weighting, "native": self.native,
         }  # fmt: skip
 
     # -- records -------------------------------------------------------------------------------------------------------
@@ -184,18 +189,25 @@ class Evaluator:
         }
         return lambda counts: self.compute(thresholds, {task: counts[where] for task, where in index.items()})
 
-    def primary_values(self, values: Scores) -> dict[str, float]:
+    def primary_values(self, values: Scores, thresholds: Thresholds) -> dict[str, float]:
         """Return each task's primary metric in [0, 1] so that higher is better: 0 below 0; 1 / (1 + v) where lower is better.
 
         Correlation, kappa and R2 can be negative, the latter without limit, and would then outweigh all other tasks in `score`.
         """
         primary = {task: values[task][spec.primary_metric] for task, spec in self.specs.items() if task in values}
+        if self.class_weighting == "known":
+            primary = {task: known_mean(self.metrics[task], value, thresholds[task]) for task, value in primary.items()}
         bounded = {task: value if np.isnan(value) else max(value, 0.0) for task, value in primary.items()}
         return {task: v if self.specs[task].higher_is_better() else 1 / (1 + v) for task, v in bounded.items()}
 
-    def score(self, values: Scores) -> float:
-        """Return the weighted mean of the tasks' primary metrics; NaN is left out (see `left_out`), NaN if none is left."""
-        known = {task: value for task, value in self.primary_values(values).items() if np.isfinite(value)}
+    def score(self, values: Scores, thresholds: Thresholds) -> float:
+        """Return the weighted mean of the tasks' primary metrics; NaN is left out (see `left_out`), NaN if none is left.
+
+        Args:
+            values: By task; those that are there count.
+            thresholds: With which they were computed.
+        """
+        known = {task: value for task, value in self.primary_values(values, thresholds).items() if np.isfinite(value)}
         weights = np.array([self.score_weights.get(task, 1.0) for task in known])
         if weights.sum() <= 0:
             return float("nan")
@@ -203,7 +215,8 @@ class Evaluator:
 
     def left_out(self, values: Scores) -> list[str]:
         """Return the tasks whose primary metric is not defined and is therefore not part of `score`."""
-        return [task for task, value in self.primary_values(values).items() if not np.isfinite(value)]
+        primary = {task: values[task][spec.primary_metric] for task, spec in self.specs.items() if task in values}
+        return [task for task, value in primary.items() if not np.isfinite(value)]
 
     def summary(self, thresholds: Thresholds, bootstrap: int = 1000, seed: int = 0) -> dict[str, Any]:
         """Return the body of `metrics.json`, in plain JSON types (undefined numbers are null).
@@ -251,7 +264,7 @@ class Evaluator:
             notes += task_group_notes({task: groups[task] for task in tasks}, len(self.groups), self.group_by)
         return plain(
             {
-                "score": self.score(values), "n_samples": len(self._seen), "n_groups": len(self.groups),
+                "score": self.score(values, thresholds), "n_samples": len(self._seen), "n_groups": len(self.groups),
                 "group_by": self.group_by, "resolution": "native" if self.native else "working",
                 "thresholds": thresholds, "bootstrap": bootstrap,
                 "tasks": tasks, "study": study, "cases": case_tables(self.metrics, thresholds), "hd95_units": units,
@@ -285,6 +298,10 @@ class Evaluator:
     def _notes(self, values: Scores, thresholds: Thresholds) -> list[str]:
         notes = [f"Task `{task}` is not part of the score: its {self.specs[task].primary_metric} is undefined here."
                  for task in self.left_out(values)]  # fmt: skip
+        if self.class_weighting == "known":
+            notes.append(
+                "In the score classes with few examples weigh less (evaluation.class_weighting=known); metrics do not."
+            )
         for task, metric in self.metrics.items():
             rows = metric.details(thresholds[task])["per_class"]
             absent = [name for name, row in rows.items() if row.get("n") == 0]

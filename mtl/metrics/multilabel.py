@@ -24,6 +24,8 @@ class MultilabelMetric(TaskMetric):
     """
 
     names = ("ap_macro", "auroc_macro", "f1_macro", "f1_micro", "exact_match")
+    class_means = {"ap_macro": "ap", "auroc_macro": "auroc", "f1_macro": "f1"}
+    examples = "positives"
 
     def image_value(self, record: dict[str, Any], thresholds: dict[str, float]) -> float:
         """Return the mean probability of what is known to be true or not, which tells near misses from confident errors."""

@@ -49,6 +49,7 @@ class PointsMetric(RankedMetric):
     names = (
         "froc", "f1", "precision", "recall", "ap", "count_mae", *(f"sensitivity_at_{rate}" for rate in FALSE_POSITIVES_PER_MM2),
     )  # fmt: skip
+    class_means = {"froc": "froc", "ap": "ap"}
     image_metric = "f1"  # FROC of one image jumps
 
     def __init__(self, spec: TaskSpec, hit_radius: float = 4.0) -> None:

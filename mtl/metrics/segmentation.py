@@ -61,6 +61,7 @@ class SegmentationMetric(TaskMetric):
         "dice_per_image", "iou_per_image", "dice_pooled", "iou_pooled", "precision_pooled", "recall_pooled", "aupr",
         "dice_nonempty", "iou_nonempty",
     )  # fmt: skip
+    class_means = {name: _COLUMNS.get(name, name) for name in (*names, *VOLUME_METRICS)}
 
     def __init__(self, spec: TaskSpec) -> None:
         super().__init__(spec)

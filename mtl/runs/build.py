@@ -51,7 +51,7 @@ def build_evaluator(plan: Plan, specs: dict[str, TaskSpec]) -> Evaluator:
     evaluation = plan.config.evaluation
     return Evaluator(
         specs, study, hit_radius=evaluation.hit_radius, score_weights=evaluation.score_weights,
-        group_by=plan.family.group_by, native=evaluation.resolution == "native",
+        group_by=plan.family.group_by, class_weighting=evaluation.class_weighting, native=evaluation.resolution == "native",
     )  # fmt: skip
 
 

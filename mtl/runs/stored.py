@@ -15,7 +15,7 @@ FORMAT = 2
 # Version of `records.json`. Formats of checkpoints, of records and of the cache change independently of each other.
 RECORDS_FORMAT = 3
 # Entries that the first releases of format 1 did not write yet, at the values that say so.
-ADDED: dict[str, Any] = {"stage": "", "validation": {}, "plateau": None}
+ADDED: dict[str, Any] = {"stage": "", "validation": {}, "plateau": None, "monitored": []}
 
 
 def converted(about: dict[str, Any]) -> dict[str, Any]:

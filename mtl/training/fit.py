@@ -30,6 +30,7 @@ from mtl.core.files import remove_stale
 from mtl.core.task import TaskSpec, higher_is_better
 from mtl.core.types import Record
 from mtl.data.pipeline.datamodule import MultiTaskDataModule
+from mtl.evaluation.selection import describe_selection, few_examples, monitored_tasks, selection_basis
 from mtl.kinds.base import rules_of
 from mtl.model import MultiTaskModel
 from mtl.runs.build import build_balancer, build_evaluator, build_model, dropped_study_metrics
@@ -46,6 +47,7 @@ from mtl.training.callbacks.recorder import RunRecorder
 from mtl.training.checkpoint_io import AtomicCheckpointIO
 from mtl.training.loggers import build_loggers
 from mtl.training.module import MultiTaskModule
+from mtl.training.monitor import watched
 from mtl.training.optim import build_optimizer, inactive_parts, split_parts
 
 log = logging.getLogger("mtl")
@@ -122,7 +124,13 @@ def _fit_stage(plan: Plan, stage: Stage, run_dir: Path, data: MultiTaskDataModul
         log.warning(PRETRAINING_NOTE.format(count=len(module.pretraining), names=", ".join(module.pretraining[:5])))
     monitor = stage.config.monitor
     earlier = rows_before(run_dir, stage.name) if stage.index else []
-    recorder = RunRecorder(run_dir, monitor, higher_is_better(monitor), stage.name, earlier)
+    recorder = RunRecorder(
+        run_dir, watched(stage.config), higher_is_better(monitor), stage.name, earlier, stage.config.select
+    )  # fmt: skip
+    basis = selection_basis(stage, model.specs, monitored_tasks(stage, evaluator.study), data.records_by_split["val"])
+    log.info(describe_selection(basis, data.family.group_by))
+    for line in few_examples(basis):
+        log.warning(line)
     trainer = build_trainer(stage.config, run_dir, [recorder, *callbacks, *_callbacks(stage.config)], bool(callbacks))
     datamodule = data.for_stage(stage.tasks, stage.sources, stage.config.data.loader, stage.seed)
     started = time.monotonic()
@@ -293,7 +301,7 @@ def _callbacks(config: RunConfig) -> list[Callback]:
         # An epoch in which the metric is not defined counts as one without improvement, it does not end the run.
         found.append(
             EarlyStopping(
-                config.monitor, mode=mode, check_on_train_epoch_end=False, check_finite=False, **stopping.model_dump()
+                watched(config), mode=mode, check_on_train_epoch_end=False, check_finite=False, **stopping.model_dump()
             )
         )
     if config.trainer.max_steps > 0:

@@ -16,12 +16,14 @@ from mtl.config.stages import Stage
 from mtl.core.errors import TrainingError
 from mtl.core.types import TaskBatch
 from mtl.heads.base import Output
+from mtl.inference.finite import NotFiniteError
 from mtl.inference.scoring import WholeImageScorer
 from mtl.metrics.evaluator import Evaluator
 from mtl.model import MultiTaskModel
-from mtl.runs.folder import LAST
 from mtl.runs.stored import FORMAT, converted
 from mtl.training.distributed import gather_objects, global_counts, mean_over_ranks, sum_over_ranks
+from mtl.training.divergence import check_weights, diverged
+from mtl.training.monitor import SMOOTHED, moving_mean, watched
 from mtl.training.optim import build_optimizer, inactive_parts, split_parts
 from mtl.training.schedules import build_scheduler
 
@@ -58,7 +60,9 @@ class MultiTaskModule(pl.LightningModule):
         self.validation: dict[str, float] = {}
         self.split_rows: list[dict[str, str]] = []
         self.pretraining: list[str] = []
+        self.monitored: list[float] = []  # one value per validation of this stage
         self._sums: dict[str, Tensor] = {}
+        self._batch_index = 0
         self._validated = False
         self._scorer: WholeImageScorer | None = None
         self._plateau: dict[str, Any] | None = None
@@ -96,19 +100,27 @@ class MultiTaskModule(pl.LightningModule):
 
     def training_step(self, batch: TaskBatch, batch_index: int) -> Tensor:
         """Compute the balanced loss of one batch."""
+        self._batch_index = batch_index
         outputs = self(batch.images, self.stage.tasks)
         losses, counts = self.task_losses(outputs, batch)
         present = {task: bool(count > 0) for task, count in counts.items()}
         average = partial(mean_over_ranks, module=self)
         loss: Tensor = self.balancer(Step(losses, present, self.shared, self.own, average))
         if not bool(torch.isfinite(loss.detach())):
-            raise TrainingError(self._not_finite(losses, batch))
+            raise self._not_finite(losses, batch)
         self._add("train", losses, counts, loss)
         self._watch("train", outputs, batch)
         return loss
 
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Pass backwards what the Trainer divided by `accumulate_grad_batches`: each step is a mean over its batches."""
+        trainer = self.trainer
+        batches, every = int(trainer.num_training_batches), trainer.accumulate_grad_batches
+        super().backward(loss * _undivided(self._batch_index, batches, every), *args, **kwargs)
+
     def on_train_epoch_end(self) -> None:
         """Log the epoch's mean losses and the balancer's weights; step a schedule that follows a metric."""
+        check_weights(self)
         self._log_sums("train")
         self.log_dict({f"weight/{task}": weight for task, weight in self.balancer.weights().items()})
         if self._plateau is not None and self._validated:
@@ -135,19 +147,16 @@ class MultiTaskModule(pl.LightningModule):
         head: Any = self.model.heads[task]
         return torch.stack(list(head.loss(outputs[task], batch.targets[task], batch.present[task]).values())).sum()
 
-    def _not_finite(self, losses: dict[str, Tensor], batch: TaskBatch) -> str:
+    def _not_finite(self, losses: dict[str, Tensor], batch: TaskBatch) -> TrainingError:
         broken = [task for task, loss in losses.items() if not bool(torch.isfinite(loss.detach()))] or ["balancer"]
         samples = ", ".join(meta.sample_id for meta in batch.meta[:4])
-        return (
-            f"The loss of {', '.join(broken)} is not finite in epoch {self.current_epoch + 1}, step {self.global_step} "
-            f"(samples {samples}). Expected a finite number; finished epochs are kept in {LAST}. Lower optimizer.lr, set "
-            "trainer.gradient_clip_val, or use trainer.precision=32-true."
-        )
+        return diverged(self, f"The loss of {', '.join(broken)} (samples {samples})")
 
     # -- validation ----------------------------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
         """Start with empty records."""
+        check_weights(self)
         self.evaluator.reset()
         trainer: Any = self.trainer
         self._scorer = WholeImageScorer(self.model, self.evaluator, trainer.datamodule.dataset("val").truth)
@@ -157,6 +166,11 @@ class MultiTaskModule(pl.LightningModule):
     def validation_step(self, batch: TaskBatch, batch_index: int) -> None:
         """Decode one batch of windows; finished images are scored, for tasks that rest as well."""
         outputs = self(batch.images)
+        assert self._scorer is not None
+        try:
+            self._scorer.update(outputs, batch)
+        except NotFiniteError as error:
+            raise diverged(self, f"What the network says for {error.task} of validation image {error.image}") from error
         losses, counts = {}, {}
         for task in self.model.heads:
             losses[task] = self._loss(task, outputs, batch)
@@ -165,8 +179,6 @@ class MultiTaskModule(pl.LightningModule):
         if not getattr(loader.sampler, "filler", False):
             self._add("val", losses, counts, None)
             self._watch("val", outputs, batch)
-        assert self._scorer is not None
-        self._scorer.update(outputs, batch)
 
     def on_validation_epoch_end(self) -> None:
         """Exchange records once, choose thresholds on validation, log the metrics."""
@@ -176,9 +188,20 @@ class MultiTaskModule(pl.LightningModule):
         self.thresholds = self.evaluator.thresholds()
         values = self.evaluator.compute(self.thresholds)
         self.validation = {f"val/{task}/{name}": value for task, metrics in values.items() for name, value in metrics.items()}
-        self.validation["val/score"] = self.evaluator.score({task: values[task] for task in self.stage.tasks})
+        trained = {task: values[task] for task in self.stage.tasks}
+        self.validation["val/score"] = self.evaluator.score(trained, self.thresholds)
+        if broken := [name for name, value in self.validation.items() if math.isinf(value)]:  # NaN is one that is not defined
+            raise diverged(self, f"The metric {broken[0]}")
         self.log_dict(self.validation)
-        self._log_sums("val")
+        self._smooth(self._log_sums("val") | self.validation)
+
+    def _smooth(self, values: dict[str, float]) -> None:
+        """Remember the monitored metric of a finished epoch; log its mean over the last validations where that is monitored."""
+        if self.trainer.sanity_checking:
+            return
+        self.monitored.append(values[self.config.monitor])
+        if self.config.monitor_smoothing > 1:
+            self.log_dict({SMOOTHED: moving_mean(self.monitored, self.config.monitor_smoothing)})
 
     # -- optimisation --------------------------------------------------------------------------------------------------
 
@@ -193,6 +216,8 @@ class MultiTaskModule(pl.LightningModule):
         scheduler = build_scheduler(optimizer, self.config.scheduler, total, per_epoch, self.config.monitor, every)
         if "monitor" not in scheduler:
             return {"optimizer": optimizer, "lr_scheduler": scheduler}
+        if scheduler["monitor"] == self.config.monitor:
+            scheduler["monitor"] = watched(self.config)
         # The Trainer would step it after the epoch's checkpoint was written, so a resumed run would miss one step.
         self._plateau = scheduler
         if self._plateau_state is not None:
@@ -214,6 +239,7 @@ class MultiTaskModule(pl.LightningModule):
             "pretraining": self.pretraining,
             "epoch": self.current_epoch,
             "validation": self.validation if self._validated else {},
+            "monitored": self.monitored,
             "plateau": None if self._plateau is None else self._plateau["scheduler"].state_dict(),
         }
 
@@ -222,6 +248,7 @@ class MultiTaskModule(pl.LightningModule):
         about = converted(checkpoint["mtl"])
         self.thresholds, self.validation = about["thresholds"], about["validation"]
         self._plateau_state = about["plateau"]
+        self.monitored = list(about["monitored"])
 
     # -- running sums --------------------------------------------------------------------------------------------------
 
@@ -245,7 +272,7 @@ class MultiTaskModule(pl.LightningModule):
         entry = torch.stack([value.detach().double() * share, share])
         self._sums[key] = self._sums[key] + entry if key in self._sums else entry
 
-    def _log_sums(self, split: str) -> None:
+    def _log_sums(self, split: str) -> dict[str, float]:
         # The same keys on every rank, whatever a rank has seen: the sums are exchanged by position.
         mine = [f"{split}/{task}/loss" for task in self.stage.tasks]
         keys = [*mine, "train/loss"] if split == "train" else [f"val/{task}/loss" for task in self.model.heads]
@@ -253,12 +280,35 @@ class MultiTaskModule(pl.LightningModule):
         keys += watched
         nothing = torch.zeros(2, dtype=torch.float64, device=self.device)
         sums = sum_over_ranks(torch.stack([self._sums.get(key, nothing) for key in keys]), self)
+        # NaN stands for what nobody had a label of; a mean that was taken and is not finite is another thing.
         means = {
-            key: float(total / weight) if weight > 0 else float("nan") for key, (total, weight) in zip(keys, sums, strict=True)
+            key: float(total / weight) if weight > 0 else math.nan for key, (total, weight) in zip(keys, sums, strict=True)
         }
+        known = [key for key, (_, weight) in zip(keys, sums, strict=True) if weight > 0]
+        if broken := [key for key in known if key.endswith("/loss") and not math.isfinite(means[key])]:
+            raise diverged(self, f"The mean {broken[0]}")
         if split == "val":
-            means["val/loss"] = sum(means[key] for key in mine if means[key] == means[key])
+            means["val/loss"] = self._balanced({task: means[f"val/{task}/loss"] for task in self.stage.tasks})
         self.log_dict(means)
+        return means
+
+    def _balanced(self, losses: dict[str, float]) -> float:
+        """Return what the balancer makes of mean losses, as of those of a training step; NaN is a task without a label.
+
+        Both stand in one figure, and a checkpoint is to be chosen by what is trained for.
+        """
+        present = {task: not math.isnan(loss) for task, loss in losses.items()}
+        if not any(present.values()):
+            return math.nan
+        values = {task: torch.tensor(loss if present[task] else 0.0, device=self.device) for task, loss in losses.items()}
+        with torch.no_grad():
+            return float(self.balancer(Step(values, present)))
+
+
+def _undivided(batch_index: int, batches: int, every: int) -> float:
+    """Return what a loss that was divided by `every` lacks where fewer batches than that are left for the epoch's last step."""
+    first = batch_index - batch_index % every
+    return every / min(every, batches - first)
 
 
 def _share(local: Tensor, total: float, world_size: int) -> Tensor:

@@ -197,13 +197,14 @@ def test_evaluation_and_study_metrics(base: dict[str, Any]) -> None:
         for prediction, truth in results(specs):
             evaluator.update(prediction, truth)
         values = evaluator.compute(evaluator.default_thresholds())
-        return [values, evaluator.score(values)]
+        return [values, evaluator.score(values, evaluator.default_thresholds())]
 
     keys = {"task": "detection", "infected": "Infected", "healthy": "Healthy", "classes_from": None}
     study = {"parasitemia": {"name": "parasitemia", **keys}}
     flips = {
         "evaluation.hit_radius": Flip(10.0),
         "evaluation.score_weights": Flip({"detection": 5.0}),
+        "evaluation.class_weighting": Flip("known"),
         "study_metrics": Flip({}),
         "study_metrics.parasitemia.task": Flip("second"),
         "study_metrics.parasitemia.infected": Flip("WBC"),
@@ -304,6 +305,8 @@ def test_fit(base: dict[str, Any], tmp_path: Path) -> None:
             sorted(objects["module"].validation),
             module.state_dict(),
             recorder.best_value,
+            recorder.best_epoch,
+            sorted(recorder.rows[-1]),
             formats,
             sorted(path.name for path in (tmp_path / "run").rglob("*")),
         ]
@@ -312,6 +315,8 @@ def test_fit(base: dict[str, Any], tmp_path: Path) -> None:
         "seed": Flip(1),
         "tasks": Flip(["heatmap"]),
         "monitor": Flip("val/loss"),
+        "monitor_smoothing": Flip(2),
+        "select": Flip("last", {"trainer.max_epochs": 2, "optimizer.lr": 0.5}),
         "optimizer.lr": Flip(1e-4),
         "runtime.channels_last": Flip(True),
     }
@@ -372,7 +377,7 @@ def test_evaluation_of_a_run(trained: Path) -> None:
     config = json.loads((trained / "config.json").read_text())["evaluation"]
     flips = {"bootstrap": Flip(5), "cases": Flip(0), "resolution": Flip("native")}
     # test_evaluation_and_study_metrics; test_the_metric_that_judges_a_task; tests/integration/test_brain.py
-    elsewhere = {"hit_radius", "score_weights", "primary", "hd95"}
+    elsewhere = {"hit_radius", "score_weights", "class_weighting", "primary", "hd95"}
     assert set(flips) | elsewhere == set(schema.EvaluationConfig.model_fields)
     assert dead_keys(observe, config, flips) == []
 
@@ -555,6 +560,8 @@ def test_every_key_of_train_yaml_has_its_flip() -> None:
         "plugins",
         "tasks",
         "monitor",
+        "monitor_smoothing",
+        "select",
         "resume",
         "evaluation",
         "study_metrics",

@@ -25,7 +25,15 @@ SLOW = pytest.mark.slow
 VARIANTS = [
     pytest.param((*DENSE, *EVERYTHING), id="everything"),
     pytest.param(
-        (*DENSE, "scheduler=plateau", "scheduler.patience=1", "scheduler.threshold=1.0", "trainer.max_epochs=4"), id="plateau"
+        (
+            *DENSE,
+            "scheduler=plateau",
+            "scheduler.patience=1",
+            "scheduler.threshold=1.0",
+            "trainer.max_epochs=4",
+            "monitor_smoothing=2",
+        ),
+        id="plateau of a moving mean",
     ),
     pytest.param((*DENSE, "scheduler=step", "data.loader.num_workers=1", "trainer.max_epochs=3"), id="step schedule, worker"),
     pytest.param((*DENSE, "trainer.max_epochs=3", "trainer.max_steps=10"), id="max_steps", marks=SLOW),
@@ -49,6 +57,7 @@ def assert_equal_runs(straight: Path, resumed: Path) -> None:
         for key in ("optimizer_states", "lr_schedulers"):
             assert repr(first[key]) == repr(second[key])
         assert first["mtl"]["plateau"] == second["mtl"]["plateau"]
+        assert first["mtl"]["monitored"] == second["mtl"]["monitored"] != []
 
 
 @pytest.mark.parametrize("settings", VARIANTS)

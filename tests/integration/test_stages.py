@@ -214,10 +214,12 @@ def test_mistakes_are_named_before_anything_is_read() -> None:
                 "+stages.initial={epochs:1,monitor:val/heatmap/dice}",
                 "+stages.c={tasks:[heatmap],epochs:1,monitor:val/segmentation/dice_per_image,weights:{segmentation:1}}",
                 "stages.d.epochs=2",
+                "evaluation.score_weights={heatmap:0}",
             ]
         )
     text = str(found.value)
     for part in (
+        "gives heatmap, all that `stages.c.tasks` lists, a weight of 0",
         "val/segmentation/dice_per_image, which selects its checkpoint, cannot change there", "`stages.c.weights.segmentation`",
         "Unknown stage `d`",
         "`stages.a.tasks`", "segmentaton", "`stages.a.freeze`", "backbon", "stages.a.start", "`stages.b.freeze` leaves nothing",

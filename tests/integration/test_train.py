@@ -38,6 +38,12 @@ def test_a_run_leaves_what_the_documentation_says(finished_run: Path) -> None:
     metrics = json.loads((finished_run / "metrics.json").read_text())
     seconds = metrics["training"].pop("seconds")
     assert metrics["training"] == {"epochs": 1, "steps": 2, "samples_seen": 4, "stopped_early": False}
+    basis = metrics["selection"]
+    assert (basis["monitor"], basis["monitor_smoothing"], basis["select"]) == ("val/score", 1, "best")
+    assert (basis["images"], basis["groups"], basis["tasks"]["detection"]["classes"]["WBC"]) == (2, 1, 5)
+    assert log.count("val/score rests on validation, groups by patient: detection 2 images of 1 groups") == 1
+    assert log.count("rests on few examples: 5 of WBC (detection)") == 1
+    assert any("rests on few examples: 5 of WBC (detection)" in note for note in metrics["notes"])
     assert 0 < seconds < 300 and metrics["split"] == "test" and metrics["group_by"] == "patient"
 
 
@@ -103,7 +109,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_one_sentence(
         status = guarded("train", words(smears, tmp_path / "run", *DENSE, "trainer.max_epochs=3"))
     error = capsys.readouterr().err
     assert status == 5 and error.count("\n") == 1
-    assert "The loss of heatmap is not finite in epoch 2, step 6" in error and "last.ckpt" in error
+    assert "The loss of heatmap (samples " in error and "is not finite (NaN or infinite) in epoch 2, step 6" in error
+    assert f"The last good checkpoint is {tmp_path}/run/checkpoints/last.ckpt of epoch 1; best.ckpt stays too" in error
     assert len(history(tmp_path / "run")) == 1
     assert all(bool(torch.isfinite(value).all()) for value in checkpoint(tmp_path / "run")["state_dict"].values())
 
@@ -164,7 +171,7 @@ def test_the_terminal_shows_our_lines_only(smears: Path, tmp_path: Path) -> None
         capture_output=True, text=True, check=False, env=environment,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
-    starts = ("run: ", "split holdout", "epoch 1/1", "trained for", "test split", "  ", "report: ")
+    starts = ("run: ", "split holdout", "val/score", "epoch 1/1", "trained for", "test split", "  ", "report: ")
     assert [line for line in done.stdout.splitlines() if not line.startswith(starts)] == []
 
 

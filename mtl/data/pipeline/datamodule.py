@@ -20,7 +20,7 @@ from mtl.core.types import Record
 from mtl.data.pipeline.cache import RasterCache, prepare
 from mtl.data.pipeline.collate import Collate
 from mtl.data.pipeline.dataset import SampleDataset
-from mtl.data.pipeline.sampling import EpochSampler, Mixing, WindowShardSampler, item_weights
+from mtl.data.pipeline.sampling import EpochSampler, Mixing, WindowShardSampler
 from mtl.data.pipeline.splits import (
     LEFT_OUT,
     SPLITS,
@@ -302,7 +302,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
         config, dataset = self.config.loader, self.dataset("train")
         weights = None
         if config.sampler == "class_aware":
-            weights = item_weights(dataset.class_presence(), config.priority_class)
+            weights = dataset.class_aware_weights(self.train_tasks, config.priority_class)
         rank, world_size = self._ranks()
         # A source without a label for the active tasks (those of a single-task twin) needs no weight, and may have one.
         idle = {record.source for record in self.records} - set(dataset.sources)

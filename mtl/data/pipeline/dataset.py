@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -18,12 +20,13 @@ from mtl.core.task import TaskSpec
 from mtl.core.types import REGION, ImageResult, Record, Sample, SampleMeta, Window
 from mtl.data.formats.images import image_size
 from mtl.data.pipeline.cache import RasterCache
-from mtl.data.pipeline.sampling import SampledItem
+from mtl.data.pipeline.sampling import SampledItem, item_weights
 from mtl.imaging.content import Box
 from mtl.imaging.outlines import cut_to_content
 from mtl.imaging.preprocessing import Preprocessing
 from mtl.kinds.base import Annotations, rules_of
 
+log = logging.getLogger("mtl")
 MASK_BYTES_KEPT = 256 * 2**20  # masks in the working raster kept per process; decoding them is slow
 RASTERS_KEPT = 2  # decoded images kept per process; neighbouring windows come from the same image
 INSIDE = "__inside__"  # mask of image content, to tell padding from background after the transform
@@ -170,8 +173,39 @@ class SampleDataset(Dataset):
             found += [] if target is None else [target]
         return found
 
-    def class_presence(self) -> list[dict[str, int]]:
-        """Count classes per item: of the image where it is one window, else of the points inside each window."""
+    def class_aware_weights(self, tasks: Sequence[str], priority: str | None) -> np.ndarray | None:
+        """Weigh items by the rarity of their classes (`item_weights`); None where the index counts no class of the tasks.
+
+        Args:
+            tasks: Tasks that are trained.
+            priority: Class that is to weigh most.
+        """
+        presence = self.class_presence(tasks)
+        if not any(presence):
+            log.warning(
+                f"data.loader.sampler=class_aware has no effect: no class of {', '.join(tasks)} is counted before images are "
+                "read. Samples are shuffled."
+            )
+            return None
+        if priority in self._counted_names(self.specs) - self._counted_names(tasks):
+            # A suite may name it for all its tasks; a single-task twin or a stage without it has nothing to favour.
+            log.warning(f"data.loader.priority_class={priority} has no effect: it is no class of {', '.join(tasks)}.")
+            priority = None
+        return item_weights(presence, priority)
+
+    def class_presence(self, tasks: Sequence[str]) -> list[dict[str, int]]:
+        """Count classes per item: of the image where it is one window, else of the points inside each window.
+
+        Args:
+            tasks: Whose classes count; what an image shows of others must not decide how often these tasks see it.
+        """
+        counted = self._counted_names(tasks)
+        return [{name: count for name, count in shown.items() if name in counted} for shown in self._classes_shown()]
+
+    def _counted_names(self, tasks: Iterable[str]) -> set[str]:
+        return set().union(*(rules_of(self.specs[task]).counted_names(self.specs[task]) for task in tasks))
+
+    def _classes_shown(self) -> list[dict[str, int]]:
         presence = []
         for image_number, number in self.items:
             window = self.windows[image_number][number]

@@ -23,7 +23,7 @@ Row = dict[str, Any]  # numbers by column, and the name of the stage
 
 
 class RunRecorder(Checkpoint):
-    """Saves the last checkpoint after every epoch, and it as the best one whenever the monitored metric improves.
+    """Saves the last checkpoint after every epoch, and it as the best one whenever the monitored metric improves, or always.
 
     A sub-class of `Checkpoint`, because Lightning runs those after the module has logged its epoch.
 
@@ -33,6 +33,7 @@ class RunRecorder(Checkpoint):
         higher_is_better: Its direction.
         stage: Stage of a curriculum; epochs, steps and samples are counted on from those of the stages before.
         earlier: Rows of these stages.
+        select: `best`, or `last`: every epoch that was validated replaces the one before.
     """
 
     def __init__(
@@ -42,11 +43,13 @@ class RunRecorder(Checkpoint):
         higher_is_better: bool,
         stage: str = "",
         earlier: Sequence[Row] = (),
+        select: str = "best",
     ) -> None:
         self.run_dir = run_dir
         self.monitor = monitor
         self.higher_is_better = higher_is_better
         self.stage = stage
+        self.select = select
         self.best_value: float | None = None
         self.best_epoch: int | None = None
         self.last_epoch = -1
@@ -136,9 +139,9 @@ class RunRecorder(Checkpoint):
             "seconds": round(time.monotonic() - self._started, 3),
         }  # fmt: skip
         self.rows.append(row)
-        improved = self._improves(values.get(self.monitor), trainer)
+        improved = self._improves(values.get(self.monitor), trainer) if self.select == "best" else self._validated
         if improved:
-            self.best_value, self.best_epoch = values[self.monitor], epoch
+            self.best_value, self.best_epoch = values.get(self.monitor), epoch
         trainer.save_checkpoint(self.last)
         if trainer.is_global_zero:
             if improved:
@@ -150,7 +153,7 @@ class RunRecorder(Checkpoint):
                 log.info(f"stopped after epoch {done}, before trainer.max_epochs={trainer.max_epochs} was reached")
 
     def _improves(self, value: float | None, trainer: pl.Trainer) -> bool:
-        if value is None or math.isnan(value) or trainer.sanity_checking:
+        if value is None or not math.isfinite(value) or trainer.sanity_checking:
             return False
         if self.best_value is None:
             return True
@@ -171,7 +174,7 @@ class RunRecorder(Checkpoint):
         parts += [f"{key} {row[key]:.4f}" for key in ("val/loss", "val/score") if key in row]
         if self.monitor not in ("val/loss", "val/score") and self.monitor in row:
             parts.append(f"{self.monitor} {row[self.monitor]:.4f}")
-        return "  ".join([*parts, f"{row['seconds']:.1f} s", *(["best"] if improved else [])])
+        return "  ".join([*parts, f"{row['seconds']:.1f} s", *(["best"] if improved and self.select == "best" else [])])
 
 
 def _learning_rates(trainer: pl.Trainer) -> dict[str, float]:

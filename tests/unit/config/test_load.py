@@ -110,6 +110,13 @@ def test_a_broken_section_does_not_hide_the_others():
         (["balancer=mgda", "runtime.compile=true"], "`runtime.compile=true` cannot be combined with balancer=mgda"),
         (["optimizer.parts={bakbone:{lr:1e-4}}"], "Did you mean `backbone`"),
         (["evaluation.score_weights={roy:1}"], "Did you mean `roi`"),
+        (["evaluation.score_weights={roi:-1}"], "evaluation.score_weights.roi"),
+        (["evaluation.score_weights={roi:nan}"], "evaluation.score_weights.roi"),
+        (["evaluation.score_weights={roi:inf}"], "evaluation.score_weights.roi"),
+        (
+            ["tasks=[detection,roi]", "evaluation.score_weights={roi:0,detection:0}"],
+            "gives detection, roi, all that `tasks` lists, a weight of 0, so that val/score would be undefined",
+        ),
         (["data=malaria_cells"], "has no labels for `detection`"),
         (["necks.fpn.features=fnp"], "Did you mean `fpn`"),
         (["necks.fpn.features=fpn"], "in a circle (fpn -> fpn)"),

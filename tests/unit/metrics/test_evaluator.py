@@ -78,7 +78,7 @@ def test_no_images_give_nan_not_errors() -> None:
     evaluator = Evaluator(SPECS)
     values = evaluator.compute(evaluator.thresholds())
     assert all(np.isnan(value) for metrics in values.values() for value in metrics.values())
-    assert np.isnan(evaluator.score(values)) and evaluator.left_out(values) == list(SPECS)
+    assert np.isnan(evaluator.score(values, {})) and evaluator.left_out(values) == list(SPECS)
     evaluator.summary(evaluator.thresholds(), bootstrap=5)
     evaluator.curves(evaluator.thresholds())
 
@@ -126,13 +126,60 @@ def test_ranks_and_order_do_not_matter(build: Any) -> None:
 def test_score_leaves_undefined_tasks_out_and_says_so(build: Any) -> None:
     evaluator = Evaluator(SPECS, score_weights={"detection": 3.0})
     values = {"detection": {"map50": 0.5}, "mask": {"dice_per_image": 0.9}, "roi": {"f1_macro": float("nan")}}
-    assert evaluator.score(values) == pytest.approx((3 * 0.5 + 0.9) / 4)
+    assert evaluator.score(values, {}) == pytest.approx((3 * 0.5 + 0.9) / 4)
     assert evaluator.left_out(values) == ["roi"]
+
+
+def classified(counts: dict[str, tuple[int, int]], weighting: str, primary: str = "") -> tuple[Evaluator, float, float]:
+    """By class, how many images there are and how many of these are right; the others are taken for the next class."""
+    names = tuple(counts)
+    evaluator = Evaluator({"kind": TaskSpec("kind", "classification", names, primary=primary)}, class_weighting=weighting)
+    records = []
+    for label, (count, right) in enumerate(counts.values()):
+        for number in range(count):
+            said = label if number < right else (label + 1) % len(names)
+            records.append({"sample_id": f"{label}{number:03d}", "group": "g", "source": "s", "label": np.int64(label),
+                            "probabilities": np.eye(len(names))[said]})  # fmt: skip
+    evaluator.extend({"samples": records, "tasks": {"kind": records}})
+    values = evaluator.compute(evaluator.default_thresholds())
+    return evaluator, values["kind"][evaluator.specs["kind"].primary_metric], evaluator.score(values, {"kind": {}})
+
+
+def test_classes_can_weigh_by_what_is_known_of_them() -> None:
+    """Recalls 0.9 of 90, 0.5 of 30 and 0 of 2 images weigh 90/100, 30/40 and 2/12."""
+    counts = {"common": (90, 81), "some": (30, 15), "rare": (2, 0), "absent": (0, 0)}
+    _, plain, score = classified(counts, "equal", "balanced_accuracy")
+    assert plain == score == pytest.approx((0.9 + 0.5 + 0.0) / 3)
+    evaluator, plain, score = classified(counts, "known", "balanced_accuracy")
+    assert plain == pytest.approx((0.9 + 0.5 + 0.0) / 3)  # the metric keeps its name and its value
+    assert score == pytest.approx((0.9 * 0.9 + 0.75 * 0.5 + 0.0) / (0.9 + 0.75 + 2 / 12))
+    assert any("class_weighting=known" in note for note in evaluator.summary({"kind": {}}, 0)["notes"])
+    assert evaluator.empty().class_weighting == "known"
+    _, plain, score = classified(counts, "known", "accuracy")
+    assert plain == score == pytest.approx(96 / 122)  # no mean over classes
+
+
+@pytest.mark.parametrize("counts", [{"a": (20, 9), "b": (20, 15), "c": (20, 3)}, {"a": (0, 0), "b": (0, 0)}])
+def test_classes_that_are_known_alike_weigh_alike(counts: dict[str, tuple[int, int]]) -> None:
+    _, plain, score = classified(counts, "known")
+    assert score == pytest.approx(plain, nan_ok=True)
+
+
+def test_every_mean_over_classes_can_be_taken_from_its_table(build: Any) -> None:
+    evaluator = filled(build, range(6))
+    thresholds = evaluator.thresholds()
+    values = evaluator.compute(thresholds)
+    for task, metric in evaluator.metrics.items():
+        rows = metric.details(thresholds[task])["per_class"]
+        for name, column in metric.class_means.items():
+            if name in values[task]:
+                known = [row[column] for row in rows.values() if row[metric.examples] and not np.isnan(row[column])]
+                assert np.mean(known) == pytest.approx(values[task][name]), (task, name)
 
 
 def test_primary_where_lower_is_better_still_rises() -> None:
     evaluator = Evaluator({"value": TaskSpec("value", "regression", (), primary="mae")})
-    assert evaluator.score({"value": {"mae": 0.1}}) > evaluator.score({"value": {"mae": 0.5}})
+    assert evaluator.score({"value": {"mae": 0.1}}, {}) > evaluator.score({"value": {"mae": 0.5}}, {})
 
 
 def test_summary_has_the_documented_form(build: Any) -> None:

@@ -67,7 +67,9 @@ def test_a_negative_primary_counts_as_zero_in_the_score() -> None:
     specs = {"value": TaskSpec("value", "regression", (), primary="r2"), "other": TaskSpec("other", "regression", ())}
     evaluator = Evaluator(specs)
     values = {"value": {"r2": -40.0}, "other": {"pearson": 0.8}}
-    assert evaluator.primary_values(values) == {"value": 0.0, "other": 0.8} and evaluator.score(values) == pytest.approx(0.4)
+    assert evaluator.primary_values(values, {}) == {"value": 0.0, "other": 0.8} and evaluator.score(
+        values, {}
+    ) == pytest.approx(0.4)
     assert evaluator.left_out({"value": {"r2": float("nan")}, "other": {"pearson": 0.8}}) == ["value"]
     assert higher_is_better("val/value/r2") and not higher_is_better("rmse")
 

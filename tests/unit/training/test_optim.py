@@ -184,6 +184,16 @@ def test_plateau_watches_in_the_direction_of_its_metric() -> None:
     assert last(None, rising, run="val/heatmap/mse")["head.detection"] == pytest.approx(5e-4)
 
 
+@pytest.mark.parametrize("monitor", ["val/score", "val/loss"])
+def test_plateau_takes_a_metric_that_is_not_defined_for_one_that_did_not_improve(monitor: str) -> None:
+    optimizer = build_optimizer(split_parts(Model()), OptimizerConfig(**CONFIG))
+    config = {"name": "plateau", "monitor": monitor, "factor": 0.5, "patience": 2}
+    scheduler = build_scheduler(optimizer, config, 10, 1)["scheduler"]
+    for value in (0.5, float("nan"), float("nan")):
+        scheduler.step(value)
+    assert scheduler.best == 0.5 and scheduler.num_bad_epochs == 2
+
+
 @pytest.mark.parametrize("name", ["warmup_cosine", "step", "plateau", "constant"])
 def test_schedule_state_resumes(name: str, tmp_path) -> None:
     def fresh() -> tuple:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -11,6 +13,7 @@ from data_fakes import FakeFamily, data_config
 
 from mtl.config.schema import DataConfig
 from mtl.core.errors import ConfigError, DataError
+from mtl.core.task import TaskSpec
 from mtl.data.pipeline.datamodule import MultiTaskDataModule
 from mtl.data.pipeline.splits import load_split
 
@@ -195,6 +198,58 @@ def test_class_aware_sampling_prefers_the_priority_class(family, tiles):
         return sum(bool((row["labels"] == 0).any()) for row in rows) / len(rows)
 
     assert share() > 1.2 * share(sampler="shuffle")
+
+
+class Masked(FakeFamily):
+    """Images of three classes, common to rare, of which nine have a mask."""
+
+    def specs(self):
+        grade = TaskSpec("grade", "classification", ("a", "b", "c"), label="class:grade")
+        return {"grade": grade, "spots": TaskSpec("spots", "segmentation", ("spot",), label="mask:spots")}
+
+    def records(self):
+        records = []
+        for number, record in enumerate(super().records()):
+            grade = "c" if number % 20 == 0 else "b" if number % 4 == 0 else "a"
+            mask = {"spot": 1} if number % 9 == 0 else {}
+            labels = ("class:grade", *(f"mask:{name}s" for name in mask))
+            counts = {name: int(name == grade) for name in "abc"} | mask
+            records.append(replace(record, size=self.size, class_counts=counts, labels=labels, content_hash=record.sample_id))
+        return records
+
+
+def test_class_aware_sampling_counts_only_the_classes_of_tasks_that_are_trained(tmp_path, stretch, caplog):
+    """The mask of another task must not decide how often an image is drawn."""
+    loader = {"sampler": "class_aware", "samples_per_epoch": 20000}
+    family = Masked(tmp_path, patients=60)
+
+    def sampler(tasks, trained=None, **options):
+        module = make(family, stretch, tasks, loader={**loader, **options})
+        module = module.for_stage(trained, None, module.config.loader, 0) if trained else module
+        sampler = module.train_dataloader().sampler
+        return sampler, module.dataset("train").records
+
+    for alone, records in (sampler(["grade"]), sampler(["grade", "spots"], ["grade"])):
+        counts = Counter(name for record in records for name in "abc" if record.class_counts[name])
+        rarity = [sum(counts.values()) / counts[max("abc", key=record.class_counts.get)] for record in records]
+        masked = np.asarray(["spot" in record.class_counts for record in records])
+        np.testing.assert_allclose(alone.weights, rarity)
+        expected = np.asarray(rarity)[masked].sum() / sum(rarity)
+        assert np.asarray(masked)[alone.order()].mean() == pytest.approx(expected, abs=0.01) and expected < 0.15
+    both, records = sampler(["grade", "spots"])
+    masked = np.asarray(["spot" in record.class_counts for record in records])
+    assert masked[both.order()].mean() > 0.25  # a fourth class beside three, drawn as often as each of these
+
+    assert set(sampler(["grade"], priority_class="spot")[0].weights) == set(sampler(["grade"])[0].weights)
+    assert "data.loader.priority_class=spot has no effect: it is no class of grade" in caplog.text
+    with pytest.raises(DataError, match="holds no `d`"):
+        sampler(["grade"], priority_class="d")
+
+
+def test_class_aware_sampling_of_tasks_without_counted_classes_is_a_shuffle(family, stretch, caplog):
+    module = make(family, stretch, ["load"], loader={"sampler": "class_aware"})
+    assert module.train_dataloader().sampler.weights is None
+    assert "class_aware has no effect: no class of load is counted" in caplog.text
 
 
 def test_cache_serves_the_same_batches(family, tiles, tmp_path):

@@ -154,10 +154,10 @@ def test_padding_of_multiclass_masks_is_ignored_by_loss(family):
 
 
 def test_class_presence_is_per_window(family, tiles, stretch):
-    whole = make(family, stretch).class_presence()
+    whole = make(family, stretch).class_presence(["detection"])
     assert whole == [record.class_counts for record in family.records()]
     dataset = make(family, tiles)
-    presence = dataset.class_presence()
+    presence = dataset.class_presence(["detection"])
     assert len(presence) == len(dataset) and any(not entry for entry in presence)
     for index in (0, 9, 30):
         detection = dataset[index]["targets"]["detection"]
