@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mtl.core.digest import with_digest, without_digest
 from mtl.core.errors import DataError
 from mtl.core.files import plain, write_table, write_text
 from mtl.core.task import TaskSpec
@@ -42,7 +43,7 @@ def write_metrics(
     content = plain(
         {"suite": suite, "split": split, "checkpoint": checkpoint, "seed": seed} | summary | more | {"notes": notes}
     )
-    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    write_text(path, with_digest(json.dumps(content, indent=2, allow_nan=False)) + "\n")
     return content
 
 
@@ -69,7 +70,7 @@ def save_records(path: Path, evaluator: Evaluator) -> None:
     records, specs = evaluator.records(), {task: spec.to_dict() for task, spec in evaluator.specs.items()}
     content = {"format": RECORDS_FORMAT, "group_by": evaluator.group_by, "specs": specs, "samples": records["samples"]}
     content["tasks"] = _encode(records["tasks"])
-    write_text(path, json.dumps(content, separators=(",", ":"), allow_nan=False))
+    write_text(path, with_digest(json.dumps(content, separators=(",", ":"), allow_nan=False)))
 
 
 def save_cases(path: Path, cases: dict[str, Any]) -> None:
@@ -133,7 +134,10 @@ def _decode(value: Any) -> Any:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = without_digest(path.read_text(encoding="utf-8").rstrip("\n"))
+        if text is None:
+            raise DataError(f"`{path}` is not what was written: it was edited or is damaged. Evaluate the run again.")
+        content = json.loads(text)
     except OSError as error:
         raise DataError(
             f"Cannot read `{path}`: {error.strerror}. Expected the {path.name} of a finished evaluation."
