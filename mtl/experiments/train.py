@@ -11,10 +11,11 @@ from torch.multiprocessing import ProcessRaisedException
 
 from mtl.config.plan import Plan
 from mtl.core.errors import ConfigError, DataError, TrainingError
-from mtl.core.files import write_json
+from mtl.core.files import remove_stale, write_json
 from mtl.runs.environment import environment
 from mtl.runs.folder import RunFolder, is_main_process, new_run_dir, start_log
 from mtl.runs.history import read_history
+from mtl.runs.lock import held
 from mtl.training.fit import check_validation, error_of_rank, fit, interrupted, log, what_is_kept
 from mtl.training.loggers import close_loggers
 from mtl.training.quiet import ignore_noise
@@ -35,7 +36,7 @@ def train(plan: Plan) -> tuple[dict[str, Any], dict[str, Any]]:
     config = plan.config
     check_validation(config.trainer)
     run_dir = Path(config.resume) if config.resume else new_run_dir(config)
-    with warnings.catch_warnings():
+    with held(run_dir), warnings.catch_warnings():
         ignore_noise()
         try:
             return _train(plan, run_dir)
@@ -60,6 +61,7 @@ def _train(plan: Plan, run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if resume_from is not None and not resume_from.is_file():
         resume_from = None  # stopped before the first epoch was finished: the run begins anew in its directory
     if is_main_process():
+        remove_stale(run.path / "*", below=True)
         write_json(run.config, plan.to_dict() | {"resume": None})
         if not plan.config.resume:
             write_json(run.environment, environment())

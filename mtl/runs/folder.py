@@ -79,6 +79,11 @@ class RunFolder(ResultFolder):
         return self.path / "environment.json"
 
     @property
+    def lock(self) -> Path:
+        """Return where it stands which process writes the run, as long as it does."""
+        return self.path / "lock.json"
+
+    @property
     def log(self) -> Path:
         """Return where the log is."""
         return self.path / "log.txt"

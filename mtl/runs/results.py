@@ -25,13 +25,12 @@ CASE_FIELDS = (
 )  # fmt: skip
 
 
-def write_metrics(
-    path: Path, summary: dict[str, Any], *, suite: str, split: str, checkpoint: str, seed: int, **more: Any
+def metrics_content(
+    summary: dict[str, Any], *, suite: str, split: str, checkpoint: str, seed: int, **more: Any
 ) -> dict[str, Any]:
-    """Write `metrics.json` and return its content.
+    """Return the content of `metrics.json`.
 
     Args:
-        path: File to write.
         summary: From `Evaluator.summary`.
         suite: Task suite.
         split: Which part of the data was scored.
@@ -40,11 +39,15 @@ def write_metrics(
         more: Further entries (`baseline` from `baseline_summary`); `notes` come before those of the summary.
     """
     notes = list(dict.fromkeys([*more.pop("notes", []), *summary.get("notes", [])]))
-    content = plain(
+    content: dict[str, Any] = plain(
         {"suite": suite, "split": split, "checkpoint": checkpoint, "seed": seed} | summary | more | {"notes": notes}
     )
-    write_text(path, with_digest(json.dumps(content, indent=2, allow_nan=False)) + "\n")
     return content
+
+
+def write_metrics(path: Path, content: dict[str, Any]) -> None:
+    """Write `metrics.json`; of an evaluation it comes last, so that everything is there where it is."""
+    write_text(path, with_digest(json.dumps(content, indent=2, allow_nan=False)) + "\n")
 
 
 def read_metrics(path: Path) -> dict[str, Any]:

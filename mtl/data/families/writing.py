@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mtl.core.errors import DataError
-from mtl.core.files import PARTIAL
+from mtl.core.files import partial_beside, remove_stale
 
 
 def write_image(path: Path, image: np.ndarray, quality: int = 92) -> None:
@@ -47,7 +46,8 @@ def new_folder(output: Path, contents: tuple[str, ...], overwrite: bool) -> Iter
             raise DataError(
                 f"`{output}` was not made by this command: it holds `{foreign[0]}`. Nothing is replaced; choose another output."
             )
-    partial = output.with_name(PARTIAL.format(name=output.name, process=os.getpid()))
+    remove_stale(output)
+    partial = partial_beside(output)
     try:
         partial.mkdir(parents=True)
         yield partial

@@ -14,7 +14,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint
 
-from mtl.core.files import link_or_copy, remove_stale
+from mtl.core.files import link_or_copy
 from mtl.runs.folder import RunFolder
 from mtl.runs.history import write_history
 
@@ -93,7 +93,6 @@ class RunRecorder(Checkpoint):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Complete what a run that was killed between two files of an epoch had not written any more."""
         if self.last_epoch >= 0 and trainer.is_global_zero:
-            remove_stale(self.last.with_name("*"))
             write_history(self.run_dir, self.rows)
             if self.best_epoch == self.last_epoch:
                 self._publish()

@@ -14,7 +14,7 @@ from mtl.core.errors import DataError
 from mtl.core.task import TaskSpec
 from mtl.core.types import ImageResult, Window
 from mtl.metrics.evaluator import Evaluator
-from mtl.runs.results import load_records, main_metrics, read_metrics, save_cases, save_records, write_metrics
+from mtl.runs.results import load_records, main_metrics, metrics_content, read_metrics, save_cases, save_records, write_metrics
 
 SPECS = {
     "detection": TaskSpec("detection", "detection", ("a", "b"), members=(("a",), ("b", "c"))),
@@ -62,7 +62,8 @@ def test_metrics_file(tmp_path: Path) -> None:
     filled = evaluator()
     summary = filled.summary(filled.thresholds(), bootstrap=10)
     path = tmp_path / "metrics.json"
-    written = write_metrics(path, summary, suite="malaria_mttl", split="test", checkpoint="best.ckpt", seed=1, notes=["first"])
+    written = metrics_content(summary, suite="malaria_mttl", split="test", checkpoint="best.ckpt", seed=1, notes=["first"])
+    write_metrics(path, written)
     assert list(written)[:5] == ["suite", "split", "checkpoint", "seed", "score"]
     assert read_metrics(path) == written
     assert written["notes"] == ["first", *summary["notes"]] and summary["notes"]
@@ -84,7 +85,7 @@ def test_unusable_files_are_named(tmp_path: Path, text: str | None, words: str) 
 def test_a_changed_number_is_noticed(tmp_path: Path, case_study: Any) -> None:
     study = case_study(hd95=False)
     save_records(tmp_path / "records.json", study)
-    write_metrics(tmp_path / "metrics.json", {"tasks": {"a": {"dice": 0.75}}}, suite="s", split="test", checkpoint="c", seed=0)
+    write_metrics(tmp_path / "metrics.json", {"tasks": {"a": {"dice": 0.75}}})
     assert read_metrics(tmp_path / "metrics.json")["tasks"] == {"a": {"dice": 0.75}}
     for name, read in (("records.json", load_records), ("metrics.json", read_metrics)):
         text = (tmp_path / name).read_text()

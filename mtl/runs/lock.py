@@ -1,0 +1,89 @@
+"""One process at a time writes a run, or a comparison: who it is stands in a file of the folder while it lasts."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+from mtl.core.errors import ConfigError
+from mtl.core.processes import Process, this_process
+from mtl.runs.folder import RunFolder, is_main_process
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing a run or comparison; of several ranks the first one does.
+
+    A lock of a process that is gone is taken over.
+
+    Raises:
+        ConfigError: Another process writes there.
+    """
+    path = RunFolder(folder).lock
+    if not is_main_process():
+        yield
+        return
+    with _opened(path) as file:
+        holder = _holder(file)
+        if holder is not None and holder[0].runs and holder[0] != this_process():
+            raise ConfigError(_refusal(folder, path, *holder))
+        file.seek(0)
+        file.truncate()
+        about = asdict(this_process()) | {"command": shlex.join(sys.argv), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        file.write(json.dumps(about) + "\n")
+    try:
+        yield
+    finally:
+        with suppress(OSError), _opened(path, "r+") as file:
+            holder = _holder(file)
+            if holder is not None and holder[0] == this_process():  # not a forked rank, and nobody else's
+                path.unlink()
+
+
+def _refusal(folder: Path, path: Path, holder: Process, about: dict[str, Any]) -> str:
+    here = holder.host == this_process().host
+    remedy = (
+        f"Wait until it is finished, or end it (kill {holder.pid})."
+        if here
+        else f"Whether it still runs cannot be told from here: wait until it is finished, or remove `{path}` if it is gone."
+    )
+    return (
+        f"`{folder}` is being written by process {holder.pid} on {holder.host} since {about.get('since')} "
+        f"(`{about.get('command')}`). {remedy}"
+    )
+
+
+@contextmanager
+def _opened(path: Path, mode: str = "a+") -> Iterator[IO[str]]:
+    """Open the file and keep others from reading and changing it meanwhile, where the file system can."""
+    while True:
+        with path.open(mode, encoding="utf-8") as file:
+            with suppress(ImportError, OSError):
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                same = os.path.samestat(path.stat(), os.fstat(file.fileno()))
+            except FileNotFoundError:
+                same = False
+            if same:  # else its holder removed it between the two steps
+                yield file
+                return
+
+
+def _holder(file: IO[str]) -> tuple[Process, dict[str, Any]] | None:
+    """Return who holds the lock; nobody does where the file is new or was left half written."""
+    file.seek(0)
+    try:
+        about = json.loads(file.read())
+        return Process(str(about["host"]), int(about["pid"]), str(about["began"])), about
+    except (ValueError, KeyError, TypeError):
+        return None
