@@ -11,12 +11,14 @@ from mtl.cli.main import HYDRA_FLAGS
 from mtl.config.compose import configs_folder, prepare_overrides, resolved, take_plugins, unknown_stages
 from mtl.config.plan import Plan
 from mtl.core.errors import ConfigError
+from mtl.core.processes import end_with_parent
 
 SUMMARY = "train a task suite: mtl train task=malaria_mttl backbone=resnet50"
 
 
 def run(words: list[str]) -> int:
     """Train. Sweeps, launchers and `--cfg` go through `hydra.main`, everything else is composed here."""
+    end_with_parent()
     if wants_help(words):
         print(verb_help("train", "train", words))
         return 0

@@ -45,7 +45,9 @@ def beside(path: Path) -> Iterator[Path]:
     partial = partial_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.unlink(missing_ok=True)  # of a killed process with this number; it may be a link that must not be written through
+        partial.unlink(
+            missing_ok=True
+        )  # of a killed process with this number; it may be a link that must not be written through
         yield partial
         with partial.open("rb+") as file:
             os.fsync(file.fileno())

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import re
+import signal
+import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
+ENDS_WITH = "MTL_ENDS_WITH"  # in the environment: the process with which this one is to end
 CLOCK_SLACK = 60.0  # seconds by which the clocks of files and processes may be apart
 
 
@@ -56,6 +61,17 @@ def wrote(pid: int, modified: float) -> bool:
     stat, boot = _stat(pid), _boot_time()
     began = None if boot is None or len(stat) < 20 else boot + int(stat[19]) / os.sysconf("SC_CLK_TCK")
     return began is None or began <= modified + CLOCK_SLACK
+
+
+def end_with_parent() -> None:
+    """Be interrupted, as by Ctrl-C, when the process ends that started this one and asked for it; Linux only."""
+    parent = os.environ.pop(ENDS_WITH, None)  # what this process starts is its own business
+    if parent is None or not sys.platform.startswith("linux"):
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start what runs in the background with it ignored
+    ctypes.CDLL(None).prctl(SET_DEATH_SIGNAL, signal.SIGINT)
+    if os.getppid() != int(parent):
+        signal.raise_signal(signal.SIGINT)
 
 
 def host_word() -> str:

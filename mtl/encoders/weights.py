@@ -91,7 +91,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise CheckpointError(f"Weight file `{path}` does not exist: expected a .safetensors, .pth, .pt or .ckpt file.")
     if damage := archive_damage(file):
         raise CheckpointError(
-            f"Weight file `{path}` is damaged: it is not what was written ({damage}). Download it again, or restore it from a copy."
+            f"Weight file `{path}` is damaged: it is not what was written ({damage}). Download it again or restore a copy."
         )
     try:
         if file.suffix == ".safetensors":

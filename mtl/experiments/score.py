@@ -12,6 +12,7 @@ import torch
 from rich.progress import track
 
 from mtl.config.plan import Plan
+from mtl.core.disk import keeping
 from mtl.core.errors import TrainingError
 from mtl.core.files import remove_stale
 from mtl.core.plugins import use
@@ -70,7 +71,8 @@ def evaluate(
     plan = Plan.of_trained(loaded.config, root, batch_size)
     evaluation = score(loaded, split, bootstrap, plan=plan)
     place = ResultFolder(Path(output)) if output else RunFolder(run_dir).evaluation(_result_name(evaluation, root))
-    metrics = write_results(evaluation, place, run_dir, report)
+    with keeping(lambda: "The run is as it was; files of this evaluation that were written are whole."):
+        metrics = write_results(evaluation, place, run_dir, report)
     log.info(result_lines(metrics))
     for note in evaluation.notes:
         log.info("note: %s", note)

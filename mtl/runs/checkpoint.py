@@ -6,7 +6,6 @@ import errno
 import logging
 import os
 import pickle
-import shutil
 import zipfile
 from functools import cache
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from mtl.config.load import stored_config
 from mtl.config.schema import RunConfig
 from mtl.core.digest import append_digest, archive_damage, has_digest
+from mtl.core.disk import free_bytes
 from mtl.core.distribution import install_command
 from mtl.core.errors import CheckpointError, ConfigError, TrainingError
 from mtl.core.files import beside, sync_folder
@@ -44,7 +44,7 @@ def save_atomic(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -> Non
                 append_digest(partial)
             finally:
                 # The number must describe the disk as the writer met it, so it is read before the partial file goes.
-                free = _free_bytes(target.parent)
+                free = free_bytes(target.parent)
         sync_folder(target.parent)
     except (OSError, RuntimeError) as error:
         cause = _disk_error(error)
@@ -153,13 +153,6 @@ def _disk_error(error: BaseException) -> OSError | None:
             return seen
         seen = seen.__cause__ or seen.__context__
     return OSError(errno.EIO, str(error).splitlines()[0]) if "enforce fail" in str(error) else None
-
-
-def _free_bytes(folder: Path) -> int | str:
-    try:
-        return shutil.disk_usage(folder).free
-    except OSError:
-        return "unknown"
 
 
 def _first_line(error: BaseException) -> str:

@@ -13,9 +13,32 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
-from mtl.core.errors import ConfigError
+from mtl.core.errors import ConfigError, TrainingError
 from mtl.core.processes import Process, this_process
 from mtl.runs.folder import RunFolder, is_main_process
+
+_held: dict[Path, Process] = {}  # by folder, of this process or the one that forked it
+
+
+def require_held(folder: Path) -> None:
+    """Make sure that a run is still written by its own process, before anything more is written.
+
+    Raises:
+        TrainingError: Its folder, or the lock in it, was removed or is another one by now.
+    """
+    mine = _held.get(folder)
+    if mine is None:
+        return
+    try:
+        with RunFolder(folder).lock.open(encoding="utf-8") as file:
+            holder = _holder(file)
+    except OSError:
+        holder = None
+    if holder is None or holder[0] != mine:
+        raise TrainingError(
+            f"The run directory `{folder}` was removed or replaced while the run was writing it, so nothing more is written. "
+            "Leave it in place, and start the run again."
+        )
 
 
 @contextmanager
@@ -32,30 +55,46 @@ def held(folder: Path) -> Iterator[None]:
         yield
         return
     with _opened(path) as file:
-        holder = _holder(file)
-        if holder is not None and holder[0].runs and holder[0] != this_process():
-            raise ConfigError(_refusal(folder, path, *holder))
+        _refuse_others(folder, file)
         file.seek(0)
         file.truncate()
         about = asdict(this_process()) | {"command": shlex.join(sys.argv), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
         file.write(json.dumps(about) + "\n")
+    _held[folder] = this_process()
     try:
         yield
     finally:
+        del _held[folder]
         with suppress(OSError), _opened(path, "r+") as file:
             holder = _holder(file)
             if holder is not None and holder[0] == this_process():  # not a forked rank, and nobody else's
                 path.unlink()
 
 
-def _refusal(folder: Path, path: Path, holder: Process, about: dict[str, Any]) -> str:
+def refuse_if_held(folder: Path) -> None:
+    """Refuse to read a run as finished while another process writes it.
+
+    Raises:
+        ConfigError: One does.
+    """
+    with suppress(FileNotFoundError), RunFolder(folder).lock.open(encoding="utf-8") as file:
+        _refuse_others(folder, file)
+
+
+def _refuse_others(folder: Path, file: IO[str]) -> None:
+    found = _holder(file)
+    if found is None:
+        return
+    holder, about = found
+    if not holder.runs or holder == this_process():
+        return
     here = holder.host == this_process().host
     remedy = (
         f"Wait until it is finished, or end it (kill {holder.pid})."
         if here
-        else f"Whether it still runs cannot be told from here: wait until it is finished, or remove `{path}` if it is gone."
+        else f"Whether it still runs cannot be told from here. Wait for it; if it is gone, remove `{file.name}`."
     )
-    return (
+    raise ConfigError(
         f"`{folder}` is being written by process {holder.pid} on {holder.host} since {about.get('since')} "
         f"(`{about.get('command')}`). {remedy}"
     )

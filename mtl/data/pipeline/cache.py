@@ -74,7 +74,7 @@ class RasterCache:
         entry = self.entries[sample_id]
         part = self._bytes[entry["offset"] : entry["offset"] + _length(entry)]
         if sample_id not in self._checked:
-            if zlib.crc32(part) != entry["crc32"]:
+            if _sum(part) != entry["crc32"]:
                 self._replace(sample_id, make() if make else None)
             self._checked.add(sample_id)
         return part.view(np.dtype(entry["dtype"])).reshape(entry["shape"])
@@ -85,7 +85,7 @@ class RasterCache:
         if raster is None:
             raise DataError(f"The image cache `{self.folder}` is damaged at `{sample_id}`. {hint}")
         raster = np.ascontiguousarray(raster)
-        if raster.nbytes != _length(entry) or zlib.crc32(raster) != entry["crc32"]:
+        if raster.nbytes != _length(entry) or _sum(raster) != entry["crc32"]:
             raise DataError(
                 f"The image cache `{self.folder}` is damaged at `{sample_id}`, whose image gives other pixels today. {hint}"
             )
@@ -195,6 +195,10 @@ def _read_index(folder: Path) -> dict[str, Any]:
     raise DataError(f"The image cache `{folder}` is damaged. Remove that folder; the next run builds it again.")
 
 
+def _sum(pixels: np.ndarray) -> int:
+    return zlib.crc32(pixels.data)
+
+
 def _complete(folder: Path, records: list[Record]) -> bool:
     try:
         index = _read_index(folder)
@@ -257,7 +261,7 @@ def _build(family: DataFamily, records: list[Record], preprocessing: Preprocessi
             some = missing[start : start + workers]
             for record, (image, about) in zip(some, pool.map(raster, some), strict=True):
                 entry = {
-                    "offset": end, "shape": list(image.shape), "dtype": image.dtype.str, "crc32": zlib.crc32(image), **about
+                    "offset": end, "shape": list(image.shape), "dtype": image.dtype.str, "crc32": _sum(image), **about
                 }  # fmt: skip
                 _write(images, image)
                 end += image.nbytes

@@ -17,6 +17,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from mtl.core.files import link_or_copy
 from mtl.runs.folder import RunFolder
 from mtl.runs.history import write_history
+from mtl.runs.lock import require_held
 
 log = logging.getLogger("mtl")
 Row = dict[str, Any]  # numbers by column, and the name of the stage
@@ -138,6 +139,8 @@ class RunRecorder(Checkpoint):
         improved = self._improves(values.get(self.monitor), trainer)
         if improved:
             self.best_value, self.best_epoch = values[self.monitor], epoch
+        if trainer.is_global_zero:
+            require_held(self.run_dir)
         trainer.save_checkpoint(self.last)
         if trainer.is_global_zero:
             if improved:

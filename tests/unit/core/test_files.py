@@ -8,7 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from mtl.core.files import PARTIAL, beside, link_or_copy, list_files, partial_beside, remove_stale, table_text, write_table, write_text
+from mtl.core.files import (
+    PARTIAL,
+    beside,
+    link_or_copy,
+    list_files,
+    partial_beside,
+    remove_stale,
+    table_text,
+    write_table,
+    write_text,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -95,10 +105,10 @@ def test_a_long_name_can_be_written(tmp_path: Path) -> None:
 
 
 def test_an_error_of_the_system_names_the_file(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="No space left on device: '.*file.txt'"), beside(tmp_path / "file.txt"):
+    with pytest.raises(OSError, match=r"No space left on device: '.*file.txt'"), beside(tmp_path / "file.txt"):
         raise OSError(errno.ENOSPC, "No space left on device")
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match="file/below/deep.txt'|file/below'"):
+    with pytest.raises(OSError, match=r"file/below/deep.txt'|file/below'"):
         write_text(tmp_path / "file" / "below" / "deep.txt", "")
 
 

@@ -112,7 +112,7 @@ def test_flipped_bits_are_noticed(tmp_path: Path) -> None:
         changed[bit // 8] ^= 1 << bit % 8
         path.write_bytes(changed)
         for load in (read_checkpoint, AtomicCheckpointIO().load_checkpoint, read_weights):  # also resume, hand-over, weights
-            with pytest.raises(CheckpointError, match="damaged|neither"):
+            with pytest.raises(CheckpointError, match=r"damaged|neither"):
                 load(path)
     path.write_bytes(content)
     (tmp_path / "moved.ckpt").hardlink_to(path)

@@ -83,7 +83,7 @@ def test_a_damaged_cache_is_rebuilt(family, folder, stretch, damage):
 def test_a_flipped_bit_is_noticed_and_the_image_prepared_anew(family, folder, stretch, caplog, monkeypatch):
     cache = prepare(family, family.records(), stretch, folder, progress=False)
     monkeypatch.setattr(logging.getLogger("mtl"), "propagate", True)
-    record, pixels = family.records()[3], cache.folder / "images.bin"
+    pixels = cache.folder / "images.bin"
     expected, content = cache.read("s03").copy(), bytearray(pixels.read_bytes())
     content[cache.entries["s03"]["offset"] + 1000] ^= 4
     pixels.write_bytes(content)
@@ -95,7 +95,7 @@ def test_a_flipped_bit_is_noticed_and_the_image_prepared_anew(family, folder, st
     check(RasterCache(cache.folder), family, stretch)  # on the disk, too
     for damage in (content, bytes(content[:-1]) + b"\xff"):
         pixels.write_bytes(damage)
-        with pytest.raises(DataError, match="is damaged at `s.*Remove that folder"):
+        with pytest.raises(DataError, match=r"is damaged at `s.*Remove that folder"):
             [RasterCache(cache.folder).read(record.sample_id) for record in family.records()]
     text = (cache.folder / "index.json").read_text()
     (cache.folder / "index.json").write_text(text.replace('"original_size": [', '"original_size": [1'))
