@@ -58,7 +58,7 @@ def held(folder: Path) -> Iterator[None]:
         _refuse_others(folder, file)
         file.seek(0)
         file.truncate()
-        about = asdict(this_process()) | {"command": shlex.join(sys.argv), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        about = asdict(this_process()) | {"command": _command(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
         file.write(json.dumps(about) + "\n")
     _held[folder] = this_process()
     try:
@@ -116,6 +116,11 @@ def _opened(path: Path, mode: str = "a+") -> Iterator[IO[str]]:
             if same:  # else its holder removed it between the two steps
                 yield file
                 return
+
+
+def _command() -> str:
+    words = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    return words if len(words) <= 100 else f"{words[:97]}..."
 
 
 def _holder(file: IO[str]) -> tuple[Process, dict[str, Any]] | None:
