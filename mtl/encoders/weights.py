@@ -86,7 +86,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: No such file, not readable, or without tensors.
     """
-    file = Path(path).expanduser()
+    file = Path(path)
     if not file.is_file():
         raise CheckpointError(f"Weight file `{path}` does not exist: expected a .safetensors, .pth, .pt or .ckpt file.")
     if damage := archive_damage(file):

@@ -19,6 +19,7 @@ from mtl.config.schema import GeometryConfig
 from mtl.config.verbs import CompareConfig
 from mtl.core.errors import ConfigError, DataError, TrainingError, unknown
 from mtl.core.files import file_hash
+from mtl.core.names import folder_name_problem
 from mtl.core.plugins import use
 from mtl.experiments.own_process import INTERRUPTED, train_in_own_process
 from mtl.runs.folder import RunFolder
@@ -86,7 +87,9 @@ def compare(
     named = use(plugins)
     shared = [*([f"plugins={json.dumps(named)}"] if named else []), *overrides]  # the runs are processes of their own
     arms = ["mtl", "stl"] if arms is None else arms
-    folder = Path(output_root) / (name or suite)
+    if problem := folder_name_problem(suite if name is None else name, "suite" if name is None else "name"):
+        raise ConfigError(problem)
+    folder = Path(output_root) / (suite if name is None else name)
     arm_overrides = _arm_overrides(arms)
     runs = _plan(suite, seeds, arm_overrides, shared, folder)
     plans = {run: Plan.from_words(list(run.overrides)) for run in runs}

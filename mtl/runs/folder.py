@@ -145,7 +145,7 @@ EXAMPLE = RunFolder(Path("<run dir>")).best
 
 def checkpoint_path(checkpoint: str | Path) -> Path:
     """Accept a run directory in place of its best checkpoint."""
-    path = Path(checkpoint)
+    path = Path(checkpoint).expanduser()
     best = RunFolder(path).best
     return best if path.is_dir() and best.is_file() else path
 

@@ -255,6 +255,23 @@ def test_wrong_weights(train: Run, smears: Path, wrong_checkpoints: Path, name: 
     assert message in train(4, f"data.root={smears}", f"backbone.weights={wrong_checkpoints}/{name}")
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("backbone.weights=/nowhere.pth",), "`/nowhere.pth` does not exist"),
+        (("backbone=resnet50", "backbone.pretrained=true"), "could not be downloaded"),
+    ],
+)
+def test_a_failed_start_leaves_the_name_free(
+    run: Run, smears: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.setattr("mtl.encoders.hub._cached", lambda config: None)
+    named = ("task=malaria_mttl", *TINY, DENSE, f"data.root={smears}", f"paths.output_root={tmp_path}/runs", "name=x", *words)
+    for _ in range(2):
+        assert message in run(4, "train", *named)
+    assert not (tmp_path / "runs" / "malaria_mttl" / "x").exists()
+
+
 def test_weights_of_another_architecture(train: Run, smears: Path, cells_run: Path) -> None:
     words = [f"data.root={smears}", f"backbone.weights={cells_run}/checkpoints/best.ckpt", "backbone=resnet18"]
     assert "belongs to another network" in train(4, *words)
