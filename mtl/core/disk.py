@@ -30,8 +30,7 @@ def sentence(error: OSError) -> str:
     where = "A file" if error.filename is None else f"`{error.filename}`"
     kept = " ".join(getattr(error, "__notes__", []))
     if error.errno in FULL:
-        room = "" if error.filename is None else f" ({free_bytes(Path(error.filename).parent)} bytes free)"
-        return " ".join(filter(None, [f"{where} could not be written: {error.strerror}{room}.", kept, FULL_TEXT]))
+        return " ".join(filter(None, [f"{where} could not be written: {error.strerror}.", kept, FULL_TEXT]))
     remedy = "Choose another path, or change what lies there; MTL_TRACEBACK=1 shows where this came from."
     return " ".join(filter(None, [f"{where} cannot be read or written: {error.strerror}.", kept, remedy]))
 

@@ -259,7 +259,7 @@ def test_wrong_weights(train: Run, smears: Path, wrong_checkpoints: Path, name: 
     ("words", "message"),
     [
         (("backbone.weights=/nowhere.pth",), "`/nowhere.pth` does not exist"),
-        (("backbone=resnet50", "backbone.pretrained=true"), "could not be downloaded"),
+        (("backbone=resnet50", "backbone.pretrained=true"), "neither in the local cache nor"),
     ],
 )
 def test_a_failed_start_leaves_the_name_free(

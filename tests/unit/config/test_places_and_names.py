@@ -40,7 +40,7 @@ def test_a_home_folder_is_found_in_every_path_of_a_run(home: str) -> None:
             value = value[step]
         assert value == f"{home}/{key}"
     assert plan.start_files == [f"{home}/a.ckpt"] and plan.family.root == f"{home}/data.root"  # type: ignore[attr-defined]
-    folders = Plan.from_words(["task=brain_mtl", "backbone=test_resnet", "data.folders={brats:'~/b'}"]).config.data.part
+    folders = Plan.from_words(["task=brain_joint", "backbone=test_resnet", "data.folders={brats:'~/b'}"]).config.data.part
     assert folders["folders"]["brats"] == f"{home}/b"
 
 
