@@ -11,6 +11,7 @@ from mtl.config.load import build_family, check_data, load_config
 from mtl.config.parts import validate
 from mtl.config.schema import DataConfig
 from mtl.config.verbs import DataToolConfig, SynthConfig
+from mtl.core.disk import keeping
 from mtl.core.errors import ConfigError, unknown
 from mtl.core.registry import DATA_FAMILIES
 
@@ -53,7 +54,8 @@ def run(words: list[str]) -> int:
         raise ConfigError(problems)
     config = DataToolConfig.model_validate({**values, "data": data})
     carry_out = {"check": _check, "stats": _stats, "show": _show, "prepare": _prepare}[tool]
-    return carry_out(config, DataConfig.model_validate(data))
+    with keeping(lambda: "Files that were written before are whole."):
+        return carry_out(config, DataConfig.model_validate(data))
 
 
 def _synth(family: str, settings: dict[str, Any]) -> int:

@@ -6,13 +6,13 @@ Torch and the other heavy libraries are imported by the verbs, after the words o
 from __future__ import annotations
 
 import ast
-import errno
 import importlib
 import os
 import sys
 from functools import cache
 from pathlib import Path
 
+from mtl.core.disk import is_refusal, sentence
 from mtl.core.errors import MtlError, nearest
 from mtl.core.version import __version__
 
@@ -29,14 +29,6 @@ HYDRA_FLAGS = (
     "--package",
     "-p",
 )
-# What the operating system refuses for reasons the user can do something about.
-REFUSALS = {
-    getattr(errno, name)
-    for name in (
-        "EACCES", "EDQUOT", "EEXIST", "EFBIG", "EIO", "EISDIR", "ELOOP", "EMFILE", "ENAMETOOLONG", "ENOENT", "ENOSPC",
-        "ENOTDIR", "EPERM", "EROFS", "ESTALE",
-    )
-}  # fmt: skip
 
 
 @cache
@@ -81,13 +73,9 @@ def guarded(verb: str, words: list[str]) -> int:
             raise
         return error.exit_code
     except OSError as error:
-        if error.errno not in REFUSALS or error.filename is None or os.environ.get("MTL_TRACEBACK"):
+        if not is_refusal(error) or os.environ.get("MTL_TRACEBACK"):
             raise
-        print(
-            f"error: `{error.filename}` cannot be read or written: {error.strerror}. Choose another path, or change what lies "
-            "there; MTL_TRACEBACK=1 shows where this came from.",
-            file=sys.stderr,
-        )
+        print(f"error: {sentence(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -10,13 +10,16 @@ from mtl.cli.help import verb_help, wants_help
 from mtl.cli.main import HYDRA_FLAGS
 from mtl.config.compose import configs_folder, prepare_overrides, resolved, take_plugins, unknown_stages
 from mtl.config.plan import Plan
+from mtl.config.sweeps import numbered
 from mtl.core.errors import ConfigError
+from mtl.core.processes import end_with_parent
 
 SUMMARY = "train a task suite: mtl train task=malaria_mttl backbone=resnet50"
 
 
 def run(words: list[str]) -> int:
     """Train. Sweeps, launchers and `--cfg` go through `hydra.main`, everything else is composed here."""
+    end_with_parent()
     if wants_help(words):
         print(verb_help("train", "train", words))
         return 0
@@ -41,6 +44,8 @@ def _train(plan: Plan) -> int:
 
 def _through_hydra(words: list[str]) -> int:
     import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
 
     overrides = [word for word in words if "=" in word and not word.startswith("-")]
     ready, problems = prepare_overrides(overrides)
@@ -51,7 +56,9 @@ def _through_hydra(words: list[str]) -> int:
 
     def job(config: Any) -> None:
         take_plugins(overrides)  # a launcher may run this in another process
-        _train(Plan.from_config(resolved(config)))
+        composed, run = resolved(config), HydraConfig.get()
+        sweeps = run.mode == RunMode.MULTIRUN
+        _train(Plan.from_config(numbered(composed, overrides, run.job.num) if sweeps else composed))
 
     hydra.main(version_base="1.3", config_path=str(configs_folder()), config_name="train")(job)()
     return 0

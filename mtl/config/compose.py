@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from mtl.config.environment import NOT_KEPT, as_written
 from mtl.core import plugins
 from mtl.core.distribution import install_command
 from mtl.core.errors import ConfigError, unknown
@@ -186,11 +187,14 @@ def unknown_stages(config_name: str, overrides: list[str]) -> list[str]:
 
 
 def resolved(config: Any) -> dict[str, Any]:
-    """Turn an omegaconf node into dicts and lists with all references resolved."""
+    """Turn an omegaconf node into dicts and lists with all references resolved, but those of `mtl.config.environment`."""
     from omegaconf import OmegaConf
 
     values = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
     assert isinstance(values, dict)
+    for section in NOT_KEPT:
+        if section in values:
+            values[section] = as_written(values[section], OmegaConf.to_container(config[section], resolve=False), section)
     return {str(key): _without_missing(value) for key, value in values.items() if key != "hydra" and value != MISSING}
 
 

@@ -18,6 +18,7 @@ from mtl.core import plugins
 from mtl.core.decision import deciding_problem
 from mtl.core.errors import ConfigError, MtlError, unknown
 from mtl.core.family import DataFamily
+from mtl.core.names import folder_name_problem
 from mtl.core.parts import ENCODER, neck_chain
 from mtl.core.registry import (
     ADAPTERS,
@@ -89,7 +90,7 @@ def check_run_config(config: dict[str, Any], problems: Iterable[str] = ()) -> tu
     if lacking := plugins.missing(values.get("plugins", []), "This run"):
         raise ConfigError([*problems, *lacking])
     in_parts, in_data = check_parts(values)
-    problems = [*problems, *found, *in_parts, *in_data]
+    problems = [*problems, *found, *in_parts, *in_data, *_check_folder_names(values)]
     family = cache(lambda: build_family(DataConfig.model_validate(values["data"])))
     if not problems:
         problems += _check_fit(values, family)
@@ -102,6 +103,13 @@ def check_run_config(config: dict[str, Any], problems: Iterable[str] = ()) -> tu
         values["backbone"]["in_chans"] = family().channels
     values["plugins"] = sorted(_used_plugins(values))  # not those that were merely named
     return RunConfig.model_validate(values), family()
+
+
+def _check_folder_names(values: dict[str, Any]) -> list[str]:
+    """Check what names the folder of a new run; one that is resumed has its folder."""
+    names = {} if values.get("resume") else {key: values.get(key) for key in ("suite", "name")}
+    found = [folder_name_problem(name, key) for key, name in names.items() if isinstance(name, str)]
+    return [problem for problem in found if problem]
 
 
 def stored_config(values: dict[str, Any], where: str) -> RunConfig:

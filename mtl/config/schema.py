@@ -12,6 +12,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from mtl.core.files import cache_folder
+from mtl.core.places import Place
 
 Part = dict[str, Any]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -148,7 +149,7 @@ class SplitConfig(Strict):
     fold: int = Field(ge=0)
     val_group_by: str | None
     seed: int
-    file: str | None
+    file: Place | None
     stratify: bool
 
 
@@ -172,7 +173,7 @@ class CacheConfig(Strict):
     """Memory-mapped cache of the images at network scale (`mtl.data.pipeline.cache`)."""
 
     enabled: bool
-    folder: str | None
+    folder: Place | None
 
     @property
     def place(self) -> Path | None:
@@ -325,8 +326,8 @@ class RuntimeConfig(Strict):
 class PathsConfig(Strict):
     """Where a run is written: `run_dir`, or `<output_root>/<suite>/<name or timestamp>`."""
 
-    output_root: str = "runs"
-    run_dir: str | None = None
+    output_root: Place = "runs"
+    run_dir: Place | None = None
 
 
 class StageConfig(Strict):
@@ -334,7 +335,7 @@ class StageConfig(Strict):
 
     tasks: list[str] | None = Field(None, min_length=1)
     sources: list[str] | None = Field(None, min_length=1)
-    start: str = "previous"
+    start: Place = "previous"
     freeze: list[str] = []
     epochs: PositiveInt
     optimizer: dict[str, Any] = {}
@@ -374,7 +375,7 @@ class Sections(Strict, Generic[Data]):
     monitor_smoothing: PositiveInt = 1
     select: Literal["best", "last"] = "best"
     stages: dict[str, StageConfig] = {}
-    resume: str | None = None
+    resume: Place | None = None
 
 
 ComposedConfig = Sections[Part]

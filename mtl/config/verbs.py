@@ -7,20 +7,21 @@ from typing import Literal
 from pydantic import Field, PositiveInt
 
 from mtl.config.schema import Part, Strict
+from mtl.core.places import Place
 
 
 class DataRootConfig(Strict):
     """The only part of `data` that evaluation may replace."""
 
-    root: str | None = None
+    root: Place | None = None
 
 
 class EvaluateConfig(Strict):
     """`evaluate.py`: score a checkpoint."""
 
-    checkpoint: str
+    checkpoint: Place
     split: Literal["train", "val", "test", "all"] = "test"
-    output: str | None = None
+    output: Place | None = None
     data: DataRootConfig = DataRootConfig()
     batch_size: PositiveInt | None = None
     device: str = "auto"
@@ -33,7 +34,7 @@ class SlideConfig(Strict):
     """What prediction has to know of whole-slide images."""
 
     spacing: float | None = Field(None, gt=0)
-    tissue_masks: str | None = None
+    tissue_masks: Place | None = None
     min_saturation: float | None = Field(0.05, gt=0, lt=1)
     tumor_bulk: bool = False
     cells: str | None = None
@@ -45,9 +46,9 @@ class SlideConfig(Strict):
 class PredictConfig(Strict):
     """`predict.py`: use a checkpoint on images, slides and volumes."""
 
-    checkpoint: str
-    source: str
-    output: str = "predictions"
+    checkpoint: Place
+    source: Place
+    output: Place = "predictions"
     batch_size: PositiveInt = 4
     device: str = "auto"
     overlays: bool = True
@@ -60,7 +61,7 @@ class PredictConfig(Strict):
 class SynthConfig(Strict):
     """`mtl data synth`: generate a small data set in the native layout."""
 
-    output: str
+    output: Place
     patients: PositiveInt = 8
     fields: PositiveInt = 5
     seed: int = 0
@@ -74,7 +75,7 @@ class DataToolConfig(Strict):
     """`mtl data check|stats|show|prepare`."""
 
     data: Part
-    output: str = "data_report"
+    output: Place = "data_report"
     count: PositiveInt = 6
     seed: int = 0
     plugins: list[str] = []
@@ -88,7 +89,7 @@ class CompareConfig(Strict):
     arms: str | list[str] | dict[str, list[str]] | None = None
     overrides: list[str] = []
     name: str | None = None
-    output_root: str = "runs/compare"
+    output_root: Place = "runs/compare"
     reference: str | None = None
     bootstrap: int = Field(1000, ge=0)
     plugins: list[str] = []

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mtl.core.errors import ConfigError
+from mtl.core.places import Place
 from mtl.core.sources import Source, inherited
 
 # What an annotation of a configurable argument may be made of.
 ANNOTATION_NAMES: dict[str, Any] = {
     "int": int, "float": float, "bool": bool, "str": str, "list": list, "tuple": tuple, "dict": dict,
-    "None": None, "Literal": Literal, "Any": Any,
+    "None": None, "Literal": Literal, "Any": Any, "Place": Place,
 }  # fmt: skip
 CONTAINERS = {"list": 1, "dict": 2}
 

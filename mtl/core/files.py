@@ -8,7 +8,9 @@ import io
 import json
 import math
 import os
+import re
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -17,45 +19,74 @@ from typing import Any
 
 import numpy as np
 
+from mtl.core.processes import host_word, runs, wrote
+
 PARTIAL = ".{name}.{process}.partial"
+WRITER = re.compile(r"\.(?P<name>.*)\.(?:(?P<host>\w+)-)?(?P<pid>\d+)\.partial", re.DOTALL)
+NAME_BYTES = 180  # of the file that is written, in the name beside it: no name of a file has more than 255
+DAY = 24 * 3600.0
+
+
+def partial_beside(path: Path) -> Path:
+    """Return the name under which this process writes `path`; it tells who writes, so that others know what was left behind."""
+    return path.with_name(PARTIAL.format(name=_cut(path.name), process=f"{host_word()}-{os.getpid()}"))
+
+
+def _cut(name: str) -> str:
+    return os.fsdecode(os.fsencode(name)[:NAME_BYTES])
 
 
 @contextmanager
 def beside(path: Path) -> Iterator[Path]:
     """Give a name beside `path` to write to; what was written is flushed to the disk and takes the place of `path`.
 
-    After an error nothing is left, and `path` is as it was.
+    After an error nothing is left, and `path` is as it was. An error of the system names the file.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(PARTIAL.format(name=path.name, process=os.getpid()))
-    partial.unlink(missing_ok=True)  # of a killed process with this number; it may be a link that must not be written through
+    partial = partial_beside(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.unlink(
+            missing_ok=True
+        )  # of a killed process with this number; it may be a link that must not be written through
         yield partial
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         partial.replace(path)
+    except OSError as error:
+        if error.errno is not None and error.filename in (None, str(partial)):
+            error.filename, error.filename2 = str(path), None
+        raise
     finally:
-        partial.unlink(missing_ok=True)
-
-
-def remove_stale(path: Path) -> None:
-    """Remove what processes that are gone left of writing `path`; the name `*` stands for every file of the folder."""
-    for partial in path.parent.glob(PARTIAL.format(name=path.name, process="*")):
-        process = partial.name.split(".")[-2]
-        if process.isdecimal() and not _runs(int(process)):
+        with suppress(OSError):
             partial.unlink(missing_ok=True)
 
 
-def _runs(process: int) -> bool:
-    if os.name != "posix":  # elsewhere signal 0 is no question
-        return True
+def remove_stale(path: Path, below: bool = False) -> None:
+    """Remove what processes that are gone left of writing `path`.
+
+    Of another machine it is not known who runs; what lies unchanged for a day is taken for left behind.
+
+    Args:
+        path: The name `*` stands for every file of the folder.
+        below: Look into the folders of the folder too.
+    """
+    for folder, folders, names in os.walk(path.parent):
+        for name in [*names, *folders]:
+            found, partial = WRITER.fullmatch(name), Path(folder) / name
+            if found and (path.name == "*" or found["name"] == _cut(path.name)) and _is_left(partial, found):
+                shutil.rmtree(partial) if name in folders else partial.unlink(missing_ok=True)
+        if not below:
+            folders.clear()
+
+
+def _is_left(partial: Path, writer: re.Match[str]) -> bool:
     try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
+        modified = partial.lstat().st_mtime
+    except OSError:
         return False
-    except PermissionError:
-        pass
-    return True
+    if writer["host"] not in (None, host_word()):
+        return modified < time.time() - DAY
+    return not (runs(int(writer["pid"])) and wrote(int(writer["pid"]), modified))
 
 
 def write_bytes(path: Path, content: bytes) -> None:

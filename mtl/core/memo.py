@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mtl.core.digest import with_digest, without_digest
 from mtl.core.files import write_text
 
 FORMAT = 1
@@ -64,12 +65,13 @@ class Memo:
         if self.path is None or not self._new:
             return
         with contextlib.suppress(OSError):  # only a convenience: without it the next run asks again
-            write_text(self.path, json.dumps({"format": FORMAT, "entries": {**self._read(), **self._new}}))
+            write_text(self.path, with_digest(json.dumps({"format": FORMAT, "entries": {**self._read(), **self._new}})))
         self._new = {}
 
     def _read(self) -> dict[str, Any]:
         try:
-            content = json.loads(self.path.read_text(encoding="utf-8")) if self.path else {}
+            text = without_digest(self.path.read_text(encoding="utf-8")) if self.path else None
+            content = json.loads(text or "{}")
         except (OSError, ValueError):
             return {}
         entries = content.get("entries") if isinstance(content, dict) and content.get("format") == FORMAT else None

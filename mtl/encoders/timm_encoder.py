@@ -10,6 +10,7 @@ from timm.models.efficientnet import EfficientNet
 from torch import Tensor, nn
 
 from mtl.core.errors import CheckpointError, ConfigError, nearest
+from mtl.core.places import Place
 from mtl.core.registry import ENCODERS
 from mtl.encoders.base import Encoder
 from mtl.encoders.freeze import check_modules
@@ -51,7 +52,7 @@ class TimmEncoder(Encoder):
         *,
         architecture: str,
         pretrained: bool = False,
-        weights: str | None = None,
+        weights: Place | None = None,
         reinitialize: list = [],  # noqa: B006 (read only)
         in_chans: int | None = None,
         output_stride: int | None = None,

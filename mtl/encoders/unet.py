@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mtl.core.errors import ConfigError
+from mtl.core.places import Place
 from mtl.core.registry import ENCODERS
 from mtl.encoders.base import Encoder
 from mtl.encoders.freeze import freeze as freeze_body
@@ -70,7 +71,7 @@ class UnetEncoder(Encoder):
         in_chans: int | None = None,
         norm: Literal["batchnorm", "instancenorm", "none"] = "batchnorm",
         dropout: float = 0.0,
-        weights: str | None = None,
+        weights: Place | None = None,
         freeze: Literal["none", "all"] = "none",
         unfreeze: list = [],  # noqa: B006 (read only)
         gradient_checkpointing: bool = False,

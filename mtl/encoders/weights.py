@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mtl.core.digest import archive_damage
 from mtl.core.errors import CheckpointError
 from mtl.encoders.keys import KeyReport, canonical, spelled, under
 
@@ -85,9 +86,13 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: No such file, not readable, or without tensors.
     """
-    file = Path(path).expanduser()
+    file = Path(path)
     if not file.is_file():
         raise CheckpointError(f"Weight file `{path}` does not exist: expected a .safetensors, .pth, .pt or .ckpt file.")
+    if damage := archive_damage(file):
+        raise CheckpointError(
+            f"Weight file `{path}` is damaged: it is not what was written ({damage}). Download it again or restore a copy."
+        )
     try:
         if file.suffix == ".safetensors":
             from safetensors.torch import load_file

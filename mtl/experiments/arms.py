@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import subprocess
-import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,8 +19,11 @@ from mtl.config.schema import GeometryConfig
 from mtl.config.verbs import CompareConfig
 from mtl.core.errors import ConfigError, DataError, TrainingError, unknown
 from mtl.core.files import file_hash
+from mtl.core.names import folder_name_problem
 from mtl.core.plugins import use
+from mtl.experiments.own_process import INTERRUPTED, train_in_own_process
 from mtl.runs.folder import RunFolder
+from mtl.runs.lock import held, refuse_if_held
 from mtl.runs.stored import read_config
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def compare(
         Path of `comparison.md`.
 
     Raises:
-        ConfigError: The arms do not compose, or differ in what a comparison must hold equal.
+        ConfigError: The arms do not compose, or differ in what a comparison must hold equal, or another process is at it.
         TrainingError: A run failed; its log is named.
     """
     from mtl.experiments.comparison import write_comparison
@@ -86,7 +87,9 @@ def compare(
     named = use(plugins)
     shared = [*([f"plugins={json.dumps(named)}"] if named else []), *overrides]  # the runs are processes of their own
     arms = ["mtl", "stl"] if arms is None else arms
-    folder = Path(output_root) / (name or suite)
+    if problem := folder_name_problem(suite if name is None else name, "suite" if name is None else "name"):
+        raise ConfigError(problem)
+    folder = Path(output_root) / (suite if name is None else name)
     arm_overrides = _arm_overrides(arms)
     runs = _plan(suite, seeds, arm_overrides, shared, folder)
     plans = {run: Plan.from_words(list(run.overrides)) for run in runs}
@@ -95,17 +98,23 @@ def compare(
     base = reference or next((arm for arm in arm_overrides if is_single(arm)), next(iter(arm_overrides)))
     if base not in arm_overrides:
         raise ConfigError(unknown("arm", base, arm_overrides, "reference"))
+    folder.mkdir(parents=True, exist_ok=True)
+    with held(folder):
+        _train_all(runs, plans, folder)
+        summaries = [load_run(run.arm, run.seed, run.folder) for run in runs]
+        given = {"plugins": named, "name": name, "output_root": output_root, "reference": reference, "bootstrap": bootstrap}
+        write_comparison(folder, summaries, base, bootstrap, _command(suite, seeds, arms, overrides, given))
+    Console().print(str(folder / "comparison.md"), markup=False)
+    return folder / "comparison.md"
+
+
+def _train_all(runs: list[Run], plans: dict[Run, Plan], folder: Path) -> None:
     console = Console()
     for index, run in enumerate(runs):
         started = time.monotonic()
         state = _bring_up_to_date(run, plans[run])
         place = run.folder.relative_to(folder)
         console.print(f"[{index + 1}/{len(runs)}] {place}: {state} ({time.monotonic() - started:.0f} s)", markup=False)
-    summaries = [load_run(run.arm, run.seed, run.folder) for run in runs]
-    given = {"plugins": named, "name": name, "output_root": output_root, "reference": reference, "bootstrap": bootstrap}
-    write_comparison(folder, summaries, base, bootstrap, _command(suite, seeds, arms, overrides, given))
-    console.print(str(folder / "comparison.md"), markup=False)
-    return folder / "comparison.md"
 
 
 def load_run(arm: str, seed: int, folder: Path) -> RunSummary:
@@ -274,6 +283,7 @@ def _bring_up_to_date(run: Run, plan: Plan) -> str:
                 f"`{run.folder}` was trained with other settings ({listed}{', ...' if len(serious) > 4 else ''}). Use another "
                 "name= for this comparison, or remove that folder."
             )
+        refuse_if_held(run.folder)
         if place.metrics.is_file():
             return "finished before"
         again = [key for key in ALLOWED if key in changed or (key == "plugins" and now[key])]  # plug-ins are named each time
@@ -284,8 +294,10 @@ def _bring_up_to_date(run: Run, plan: Plan) -> str:
     run.folder.mkdir(parents=True, exist_ok=True)
     log = place.output
     status = train_in_own_process(words, log)
-    if status == 130:
-        raise KeyboardInterrupt
+    if status == INTERRUPTED:
+        error = TrainingError(f"Interrupted in `{run.folder}`. What is finished is kept; repeat the command to go on.")
+        error.exit_code = INTERRUPTED
+        raise error
     if status:
         last = (log.read_text(encoding="utf-8").strip().splitlines() or ["no output"])[-1]
         raise TrainingError(
@@ -293,14 +305,6 @@ def _bring_up_to_date(run: Run, plan: Plan) -> str:
             "command to go on."
         )
     return state
-
-
-def train_in_own_process(words: list[str], log: Path) -> int:
-    """Train in a process of its own, so that no run inherits anything from another; returns its exit status."""
-    with log.open("a", encoding="utf-8") as output:
-        return subprocess.run(
-            [sys.executable, "-m", "mtl", "train", *words], stdout=output, stderr=subprocess.STDOUT, check=False
-        ).returncode
 
 
 def _command(suite: str, seeds: Any, arms: Any, overrides: list[str], given: dict[str, Any]) -> str:

@@ -12,7 +12,9 @@ import torch
 from rich.progress import track
 
 from mtl.config.plan import Plan
+from mtl.core.disk import keeping
 from mtl.core.errors import TrainingError
+from mtl.core.files import remove_stale
 from mtl.core.plugins import use
 from mtl.data.pipeline.datamodule import MultiTaskDataModule
 from mtl.evaluation.baselines import baseline_summary, source_notes
@@ -25,7 +27,7 @@ from mtl.runs.build import build_evaluator
 from mtl.runs.folder import ResultFolder, RunFolder, checkpoint_path
 from mtl.runs.history import read_history, training_summary
 from mtl.runs.loading import PRETRAINING_NOTE, LoadedModel, load_model
-from mtl.runs.results import save_cases, save_records, write_metrics
+from mtl.runs.results import metrics_content, save_cases, save_records, write_metrics
 from mtl.runs.stages import trained_in
 
 log = logging.getLogger("mtl")
@@ -70,7 +72,8 @@ def evaluate(
     plan = Plan.of_trained(loaded.config, root, batch_size)
     evaluation = score(loaded, split, bootstrap, plan=plan)
     place = ResultFolder(Path(output)) if output else RunFolder(run_dir).evaluation(_result_name(evaluation, root))
-    metrics = write_results(evaluation, place, run_dir, report)
+    with keeping(lambda: "The run is as it was; files of this evaluation that were written are whole."):
+        metrics = write_results(evaluation, place, run_dir, report)
     log.info(result_lines(metrics))
     for note in evaluation.notes:
         log.info("note: %s", note)
@@ -224,8 +227,9 @@ def _result_name(evaluation: Evaluation, root: str | None) -> str:
 def write_results(evaluation: Evaluation, place: ResultFolder, run_dir: Path, report: bool) -> dict[str, Any]:
     """Write `metrics.json`, `predictions/records.json` and the report; return the content of the former."""
     plan = evaluation.plan
-    metrics = write_metrics(
-        place.metrics,
+    remove_stale(place.path / "*", below=True)
+    place.metrics.unlink(missing_ok=True)  # written last: where it is, all the rest is there and belongs to it
+    metrics = metrics_content(
         evaluation.summary,
         suite=plan.config.suite,
         split=evaluation.split,
@@ -242,6 +246,7 @@ def write_results(evaluation: Evaluation, place: ResultFolder, run_dir: Path, re
         from mtl.report.run_report import write_run_report
 
         write_run_report(evaluation, metrics, place.path, run_dir)
+    write_metrics(place.metrics, metrics)
     return metrics
 
 

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import traceback
 import warnings
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from torch.multiprocessing import ProcessRaisedException
 
 from mtl.config.plan import Plan
-from mtl.core.errors import ConfigError, DataError, TrainingError
-from mtl.core.files import write_json
+from mtl.core.errors import MtlError, TrainingError
+from mtl.core.files import remove_stale, write_json
 from mtl.runs.environment import environment
-from mtl.runs.folder import RunFolder, is_main_process, new_run_dir, start_log
-from mtl.runs.history import read_history
-from mtl.training.fit import check_validation, error_of_rank, fit, interrupted, log, what_is_kept
+from mtl.runs.folder import RunFolder, forget_start, is_main_process, new_run_dir, note_in_log, start_log, without_empty_folder
+from mtl.runs.lock import held, require_held
+from mtl.training.fit import check_validation, fit, log
 from mtl.training.loggers import close_loggers
 from mtl.training.quiet import ignore_noise
+from mtl.training.stops import stop_of
 
 
 def train(plan: Plan) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -35,22 +36,29 @@ def train(plan: Plan) -> tuple[dict[str, Any], dict[str, Any]]:
     config = plan.config
     check_validation(config.trainer)
     run_dir = Path(config.resume) if config.resume else new_run_dir(config)
-    with warnings.catch_warnings():
+    with without_empty_folder(config, run_dir), held(run_dir), warnings.catch_warnings():
         ignore_noise()
         try:
             return _train(plan, run_dir)
-        except KeyboardInterrupt as stop:
-            raise interrupted(run_dir) from stop
-        except ProcessRaisedException as error:
-            raise error_of_rank(error) from error
-        except (ConfigError, DataError):
-            if not config.resume and is_main_process() and not read_history(run_dir):
-                RunFolder(run_dir).config.unlink(missing_ok=True)  # nothing to go on with: the name is free again
-            raise
-        except OSError as error:
-            raise TrainingError(f"The run stopped: {error}. {what_is_kept(run_dir)}") from error
+        except (Exception, KeyboardInterrupt) as error:
+            stop = stop_of(error, run_dir)
+            _close(plan, run_dir, stop)
+            if stop is error:
+                raise
+            raise stop from error
         finally:
             close_loggers()
+
+
+def _close(plan: Plan, run_dir: Path, stop: BaseException) -> None:
+    """Write to the log what ended a run; of one that has nothing to go on with, free the name."""
+    if not is_main_process():
+        return
+    known = isinstance(stop, MtlError)
+    note_in_log(str(stop) if known else "".join(traceback.format_exception(stop)))
+    begun = plan.config.resume or isinstance(stop, TrainingError) or RunFolder(run_dir).last.exists()
+    if not begun:
+        forget_start(run_dir, keep_log=not known)
 
 
 def _train(plan: Plan, run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -60,10 +68,12 @@ def _train(plan: Plan, run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if resume_from is not None and not resume_from.is_file():
         resume_from = None  # stopped before the first epoch was finished: the run begins anew in its directory
     if is_main_process():
+        remove_stale(run.path / "*", below=True)
         write_json(run.config, plan.to_dict() | {"resume": None})
         if not plan.config.resume:
             write_json(run.environment, environment())
     objects = fit(plan, run_dir, resume_from)
+    require_held(run_dir)
     metrics: dict[str, Any] = {}
     trainer: pl.Trainer = objects["trainer"]
     if trainer.is_global_zero:
@@ -71,5 +81,6 @@ def _train(plan: Plan, run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
         # The module is back on the CPU now; the device it was trained on is free again. Other ranks need not wait.
         metrics = evaluate_run(plan, run_dir, device=str(trainer.strategy.root_device))
+        require_held(run_dir)
         log.info("report: %s", run.report)
     return metrics, {**objects, "run_dir": run_dir}

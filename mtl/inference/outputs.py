@@ -93,7 +93,7 @@ class PredictionWriter:
         self.masks = masks
         self.study = dict(study or {})
         self.table = self.folder / "predictions.csv"
-        remove_stale(self.table)
+        remove_stale(self.folder / "*")
         self._whole = ExitStack()
         partial = self._whole.enter_context(beside(self.table))
         self._file: IO[str] | None = partial.open("w", newline="", encoding="utf-8")

@@ -12,6 +12,7 @@ from typing import Any
 from rich.progress import Progress, TaskID
 
 from mtl.config.verbs import SlideConfig
+from mtl.core.disk import keeping
 from mtl.core.files import file_hash
 from mtl.core.plugins import use
 from mtl.data.formats.slides import SLIDE_SUFFIXES, is_slide, require_readers
@@ -66,6 +67,9 @@ def predict(
         slides = SlidePredictor(predictor, settings, file_hash(checkpoint_path(checkpoint)), masks, overlays)
     problems, done, finished = [], Counter[str](), 0
     with (
+        keeping(
+            lambda: f"The files of what was predicted before ({done.total()}) are whole and kept; the table is not written."
+        ),
         Progress(transient=True, disable=not sys.stdout.isatty()) as progress,
         PredictionWriter(Path(output), paths, predictor.specs, overlays, masks, slides is not None, predictor.study) as writer,
     ):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import pickle
-import shutil
 import zipfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,15 @@ import torch
 
 from mtl.config.load import stored_config
 from mtl.config.schema import RunConfig
+from mtl.core.digest import append_digest, archive_damage, has_digest
+from mtl.core.disk import free_bytes
 from mtl.core.distribution import install_command
 from mtl.core.errors import CheckpointError, ConfigError, TrainingError
 from mtl.core.files import beside, sync_folder
-from mtl.runs.folder import EXAMPLE, RunFolder, is_a_folder
+from mtl.runs.folder import BEST, EXAMPLE, LAST, RunFolder, is_a_folder
 from mtl.runs.stored import FORMAT, converted
 
+log = logging.getLogger("mtl")
 REQUIRED = ("format", "config")
 EXPECTED = f"Expected a file written by training ({EXAMPLE.with_name('*.ckpt')})."
 
@@ -37,9 +41,10 @@ def save_atomic(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -> Non
             try:
                 with partial.open("wb") as file:
                     torch.save(checkpoint, file)
+                append_digest(partial)
             finally:
                 # The number must describe the disk as the writer met it, so it is read before the partial file goes.
-                free = _free_bytes(target.parent)
+                free = free_bytes(target.parent)
         sync_folder(target.parent)
     except (OSError, RuntimeError) as error:
         cause = _disk_error(error)
@@ -56,13 +61,22 @@ def load_without_code(path: str | os.PathLike[str], map_location: Any = None) ->
     """Load a file of tensors and plain values.
 
     Raises:
-        CheckpointError: The file is missing, broken, or needs code to be loaded.
+        CheckpointError: The file is missing, broken, changed since it was written, or needs code to be loaded.
     """
     file = Path(path)
     if file.is_dir():
         raise CheckpointError(is_a_folder(file))
     if not file.is_file():
         raise CheckpointError(f"Checkpoint `{file}` does not exist. Give the path of a file such as {EXAMPLE}.")
+    try:
+        damage = archive_damage(file)
+    except OSError as error:
+        raise CheckpointError(f"Checkpoint `{file}` cannot be read: {error.strerror}. {EXPECTED}") from error
+    if damage:
+        raise CheckpointError(
+            f"Checkpoint `{file}` is damaged: it is not what was written ({damage}). Restore it from a copy, or take another "
+            f"checkpoint of the run: a copy of {BEST} in place of {LAST} lets resume= go on from its epoch."
+        )
     try:
         return torch.load(file, map_location=map_location, weights_only=True)
     except Exception as error:  # foreign bytes make the unpickler raise nearly anything
@@ -100,7 +114,14 @@ def read_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
         raise CheckpointError(
             f"`{path}` has format {about['format']}; this release reads up to {FORMAT}. Update it with `{install_command()}`."
         )
+    if not has_digest(Path(path)):
+        _note_missing_digest(Path(path))
     return content | {"mtl": converted(about)}
+
+
+@cache
+def _note_missing_digest(path: Path) -> None:
+    log.info(f"{path} carries no digest (an earlier release or another program wrote it); the sums of its parts are right")
 
 
 def config_of(about: dict[str, Any], path: str | os.PathLike[str]) -> RunConfig:
@@ -132,13 +153,6 @@ def _disk_error(error: BaseException) -> OSError | None:
             return seen
         seen = seen.__cause__ or seen.__context__
     return OSError(errno.EIO, str(error).splitlines()[0]) if "enforce fail" in str(error) else None
-
-
-def _free_bytes(folder: Path) -> int | str:
-    try:
-        return shutil.disk_usage(folder).free
-    except OSError:
-        return "unknown"
 
 
 def _first_line(error: BaseException) -> str:

@@ -6,6 +6,8 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,6 +81,11 @@ class RunFolder(ResultFolder):
         return self.path / "environment.json"
 
     @property
+    def lock(self) -> Path:
+        """Return where it stands which process writes the run, as long as it does."""
+        return self.path / "lock.json"
+
+    @property
     def log(self) -> Path:
         """Return where the log is."""
         return self.path / "log.txt"
@@ -138,7 +145,7 @@ EXAMPLE = RunFolder(Path("<run dir>")).best
 
 def checkpoint_path(checkpoint: str | Path) -> Path:
     """Accept a run directory in place of its best checkpoint."""
-    path = Path(checkpoint)
+    path = Path(checkpoint).expanduser()
     best = RunFolder(path).best
     return best if path.is_dir() and best.is_file() else path
 
@@ -195,6 +202,18 @@ def new_run_dir(config: RunConfig) -> Path:
     return run_dir
 
 
+@contextmanager
+def without_empty_folder(config: RunConfig, run_dir: Path) -> Iterator[None]:
+    """Remove the directory of a run that ended before anything was left in it, unless the user made or named it."""
+    try:
+        yield
+    except BaseException:
+        if is_main_process() and not config.resume and not config.paths.run_dir:
+            with suppress(OSError):  # not empty, or gone
+                run_dir.rmdir()
+        raise
+
+
 def _make(run_dir: Path, exist_ok: bool = True) -> None:
     try:
         run_dir.mkdir(parents=True, exist_ok=exist_ok)
@@ -226,6 +245,22 @@ class QuietFileHandler(logging.FileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Drop the line."""
+
+
+def note_in_log(text: str, level: int = logging.ERROR) -> None:
+    """Write a line to `log.txt` alone: what ends a run, which the command line prints."""
+    for handler in log.handlers:
+        if isinstance(handler, QuietFileHandler):
+            handler.handle(log.makeRecord(log.name, level, "", 0, text, (), None))
+
+
+def forget_start(run_dir: Path, keep_log: bool) -> None:
+    """Remove what a run wrote before it had anything to go on with, so that its name is free again."""
+    run = RunFolder(run_dir)
+    for path in (run.config, run.environment, run.split, *(() if keep_log else (run.log,))):
+        path.unlink(missing_ok=True)
+    with suppress(OSError):  # not empty
+        run.checkpoints.rmdir()
 
 
 def start_log(run_dir: Path) -> None:

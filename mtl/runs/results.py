@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mtl.core.digest import with_digest, without_digest
 from mtl.core.errors import DataError
 from mtl.core.files import plain, write_table, write_text
 from mtl.core.task import TaskSpec
@@ -24,13 +25,12 @@ CASE_FIELDS = (
 )  # fmt: skip
 
 
-def write_metrics(
-    path: Path, summary: dict[str, Any], *, suite: str, split: str, checkpoint: str, seed: int, **more: Any
+def metrics_content(
+    summary: dict[str, Any], *, suite: str, split: str, checkpoint: str, seed: int, **more: Any
 ) -> dict[str, Any]:
-    """Write `metrics.json` and return its content.
+    """Return the content of `metrics.json`.
 
     Args:
-        path: File to write.
         summary: From `Evaluator.summary`.
         suite: Task suite.
         split: Which part of the data was scored.
@@ -39,11 +39,15 @@ def write_metrics(
         more: Further entries (`baseline` from `baseline_summary`); `notes` come before those of the summary.
     """
     notes = list(dict.fromkeys([*more.pop("notes", []), *summary.get("notes", [])]))
-    content = plain(
+    content: dict[str, Any] = plain(
         {"suite": suite, "split": split, "checkpoint": checkpoint, "seed": seed} | summary | more | {"notes": notes}
     )
-    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
     return content
+
+
+def write_metrics(path: Path, content: dict[str, Any]) -> None:
+    """Write `metrics.json`; of an evaluation it comes last, so that everything is there where it is."""
+    write_text(path, with_digest(json.dumps(content, indent=2, allow_nan=False)) + "\n")
 
 
 def read_metrics(path: Path) -> dict[str, Any]:
@@ -69,7 +73,7 @@ def save_records(path: Path, evaluator: Evaluator) -> None:
     records, specs = evaluator.records(), {task: spec.to_dict() for task, spec in evaluator.specs.items()}
     content = {"format": RECORDS_FORMAT, "group_by": evaluator.group_by, "specs": specs, "samples": records["samples"]}
     content["tasks"] = _encode(records["tasks"])
-    write_text(path, json.dumps(content, separators=(",", ":"), allow_nan=False))
+    write_text(path, with_digest(json.dumps(content, separators=(",", ":"), allow_nan=False)))
 
 
 def save_cases(path: Path, cases: dict[str, Any]) -> None:
@@ -133,7 +137,10 @@ def _decode(value: Any) -> Any:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = without_digest(path.read_text(encoding="utf-8").rstrip("\n"))
+        if text is None:
+            raise DataError(f"`{path}` is not what was written: it was edited or is damaged. Evaluate the run again.")
+        content = json.loads(text)
     except OSError as error:
         raise DataError(
             f"Cannot read `{path}`: {error.strerror}. Expected the {path.name} of a finished evaluation."

@@ -27,6 +27,7 @@ def resumed_plan(run_dir: str, overrides: list[str]) -> Plan:
     overrides, problems = take_plugins(overrides)
     if problems:
         raise ConfigError(problems)
+    run_dir = str(Path(run_dir).expanduser())
     config = read_config(RunFolder(Path(run_dir)))
     for override in overrides:
         key, _, value = override.lstrip("+").partition("=")

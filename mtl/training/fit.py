@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import re
-import signal
-import sys
-import threading
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -18,15 +14,12 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, EarlyStopping
 from pytorch_lightning.profilers import AdvancedProfiler, Profiler, SimpleProfiler
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
-from torch.multiprocessing import ProcessRaisedException
 
 from mtl.config.plan import Plan
 from mtl.config.schema import RunConfig, TrainerConfig
 from mtl.config.stages import INITIAL, Stage
-from mtl.core import errors
 from mtl.core.decision import DEFAULT_THRESHOLD, positive_class
-from mtl.core.errors import CheckpointError, ConfigError, DataError, MtlError, TrainingError
-from mtl.core.files import remove_stale
+from mtl.core.errors import CheckpointError, ConfigError, DataError
 from mtl.core.task import TaskSpec, higher_is_better
 from mtl.core.types import Record
 from mtl.data.pipeline.datamodule import MultiTaskDataModule
@@ -35,8 +28,8 @@ from mtl.kinds.base import rules_of
 from mtl.model import MultiTaskModel
 from mtl.runs.build import build_balancer, build_evaluator, build_model, dropped_study_metrics
 from mtl.runs.checkpoint import read_checkpoint
-from mtl.runs.folder import LAST, RunFolder, is_main_process
-from mtl.runs.history import read_history, rows_before
+from mtl.runs.folder import RunFolder, is_main_process
+from mtl.runs.history import rows_before
 from mtl.runs.loading import PRETRAINING_NOTE
 from mtl.runs.stages import hand_over, incomparable, keep_stage, stage_of, start_file
 from mtl.training.callbacks.ema import ExponentialAverage
@@ -49,6 +42,7 @@ from mtl.training.loggers import build_loggers
 from mtl.training.module import MultiTaskModule
 from mtl.training.monitor import watched
 from mtl.training.optim import build_optimizer, inactive_parts, split_parts
+from mtl.training.stops import interrupted
 
 log = logging.getLogger("mtl")
 HANDLED_HERE = ("fast_dev_run", "max_steps")
@@ -205,35 +199,6 @@ def report_weights(model: MultiTaskModel) -> None:
             f"The backbone is {'partly ' if any(trains) else ''}frozen and its weights are random. Set "
             "backbone.weights=<file>, or backbone.pretrained=true where weights are published."
         )
-
-
-def interrupted(run_dir: Path) -> TrainingError:
-    """Return the error that ends a run stopped with Ctrl-C; the last finished epoch is what it keeps."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # the Trainer leaves it ignored
-    if not is_main_process():
-        sys.exit(0)  # rank 0 says it; with another status its watcher would kill rank 0 before it can
-    remove_stale(RunFolder(run_dir).checkpoints / "*")
-    error = TrainingError(f"Interrupted. {what_is_kept(run_dir)}")
-    error.exit_code = 130
-    return error
-
-
-def what_is_kept(run_dir: Path) -> str:
-    """Return what an unfinished run has and how it goes on."""
-    rows = read_history(run_dir)
-    finished = f"{LAST} holds epoch {int(float(rows[-1]['epoch'])) + 1}" if rows else "No epoch was finished yet"
-    return f"{finished}. Go on with: python train.py resume={run_dir}"
-
-
-def error_of_rank(error: ProcessRaisedException) -> MtlError:
-    """Find the sentence for the user in what a forked rank raised; it arrives as the text of a traceback."""
-    text = str(error)
-    found = re.search(r"^mtl\.core\.errors\.(\w+): (.*)", text, re.DOTALL | re.MULTILINE)
-    raised = getattr(errors, found[1], None) if found else None
-    if found and isinstance(raised, type) and issubclass(raised, MtlError):
-        return raised(found[2].strip())
-    raise error
 
 
 def check_validation(trainer: TrainerConfig) -> None:

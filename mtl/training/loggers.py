@@ -8,7 +8,8 @@ from pathlib import Path
 
 from pytorch_lightning.loggers import Logger
 
-from mtl.config.schema import RunConfig
+from mtl.config.environment import looked_up
+from mtl.config.schema import LoggerConfig, RunConfig
 from mtl.core.distribution import install_command
 from mtl.core.errors import ConfigError
 from mtl.runs.folder import RunFolder
@@ -18,10 +19,11 @@ def build_loggers(config: RunConfig, run_dir: Path) -> list[Logger]:
     """Build the loggers that the `logger` section asks for.
 
     Raises:
-        ConfigError: The package of a logger is not installed.
+        ConfigError: The package of a logger is not installed, or an environment variable is not set.
     """
     loggers: list[Logger] = []
-    if config.logger.tensorboard:
+    asked = LoggerConfig.model_validate(looked_up(config.logger.model_dump()))
+    if asked.tensorboard:
         from pytorch_lightning.loggers import TensorBoardLogger
 
         try:
@@ -31,7 +33,7 @@ def build_loggers(config: RunConfig, run_dir: Path) -> list[Logger]:
             raise ConfigError(
                 f"logger=tensorboard needs the package tensorboard. Run: {install_command('tensorboard')}."
             ) from error
-    if (settings := config.logger.wandb) is not None:
+    if (settings := asked.wandb) is not None:
         from pytorch_lightning.loggers import WandbLogger
 
         os.environ.setdefault("WANDB_SILENT", "true")

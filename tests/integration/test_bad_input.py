@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import pickle
@@ -254,6 +255,23 @@ def test_wrong_weights(train: Run, smears: Path, wrong_checkpoints: Path, name: 
     assert message in train(4, f"data.root={smears}", f"backbone.weights={wrong_checkpoints}/{name}")
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("backbone.weights=/nowhere.pth",), "`/nowhere.pth` does not exist"),
+        (("backbone=resnet50", "backbone.pretrained=true"), "neither in the local cache nor"),
+    ],
+)
+def test_a_failed_start_leaves_the_name_free(
+    run: Run, smears: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.setattr("mtl.encoders.hub._cached", lambda config: None)
+    named = ("task=malaria_mttl", *TINY, DENSE, f"data.root={smears}", f"paths.output_root={tmp_path}/runs", "name=x", *words)
+    for _ in range(2):
+        assert message in run(4, "train", *named)
+    assert not (tmp_path / "runs" / "malaria_mttl" / "x").exists()
+
+
 def test_weights_of_another_architecture(train: Run, smears: Path, cells_run: Path) -> None:
     words = [f"data.root={smears}", f"backbone.weights={cells_run}/checkpoints/best.ckpt", "backbone=resnet18"]
     assert "belongs to another network" in train(4, *words)
@@ -281,6 +299,34 @@ def test_output_that_cannot_be_written(run: Run, finished_run: Path, smears: Pat
         assert str(tmp_path / "file") in message
     assert "exists already" in run(3, "data", "synth", "malaria", f"output={tmp_path}/file")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_full_disk_is_one_sentence_that_says_what_is_kept(
+    run: Run, finished_run: Path, smears: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, left = os.fsync, [0]
+
+    def full(handle: int) -> None:
+        if not left[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        left[0] -= 1
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    out, images = tmp_path / "out", sorted(smears.glob("*/*/Img/*.jpg"))[:2]
+    for image in images:
+        shutil.copy(image, tmp_path / image.name)
+    for fit, verb, words, kept in (
+        (2, "predict", (f"checkpoint={finished_run}", f"source={tmp_path}/*.jpg", "masks=false"), "predicted before (1)"),
+        (1, "evaluate", (f"checkpoint={finished_run}", "bootstrap=0"), "The run is as it was"),
+        (1, "data", ("stats", "malaria", f"data.root={smears}", "data.cache.enabled=false"), "written before are whole"),
+    ):
+        left[0] = fit
+        message = run(1, verb, *words, f"output={out}/{verb}")
+        assert message.count("No space left on device") == 1 and f"{out}/{verb}/" in message and kept in message, message
+        assert message.startswith("`") and message.endswith("repeat the command.") and "\n" not in message
+        written = [path.name for path in (out / verb).rglob("*") if path.is_file()]
+        assert len(written) == fit and not [name for name in written if "partial" in name or name == "metrics.json"]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -108,3 +110,14 @@ def test_an_error_in_a_rank_is_one_sentence(smears: Path, tmp_path: Path) -> Non
         pytest.raises(TrainingError, match=r"^The loss of segmentation.* is not finite .NaN or infinite. in epoch 1, step 0"),
     ):
         tiny_run(smears, tmp_path / "run", "tasks=[segmentation,heatmap]", *TWO, "trainer.max_epochs=1")
+
+
+def test_a_rank_that_is_killed_is_one_sentence_in_the_log_too(smears: Path, tmp_path: Path) -> None:
+    def die(module: MultiTaskModule, batch: TaskBatch, index: int) -> None:
+        if module.global_rank == 1 and module.current_epoch == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with before_step(die), pytest.raises(TrainingError, match=r"^A process of the run is gone: rank \d ") as caught:
+        tiny_run(smears, tmp_path / "run", "tasks=[segmentation]", *TWO, "trainer.max_epochs=2")
+    assert str(caught.value).endswith(f"last.ckpt holds epoch 1. Go on with: python train.py resume={tmp_path / 'run'}")
+    assert (tmp_path / "run" / "log.txt").read_text().rstrip().endswith(f"ERROR {caught.value}")

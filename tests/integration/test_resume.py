@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from tiny_runs import DENSE, before_step, checkpoint, differing, history, resume_run, stop_at, tiny_run, words
 
 from mtl.core.errors import ConfigError, TrainingError
+from mtl.core.processes import this_process
+from mtl.core.types import TaskBatch
 from mtl.runs.history import training_summary
+from mtl.training.module import MultiTaskModule
 
 EVERYTHING = (
     "balancer=uncertainty", "callbacks=ema", "data.loader.sampler=class_aware", "peft=bottleneck", "peft.dropout=0.5",
@@ -81,6 +86,33 @@ def test_an_interrupted_first_epoch_begins_anew(smears: Path, tmp_path: Path) ->
     assert not (tmp_path / "resumed" / "checkpoints").exists()
     resume_run(tmp_path / "resumed")
     assert_equal_runs(tmp_path / "straight", tmp_path / "resumed")
+
+
+def test_a_run_whose_folder_disappears_is_an_error_and_does_not_come_back(smears: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+
+    def remove(module: MultiTaskModule, batch: TaskBatch, index: int) -> None:
+        if (module.current_epoch, index) == (1, 0):
+            shutil.rmtree(run_dir)
+
+    with before_step(remove), pytest.raises(TrainingError, match=r"run` was removed or replaced while the run was writing it"):
+        tiny_run(smears, run_dir, *DENSE, "trainer.max_epochs=3")
+    assert not run_dir.exists()
+
+
+def test_a_run_that_still_trains_is_not_resumed(smears: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    tiny_run(smears, run_dir, *DENSE, "trainer.max_epochs=1")
+    left = run_dir / "checkpoints" / ".best.ckpt.999999999.partial"
+    left.write_text("of a killed process")
+    with before_step(never):
+        resume_run(run_dir)
+    assert sorted(path.name for path in left.parent.iterdir()) == ["best.ckpt", "last.ckpt"]
+    other = {**asdict(this_process()), "pid": os.getppid(), "began": ""}
+    (run_dir / "lock.json").write_text(json.dumps(other))
+    with pytest.raises(ConfigError, match=rf"{run_dir}` is being written by process {os.getppid()} on "):
+        resume_run(run_dir, "trainer.max_epochs=2")
+    assert len(history(run_dir)) == 1
 
 
 def never(*_: object) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from mtl.core.errors import DataError
-from mtl.core.files import PARTIAL, file_hash, write_json
+from mtl.core.files import file_hash, partial_beside, remove_stale, write_json
 
 MARK = ".generated.json"  # in a generated folder: hidden, so that readers leave it out
 LEFT_BY_SYSTEMS = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})  # of file managers, nobody's work
@@ -50,9 +50,10 @@ def new_folder(output: Path, overwrite: bool) -> Iterator[Path]:
     elif output.is_symlink() and not output.exists():
         raise DataError(f"`{output}` is a link that leads nowhere. Remove it, or choose another output.")
     place = output.resolve()  # what a link leads to is replaced, not the link
-    partial, old = (
-        place.with_name(PARTIAL.format(name=name, process=os.getpid())) for name in (place.name, f"{place.name}.old")
-    )
+    replaced = place.with_name(f"{place.name}.old")
+    for path in (place, replaced):
+        remove_stale(path)
+    partial, old = partial_beside(place), partial_beside(replaced)
     try:
         partial.mkdir(parents=True)
         yield partial

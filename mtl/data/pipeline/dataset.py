@@ -247,19 +247,22 @@ class SampleDataset(Dataset):
     def _raster(self, image_number: int) -> np.ndarray:
         record = self.records[image_number]
         if self.cache is not None:
-            return self.cache.read(record.sample_id)
+            return self.cache.read(record.sample_id, lambda: self._made(record))
         if image_number not in self._rasters:
-            image = self.family.read_image(record)
-            if tuple(image.shape[:2]) != _size(record):
-                raise DataError(
-                    f"Image `{record.path}` is {image.shape[1]} x {image.shape[0]} pixels, but its annotation says "
-                    f"{_size(record)[1]} x {_size(record)[0]}. Run `mtl data check`."
-                )
-            content = self._contents.get(record.sample_id)
-            self._rasters[image_number] = self.preprocessing.working(image, record.pixel_scale, content)
+            self._rasters[image_number] = self._made(record)
             while len(self._rasters) > RASTERS_KEPT:
                 self._rasters.popitem(last=False)
         return self._rasters[image_number]
+
+    def _made(self, record: Record) -> np.ndarray:
+        """Make the working raster of an image from its file."""
+        image = self.family.read_image(record)
+        if tuple(image.shape[:2]) != _size(record):
+            raise DataError(
+                f"Image `{record.path}` is {image.shape[1]} x {image.shape[0]} pixels, but its annotation says "
+                f"{_size(record)[1]} x {_size(record)[0]}. Run `mtl data check`."
+            )
+        return self.preprocessing.working(image, record.pixel_scale, self._contents.get(record.sample_id))
 
     def _sample(self, image_number: int) -> Sample:
         """Read labels once per process, masks (in the working raster) as long as there is room for them."""

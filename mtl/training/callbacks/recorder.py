@@ -14,9 +14,10 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint
 
-from mtl.core.files import link_or_copy, remove_stale
+from mtl.core.files import link_or_copy
 from mtl.runs.folder import RunFolder
 from mtl.runs.history import write_history
+from mtl.runs.lock import require_held
 
 log = logging.getLogger("mtl")
 Row = dict[str, Any]  # numbers by column, and the name of the stage
@@ -96,7 +97,6 @@ class RunRecorder(Checkpoint):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Complete what a run that was killed between two files of an epoch had not written any more."""
         if self.last_epoch >= 0 and trainer.is_global_zero:
-            remove_stale(self.last.with_name("*"))
             write_history(self.run_dir, self.rows)
             if self.best_epoch == self.last_epoch:
                 self._publish()
@@ -142,6 +142,8 @@ class RunRecorder(Checkpoint):
         improved = self._improves(values.get(self.monitor), trainer) if self.select == "best" else self._validated
         if improved:
             self.best_value, self.best_epoch = values.get(self.monitor), epoch
+        if trainer.is_global_zero:
+            require_held(self.run_dir)
         trainer.save_checkpoint(self.last)
         if trainer.is_global_zero:
             if improved:

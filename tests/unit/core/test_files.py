@@ -8,7 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from mtl.core.files import PARTIAL, beside, link_or_copy, list_files, remove_stale, table_text, write_table, write_text
+from mtl.core.files import (
+    PARTIAL,
+    beside,
+    link_or_copy,
+    list_files,
+    partial_beside,
+    remove_stale,
+    table_text,
+    write_table,
+    write_text,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -16,7 +26,7 @@ def names(folder: Path) -> list[str]:
 
 
 def own_partial(path: Path) -> Path:
-    return path.with_name(PARTIAL.format(name=path.name, process=os.getpid()))
+    return partial_beside(path)
 
 
 def test_an_error_leaves_the_file_as_it_was(tmp_path: Path) -> None:
@@ -69,6 +79,37 @@ def test_only_files_of_processes_that_are_gone_are_removed(tmp_path: Path) -> No
     assert len(names(tmp_path)) == 3
     remove_stale(tmp_path / "*")
     assert names(tmp_path) == [own_partial(tmp_path / name).name for name in ("a.csv", "b.csv")]
+
+
+def test_what_a_later_process_with_the_same_number_did_not_write_is_removed(tmp_path: Path) -> None:
+    mine, old, elsewhere, abandoned = (own_partial(tmp_path / name) for name in ("a[1].csv", "b", "c", "d"))
+    elsewhere, abandoned = (path.with_name(f".{path.name[1]}.other_host-1.partial") for path in (elsewhere, abandoned))
+    for path in (mine, old, elsewhere, abandoned):
+        path.write_text("unfinished")
+    for path in (old, abandoned):
+        os.utime(path, (10**9, 10**9))  # long before this process began
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / ".x.999999999.partial").mkdir()
+    remove_stale(tmp_path / "*")
+    assert names(tmp_path) == sorted([mine.name, elsewhere.name, "below"]) and names(tmp_path / "below") != []
+    remove_stale(tmp_path / "*", below=True)
+    assert names(tmp_path / "below") == []
+
+
+def test_a_long_name_can_be_written(tmp_path: Path) -> None:
+    path = tmp_path / ("é" * 120 + ".json")  # 245 bytes
+    write_text(path, "whole")
+    own_partial(path).with_name(f"{own_partial(path).name.rsplit('.', 2)[0]}.999999999.partial").write_text("killed")
+    remove_stale(path)
+    assert names(tmp_path) == [path.name]
+
+
+def test_an_error_of_the_system_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"No space left on device: '.*file.txt'"), beside(tmp_path / "file.txt"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"file/below/deep.txt'|file/below'"):
+        write_text(tmp_path / "file" / "below" / "deep.txt", "")
 
 
 def test_a_table_keeps_every_column(tmp_path: Path) -> None:

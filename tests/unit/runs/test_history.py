@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mtl.core.errors import DataError
-from mtl.core.files import PARTIAL
+from mtl.core.files import partial_beside
 from mtl.runs.history import history_columns, read_history, rows_before, training_summary, write_history
 from mtl.training.callbacks.recorder import RunRecorder
 
@@ -38,7 +37,7 @@ def test_best_is_published_again_after_a_kill(tmp_path: Path) -> None:
     recorder.last.parent.mkdir()
     recorder.last.write_bytes(b"old")
     recorder._publish()
-    recorder.best.with_name(PARTIAL.format(name=recorder.best.name, process=os.getpid())).hardlink_to(recorder.best)
+    partial_beside(recorder.best).hardlink_to(recorder.best)
     recorder.last.unlink()
     recorder.last.write_bytes(b"new")
     old = recorder.best.open("rb")

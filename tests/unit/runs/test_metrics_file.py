@@ -14,7 +14,7 @@ from mtl.core.errors import DataError
 from mtl.core.task import TaskSpec
 from mtl.core.types import ImageResult, Window
 from mtl.metrics.evaluator import Evaluator
-from mtl.runs.results import load_records, main_metrics, read_metrics, save_cases, save_records, write_metrics
+from mtl.runs.results import load_records, main_metrics, metrics_content, read_metrics, save_cases, save_records, write_metrics
 
 SPECS = {
     "detection": TaskSpec("detection", "detection", ("a", "b"), members=(("a",), ("b", "c"))),
@@ -62,7 +62,8 @@ def test_metrics_file(tmp_path: Path) -> None:
     filled = evaluator()
     summary = filled.summary(filled.thresholds(), bootstrap=10)
     path = tmp_path / "metrics.json"
-    written = write_metrics(path, summary, suite="malaria_mttl", split="test", checkpoint="best.ckpt", seed=1, notes=["first"])
+    written = metrics_content(summary, suite="malaria_mttl", split="test", checkpoint="best.ckpt", seed=1, notes=["first"])
+    write_metrics(path, written)
     assert list(written)[:5] == ["suite", "split", "checkpoint", "seed", "score"]
     assert read_metrics(path) == written
     assert written["notes"] == ["first", *summary["notes"]] and summary["notes"]
@@ -79,6 +80,19 @@ def test_unusable_files_are_named(tmp_path: Path, text: str | None, words: str) 
         path.write_text(text)
     with pytest.raises(DataError, match=words):
         read_metrics(path)
+
+
+def test_a_changed_number_is_noticed(tmp_path: Path, case_study: Any) -> None:
+    study = case_study(hd95=False)
+    save_records(tmp_path / "records.json", study)
+    write_metrics(tmp_path / "metrics.json", {"tasks": {"a": {"dice": 0.75}}})
+    assert read_metrics(tmp_path / "metrics.json")["tasks"] == {"a": {"dice": 0.75}}
+    for name, read in (("records.json", load_records), ("metrics.json", read_metrics)):
+        text = (tmp_path / name).read_text()
+        place = next(index for index in range(len(text) - 1, 0, -1) if text[index] in "57")
+        (tmp_path / name).write_text(text[:place] + "6" + text[place + 1 :])
+        with pytest.raises(DataError, match=f"{name}` is not what was written"):
+            read(tmp_path / name)
 
 
 def test_other_record_format_is_refused(tmp_path: Path) -> None:
@@ -126,6 +140,7 @@ def test_records_from_before_subgroups_are_still_read(tmp_path: Path, case_study
     for record in content["tasks"].pop("tumor") + content["tasks"]["presence"]:
         record.pop("attributes", None)
     del content["specs"]["tumor"], content["specs"]["presence"]["volumetric"]
+    del content["digest"]  # which is younger than these records
     path.write_text(json.dumps(content))
     loaded = load_records(path)
     old = Evaluator(loaded["specs"])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
+import random
 import resource
 import shutil
 import signal
@@ -14,6 +16,7 @@ import pytest
 import torch
 
 from mtl.core.errors import CheckpointError, TrainingError
+from mtl.encoders.weights import read_weights
 from mtl.runs.checkpoint import read_checkpoint
 from mtl.runs.stored import FORMAT
 from mtl.training.checkpoint_io import AtomicCheckpointIO
@@ -98,6 +101,39 @@ def test_a_program_error_while_saving_is_not_called_a_full_disk(tmp_path: Path) 
     with pytest.raises(RuntimeError, match="no way"):
         AtomicCheckpointIO().save_checkpoint({"odd": Odd()}, tmp_path / "x.ckpt")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_flipped_bits_are_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    AtomicCheckpointIO().save_checkpoint(good(weights=torch.arange(64.0)), path)
+    content = path.read_bytes()
+    for bit in random.Random(9).sample(range(8 * len(content)), 50):
+        changed = bytearray(content)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        for load in (read_checkpoint, AtomicCheckpointIO().load_checkpoint, read_weights):  # also resume, hand-over, weights
+            with pytest.raises(CheckpointError, match=r"damaged|neither"):
+                load(path)
+    path.write_bytes(content)
+    (tmp_path / "moved.ckpt").hardlink_to(path)
+    path.unlink()
+    assert read_checkpoint(tmp_path / "moved.ckpt")["mtl"]["weights"].tolist() == list(range(64))
+
+
+def test_a_checkpoint_without_a_digest_is_read_with_a_note(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "old.ckpt"
+    torch.save(good(), path)
+    logging.getLogger("mtl").propagate = True
+    with caplog.at_level(logging.INFO, "mtl"):
+        read_checkpoint(path), read_checkpoint(path)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{path} carries no digest (an earlier release or another program wrote it); the sums of its parts are right"
+    ]
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.ones(3).numpy().tobytes())] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="is damaged: it is not what was written"):
+        read_checkpoint(path)
 
 
 class Code:

@@ -18,6 +18,7 @@ import numpy as np
 
 from mtl.core.errors import ConfigError, DataError, unknown
 from mtl.core.family import CheckReport, DataFamily
+from mtl.core.places import Place
 from mtl.core.registry import DATA_FAMILIES
 from mtl.core.task import Colour, TaskSpec
 from mtl.core.types import Record, Sample
@@ -88,8 +89,8 @@ class Brain(DataFamily):
     def __init__(
         self,
         *,
-        root: str | None = None,
-        folders: dict = {"brats": None, "kaggle": None},  # noqa: B006 (read only; the registry reads literals)
+        root: Place | None = None,
+        folders: dict[str, Place | None] = {"brats": None, "kaggle": None},  # noqa: B006 (read only; the registry reads literals)
         sets: list | None = None,
         modalities: list = ["flair"],  # noqa: B006
         unknown_modality: str = "repeat",

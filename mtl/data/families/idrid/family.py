@@ -19,6 +19,7 @@ import numpy as np
 
 from mtl.core.errors import ConfigError, DataError, unknown
 from mtl.core.family import CheckReport, DataFamily
+from mtl.core.places import Place
 from mtl.core.registry import DATA_FAMILIES
 from mtl.core.task import Colour, TaskSpec
 from mtl.core.types import Objects, Record, Sample
@@ -85,7 +86,7 @@ class Idrid(DataFamily):
     def __init__(
         self,
         *,
-        root: str | None = None,
+        root: Place | None = None,
         sets: list | None = None,
         missing_mask: dict = {"MA": "negative", "HE": "negative", "EX": "negative", "SE": "negative", "OD": "absent"},  # noqa: B006 (read only; the registry reads literals)
         largest_share: dict = {"MA": 0.05, "HE": 0.5, "EX": 0.3, "SE": 0.2, "OD": 0.15},  # noqa: B006

@@ -16,6 +16,7 @@ import numpy as np
 from mtl.core.errors import ConfigError, DataError
 from mtl.core.family import CheckReport, DataFamily
 from mtl.core.names import normal
+from mtl.core.places import Place
 from mtl.core.registry import DATA_FAMILIES
 from mtl.core.task import Colour, TaskSpec
 from mtl.core.types import Record, Sample
@@ -50,7 +51,7 @@ class MalariaCells(DataFamily):
     colours: ClassVar[dict[str, Colour]] = {"Infected": (225, 25, 25), "Healthy": (30, 90, 245)}
     unremarkable: ClassVar[tuple[str, ...]] = ("Healthy",)
 
-    def __init__(self, *, root: str | None = None, group_by: Literal["patient", "field"] = "patient") -> None:
+    def __init__(self, *, root: Place | None = None, group_by: Literal["patient", "field"] = "patient") -> None:
         self.root = root
         self.group_by = group_by
         self._notes: list[str] = []

@@ -20,6 +20,7 @@ import numpy as np
 from mtl.core.errors import ConfigError, DataError
 from mtl.core.family import CheckReport, DataFamily, Measure
 from mtl.core.names import normal
+from mtl.core.places import Place
 from mtl.core.registry import DATA_FAMILIES
 from mtl.core.task import Colour, TaskSpec
 from mtl.core.types import Objects, Record, Sample
@@ -85,7 +86,7 @@ class Malaria(DataFamily):
     def __init__(
         self,
         *,
-        root: str | None = None,
+        root: Place | None = None,
         classes: int = 3,
         group_by: Literal["patient", "field"] = "patient",
         sets: list[str] | None = None,

@@ -20,6 +20,7 @@ import numpy as np
 from mtl.core.errors import ConfigError, DataError
 from mtl.core.family import CheckReport, DataFamily
 from mtl.core.names import normal
+from mtl.core.places import Place
 from mtl.core.registry import DATA_FAMILIES
 from mtl.core.task import Colour, TaskSpec
 from mtl.core.types import Record, Sample
@@ -81,7 +82,7 @@ class Skin(DataFamily):
     def __init__(
         self,
         *,
-        root: str | None = None,
+        root: Place | None = None,
         layout: Literal["auto", "native", "isic"] = "auto",
         attributes: dict = {"diagnosis": ["nevus", "melanoma", "seborrheic_keratosis"]},  # noqa: B006 (read only; the registry reads literals)
         group_by: Literal["patient", "lesion", "image"] = "patient",

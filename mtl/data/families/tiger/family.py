@@ -21,6 +21,7 @@ import numpy as np
 
 from mtl.core.errors import ConfigError, DataError, unknown
 from mtl.core.family import CheckReport, DataFamily
+from mtl.core.places import Place
 from mtl.core.registry import DATA_FAMILIES
 from mtl.core.task import Colour, TaskSpec
 from mtl.core.types import REGION, Objects, Record, Sample
@@ -86,7 +87,7 @@ class Tiger(DataFamily):
     def __init__(
         self,
         *,
-        root: str | None = None,
+        root: Place | None = None,
         sets: list | None = None,
         tissue: dict = {"tumor": [1], "stroma": [2, 6], "other": [3, 4, 5, 7]},  # noqa: B006 (read only; the registry reads literals)
         spacing: float = 0.5,

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import multiprocessing
 import os
 from pathlib import Path
@@ -12,7 +13,8 @@ from data_fakes import FakeFamily
 
 from mtl.core.errors import DataError
 from mtl.data.pipeline import cache as cache_module
-from mtl.data.pipeline.cache import cache_key, prepare
+from mtl.data.pipeline.cache import RasterCache, cache_key, prepare
+from mtl.data.pipeline.dataset import SampleDataset
 from mtl.imaging.geometry import Geometry
 from mtl.imaging.preprocessing import Preprocessing
 
@@ -75,6 +77,41 @@ def test_a_damaged_cache_is_rebuilt(family, folder, stretch, damage):
         (cache.folder / "index.json").write_text('{"bytes": 12')
     else:
         pixels.unlink()
+    check(prepare(family, family.records(), stretch, folder, progress=False), family, stretch)
+
+
+def test_a_flipped_bit_is_noticed_and_the_image_prepared_anew(family, folder, stretch, caplog, monkeypatch):
+    cache = prepare(family, family.records(), stretch, folder, progress=False)
+    monkeypatch.setattr(logging.getLogger("mtl"), "propagate", True)
+    pixels = cache.folder / "images.bin"
+    expected, content = cache.read("s03").copy(), bytearray(pixels.read_bytes())
+    content[cache.entries["s03"]["offset"] + 1000] ^= 4
+    pixels.write_bytes(content)
+    family.decoded.clear()
+    dataset = SampleDataset(family, family.records(), {}, stretch, cache=RasterCache(cache.folder))
+    np.testing.assert_array_equal(dataset.raster("s03"), expected)
+    np.testing.assert_array_equal(dataset.raster("s03"), expected)
+    assert family.decoded == ["s03"] and [record.levelname for record in caplog.records] == ["WARNING"]
+    check(RasterCache(cache.folder), family, stretch)  # on the disk, too
+    for damage in (content, bytes(content[:-1]) + b"\xff"):
+        pixels.write_bytes(damage)
+        with pytest.raises(DataError, match=r"is damaged at `s.*Remove that folder"):
+            [RasterCache(cache.folder).read(record.sample_id) for record in family.records()]
+    text = (cache.folder / "index.json").read_text()
+    (cache.folder / "index.json").write_text(text.replace('"original_size": [', '"original_size": [1'))
+    with pytest.raises(DataError, match="is damaged"):
+        RasterCache(cache.folder)
+    check(prepare(family, family.records(), stretch, folder, progress=False), family, stretch)
+
+
+def test_what_a_crash_left_is_checked_before_a_build_goes_on(family, folder, stretch, monkeypatch):
+    monkeypatch.setattr(cache_module.os, "cpu_count", lambda: 1)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(Interrupted(family.root), family.records(), stretch, folder, progress=False)
+    (partial,) = folder.glob("*.partial")
+    pixels = bytearray((partial / "images.bin").read_bytes())
+    pixels[-100:] = bytes(100)  # blocks that never reached the disk read as zeros after a power cut
+    (partial / "images.bin").write_bytes(pixels)
     check(prepare(family, family.records(), stretch, folder, progress=False), family, stretch)
 
 
