@@ -15,7 +15,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ import numpy as np
 from mtl.core.errors import DataError
 from mtl.core.family import DataFamily
 from mtl.core.files import cache_folder, write_text
+from mtl.core.progress import progress_of
 from mtl.core.types import Record
 from mtl.imaging.preprocessing import Preprocessing
 
@@ -176,7 +177,7 @@ def _build(family: DataFamily, records: list[Record], preprocessing: Preprocessi
 
     workers = min(4, os.cpu_count() or 1)
     with (
-        _progress_bar(progress, len(entries), len(records)) as advance,
+        progress_of("preparing images", len(records), len(entries), show=progress) as shown,
         ThreadPoolExecutor(workers) as pool,
         (partial / "images.bin").open("r+b" if end else "wb") as images,
         (partial / "journal.jsonl").open("w", encoding="utf-8") as journal,
@@ -196,7 +197,7 @@ def _build(family: DataFamily, records: list[Record], preprocessing: Preprocessi
                 images.flush()
                 journal.write(json.dumps({"sample_id": record.sample_id, **entry}) + "\n")
                 journal.flush()
-                advance()
+                shown.advance()
         images.flush()
         os.fsync(images.fileno())
     write_text(partial / "index.json", json.dumps({"bytes": end, "settings": preprocessing.raster_key(), "entries": entries}))
@@ -205,16 +206,3 @@ def _build(family: DataFamily, records: list[Record], preprocessing: Preprocessi
 
 def _write(file: Any, image: np.ndarray) -> None:
     file.write(image.data)
-
-
-@contextlib.contextmanager
-def _progress_bar(show: bool, done: int, total: int) -> Iterator[Callable[[], None]]:
-    if not show or done == total:
-        yield lambda: None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("Preparing images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True) as bar:
-        row = bar.add_task("", total=total, completed=done)
-        yield lambda: bar.advance(row)
