@@ -22,7 +22,6 @@ BIG = 2**31  # pixels from which a mask is written as BigTIFF
 DENSITY_UM = 100.0  # standard deviation of the smoothing of the cell density
 TINT = 0.6
 PANEL = 1200  # pixels of the longer side of a panel of the overview
-MASK, POINTS, SCORE, OVERVIEW = "tissue.tif", "detected-lymphocytes.json", "til-score.json", "overview.png"
 
 
 @dataclass

@@ -91,7 +91,7 @@ def test_the_mask_lies_on_the_stored_voxels(
     assert presence["n_slices"] == {"no_tumor": 3, "tumor": 2}
     assert presence["slices"][1] == {
         "slice": 2, "predicted_class_id": 1, "class_name": "tumor", "confidence": 0.8,
-        "probabilities": {"no_tumor": 0.2, "tumor": 0.8},
+        "probabilities": {"no_tumor": 0.2, "tumor": 0.8}, "probability_list": [0.2, 0.8],
     }  # fmt: skip
     (row,) = rows_of(tmp_path / "out")
     assert (row["slices"], row["height"], row["width"]) == ("6", "60", "72") and row["presence_tumor_slices"] == "2"
