@@ -60,7 +60,7 @@ def _is_tiled(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             return any(TILE_WIDTH in tags for tags in _directories(file))
-    except (OSError, struct.error):
+    except (OSError, ValueError, OverflowError, struct.error):  # a damaged file can name any place
         return False
 
 

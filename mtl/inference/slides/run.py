@@ -38,7 +38,7 @@ from mtl.inference.slides.raster import (
 from mtl.inference.slides.scan import NO_TISSUE, Scan, completed_settings, scan_tasks, slide_metric, tissue_values
 from mtl.inference.slides.tumor_bulk import tumor_bulk
 
-FORMAT = 3  # of the results; a higher one makes finished slides start again
+FORMAT = 4  # of the results; a higher one makes finished slides start again
 # Spacings that differ by less are taken for equal: nothing is resized, and areas and distances use the true one.
 SAME_SPACING = 0.02
 LARGEST_FACTOR = 4.0  # a slide that is enlarged by more shows the network nothing that it knows
@@ -107,13 +107,14 @@ class SlidePredictor:
             return SlideOutcome(path, error=DataError(f"{path}: {reason}. Make room, or choose another output."))
 
     def fingerprint(self, path: Path) -> str:
-        """Return what decides the results: checkpoint, settings, files wanted, and size and time of slide and mask."""
+        """Return what decides the results: checkpoint, tasks, thresholds, settings, files wanted, size and time of files."""
         inputs = [path] if self.settings.tissue_masks is None else [path, mask_of(path, self.settings.tissue_masks)]
         try:
             stamps = [[file.stat().st_size, file.stat().st_mtime_ns] for file in inputs]
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from error
-        facts = [FORMAT, self.checkpoint, self.settings.model_dump(), sorted(self.files), stamps]
+        used = {task: self.predictor.thresholds.get(task, {}) for task in sorted(self.predictor.specs)}
+        facts = [FORMAT, self.checkpoint, used, self.settings.model_dump(), sorted(self.files), stamps]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def _finished(self, folder: Path, fingerprint: str) -> dict[str, Any] | None:
@@ -151,7 +152,7 @@ class SlidePredictor:
             values = {"no tissue": NO_TISSUE, **tissue_values(self.predictor, self.tissue)}
             outputs.write_mask(folder / MASK, size, bands, network_um, values)
         deque(bands, maxlen=0)  # the end too: a writer stops at its last tile
-        return self._report(scan, slide, folder, um, network_um, picture)
+        return self._report(scan, slide, folder, um, network_um, picture, tissue)
 
     def _spacing(self, slide: SlideFile) -> tuple[float, float]:
         given = self.settings.spacing
@@ -190,7 +191,7 @@ class SlidePredictor:
 
     def _report(
         self, scan: Scan, slide: SlideFile, folder: Path, um: tuple[float, float], network_um: tuple[float, float],
-        picture: np.ndarray | None,
+        picture: np.ndarray | None, tissue: Tissue | None,
     ) -> dict[str, Any]:  # fmt: skip
         """Write the cells and the overview; return the content of `til-score.json`."""
         specs, pixel = self.predictor.specs, network_um[0] * network_um[1]
@@ -229,7 +230,9 @@ class SlidePredictor:
                 extent = slide.size[0] * um[1], slide.size[1] * um[0]
                 density = outputs.density_of(scan.points["points"][sure] * um, extent)
             lines = legend_lines(summary, density)
-            drawn = outputs.draw_overview(picture, shares, density, bulk, lines, colours_of(specs.values()))
+            drawn = outputs.draw_overview(
+                picture, shares, density, bulk, lines, colours_of(specs.values()), _inside(scan, picture, tissue)
+            )
             write_png(folder / OVERVIEW, drawn)
         return summary
 
@@ -252,6 +255,16 @@ class SlidePredictor:
             return None
         # More than half of a square of the grid.
         return tumor_bulk(areas[self.settings.tumor] > scan.square_pixels / 2, float(np.sqrt(scan.square_pixels * pixel)))
+
+
+def _inside(scan: Scan, picture: np.ndarray, tissue: Tissue | None) -> np.ndarray:
+    """Return which share of each square of the overview is tissue; where nobody said, what is colourful."""
+    classified = scan.areas.sum(axis=0) / np.float32(scan.square_pixels) if len(scan.areas) else np.ones(scan.grid, np.float32)
+    if tissue is None:
+        tissue = tissue_by_colour(picture, STAINED, scan.grid)
+    elif len(scan.areas):
+        return classified  # there is no class outside tissue
+    return np.asarray(classified * tissue.overview(scan.grid))
 
 
 def _named(task: str | None) -> str:
