@@ -40,11 +40,11 @@ class Progress:
         self._row = bars.add_task(title, total=total, completed=done) if bars is not None else None
 
     def advance(self, count: int = 1) -> None:
-        """Say that some more items are done."""
+        """Count some more items as done."""
         self.reach(self.done + count)
 
     def reach(self, done: int, total: int | None = None) -> None:
-        """Say how many items are done, and how many there are in all."""
+        """Set how many items are done, and how many there are in all."""
         self.done, self.total = done, self.total if total is None else total
         if self._bars is not None:
             self._bars.update(self._row, completed=self.done, total=self.total)
@@ -64,7 +64,7 @@ class Progress:
                 self._bars.remove_task(inner._row)
 
     def finish(self) -> None:
-        """Say how long it took, if anything was said before."""
+        """Write how long it took, if a line was written before."""
         if self._last is not None and self._write is not None:
             self._write(f"{self.title}: {self.done} of {self.total} in {_clock_time(self._clock() - self._start)}")
 

@@ -180,7 +180,7 @@ def _could_be_input(path: Path) -> bool:
 
 
 def _unread(path: Path) -> str:
-    """Say why an entry that is no readable file was skipped."""
+    """Return why an entry that is no readable file was skipped."""
     name = readable(path)
     if path.is_dir():
         if os.access(path, os.R_OK | os.X_OK):

@@ -112,7 +112,7 @@ def mark_results(folder: Path, names: Iterable[str], endings: Iterable[str]) -> 
 
 
 class EarlierResults:
-    """Tells results of earlier predictions from images; each folder is looked at once."""
+    """The files that earlier predictions wrote; each folder is looked at once."""
 
     def __init__(self) -> None:
         self._marks: dict[Path, tuple[set[str], set[str]]] = {}

@@ -106,7 +106,7 @@ def checked_conditions(specs: Mapping[str, TaskSpec], given: Limits) -> dict[str
 
 
 def _not_shares(where: str, value: Any) -> list[str]:
-    """Say which of one or several numbers do not lie between 0 and 1."""
+    """Return a problem for each of one or several numbers that does not lie between 0 and 1."""
     given = {f"{where}.{name}": number for name, number in value.items()} if isinstance(value, Mapping) else {where: value}
     return [
         f"`{place}` is {number}; expected a number from 0 to 1."

@@ -437,9 +437,9 @@ def test_predict(trained: Path, smears: Path, tmp_path: Path, monkeypatch: pytes
         "device": Flip("xpu:7", refuses=True),
         "overlays": Flip(False),
         "masks": Flip(False),
-        "tasks": Flip(["segmentation"]),
+        "tasks": Flip(["heatmap"]),
         "classes": Flip(["Infected"]),
-        "thresholds": Flip({"segmentation": 0.999}),
+        "thresholds": Flip({"heatmap": 0.999}),
         "pixel_scale": Flip(0.05),
         "plugins": Flip(["nowhere.py"], refuses=True),
     }
