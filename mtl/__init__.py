@@ -17,7 +17,7 @@ __all__ = ["__version__", "load"]
 
 
 def load(checkpoint: str | Path, device: str = "auto", plugins: Iterable[str] = ()) -> Predictor:
-    """Load a checkpoint as something that predicts from an image array; no YAML is needed.
+    """Load a checkpoint as something that predicts images and volumes; no YAML is needed.
 
     Args:
         checkpoint: A `best.ckpt` or `last.ckpt` of a run, or a run directory.
@@ -26,7 +26,8 @@ def load(checkpoint: str | Path, device: str = "auto", plugins: Iterable[str] = 
             plug-ins are known. A checkpoint only names what it needs and is never asked what to import.
 
     Returns:
-        A predictor: `mtl.load("runs/malaria_mttl/demo").predict(image)` with `image` [H, W, 3] uint8 RGB.
+        A predictor: `mtl.load("runs/malaria_mttl/demo").predict("smear.jpg")`, which also takes PIL images, arrays [H, W, 3] of
+        uint8, NIfTI files, case folders and lists of these, and `thresholds=`, `tasks=`, `when=`.
 
     Raises:
         CheckpointError: The file is missing, unreadable, not a checkpoint of mtl, or needs a plug-in that is not known.

@@ -191,12 +191,12 @@ class MultiTaskModel(nn.Module):
         """Turn raw outputs into predictions in network pixels.
 
         Args:
-            outputs: From `forward`.
+            outputs: From `forward`, of some or all tasks.
             boxes: Per image, [N, 4] boxes that heads such as RoI classification look at; None takes the detected ones. Without
                 either, such a head predicts nothing and is left out.
         """
         predictions: dict[str, list[Prediction]] = {}
-        heads: dict[str, Any] = dict(self.heads.items())
+        heads: dict[str, Any] = {task: head for task, head in self.heads.items() if task in outputs}
         for task in sorted(heads, key=lambda name: bool(heads[name].needs_boxes)):  # detections first
             head = heads[task]
             if not head.needs_boxes:

@@ -53,6 +53,10 @@ class PredictConfig(Strict):
     device: str = "auto"
     overlays: bool = True
     masks: bool = True
+    tasks: list[str] | None = None
+    classes: list[str] | None = None
+    thresholds: dict[str, float | dict[str, float]] = {}
+    when: dict[str, float | dict[str, float]] = {}
     pixel_scale: float | None = Field(None, gt=0)
     plugins: list[str] = []
     slide: SlideConfig = SlideConfig()

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import track
 
 from mtl.config.plan import Plan
 from mtl.core.disk import keeping
 from mtl.core.errors import TrainingError
 from mtl.core.files import remove_stale
 from mtl.core.plugins import use
+from mtl.core.progress import track
 from mtl.data.pipeline.datamodule import MultiTaskDataModule
 from mtl.evaluation.baselines import baseline_summary, source_notes
 from mtl.evaluation.examples import ExampleKeeper
@@ -181,7 +180,7 @@ def _run(loaded: LoadedModel, datamodule: MultiTaskDataModule, split: str, evalu
     device = next(loaded.model.parameters()).device
     loader = datamodule.evaluation_dataloader(split)
     with torch.inference_mode():
-        for batch in track(loader, description=f"scoring {split}", transient=True, disable=not sys.stdout.isatty()):
+        for batch in track(f"scoring {split}", loader, len(loader)):
             batch = batch.to(device)
             scorer.update(loaded.model(batch.images), batch)
     return examples

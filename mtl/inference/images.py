@@ -3,52 +3,78 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
 from mtl.core.errors import ConfigError, DataError
+from mtl.core.files import list_files
+from mtl.core.names import readable
 from mtl.core.registry import DATA_FAMILIES
 from mtl.data.formats.images import IMAGE_SUFFIXES
 from mtl.data.formats.slides import MASK_ENDING, SLIDE_SUFFIXES, is_slide, is_tissue_mask
 from mtl.data.formats.volumes import SUFFIXES, is_volume
+from mtl.inference.result_names import EarlierResults, stem
 
-RESULTS = "predictions.csv"  # tells a folder of results from a folder of images
 LABELS = "labels"  # what a volume holds that is no image
-EXPECTED = f"files with one of these suffixes: {', '.join(sorted([*IMAGE_SUFFIXES, *SUFFIXES, *SLIDE_SUFFIXES]))}"
+ALL_SUFFIXES = (*IMAGE_SUFFIXES, *SUFFIXES, *SLIDE_SUFFIXES)
+EXPECTED = f"files with one of these suffixes: {', '.join(sorted(ALL_SUFFIXES))}"
 
 
-def find_images(source: str | Path, leave_out: Path | None = None) -> list[Path]:
+class Inputs(list[Path]):
+    """The images, slides and volumes that a `source` names, sorted, each once.
+
+    Attributes:
+        unread: A sentence for each entry that looks like an image and cannot be read: a pipe, a link that leads nowhere, ...
+        notes: What was left out on purpose.
+    """
+
+    def __init__(self, paths: Iterable[Path] = ()) -> None:
+        super().__init__(paths)
+        self.unread: dict[Path, str] = {}
+        self.notes: list[str] = []
+
+
+def find_images(source: str | Path, leave_out: Path | None = None) -> Inputs:
     """List the images, slides and volumes that `source` names: a file, a folder (searched recursively) or a glob.
 
-    Sorted, each once. Hidden files and folders below a folder are skipped, and so are tissue masks (`<slide>_tissue.tif`).
-    The volumes `<case>_<modality>.nii[.gz]` of one case are one entry: their folder, or `<folder>/<case>` where a folder holds
-    several cases (`case_files` knows the files). Other volumes beside them, such as the mask `<case>_seg.nii.gz`, are left out.
+    Links are followed. Hidden files and folders below a folder are skipped, and so are tissue masks (`<slide>_tissue.tif`) and
+    results of earlier predictions. The volumes `<case>_<modality>.nii[.gz]` of one case are one entry: their folder, or
+    `<folder>/<case>` where a folder holds several cases (`case_files` knows the files). Other volumes beside them, such as the
+    mask `<case>_seg.nii.gz`, are left out.
 
     Args:
         source: What to look for.
-        leave_out: Folder of the results; pictures of an earlier prediction in it are no input.
+        leave_out: Folder of the results, which may not be that of the images.
 
     Raises:
-        DataError: Nothing found, or a single file whose name is that of a mask.
+        DataError: Nothing found, or a single file whose name is that of a mask or of a result.
         ConfigError: The results would lie among the images.
     """
     found = _find(source)
     if leave_out is None or Path(source).is_file():
         return found
     results = leave_out.resolve()
-    if any(_folder(path) == results for path in found) and not (results / RESULTS).exists():
+    if any(_folder(path) == results for path in found):
         raise ConfigError(
             f"`output={leave_out}` is where the images of `source={source}` lie; results there would be taken for images the "
             "next time. Choose another output."
         )
-    kept = [path for path in found if results not in (_folder(path), *_folder(path).parents)]
-    if not kept:
-        raise DataError(
-            f"`source={source}` names only pictures in the folder of the results, `{leave_out}`. Choose another one."
-        )
-    return kept
+    return found
+
+
+def form_of(path: Path, microns: bool) -> str:
+    """Return the form in which a file is predicted: `volume`, `slide` or `image`.
+
+    Args:
+        path: As `find_images` names it.
+        microns: The network counts in microns. Others know no slides: for them a tiled TIFF is an image like any other.
+    """
+    if is_case(path):
+        return "volume"
+    return "slide" if is_slide(path) and (microns or path.suffix.lower() in SLIDE_SUFFIXES) else "image"
 
 
 def endings() -> dict[str, str]:
@@ -86,55 +112,91 @@ def split_name(path: Path) -> tuple[str, str]:
     return (found[1], modality) if found and modality else (name, "")
 
 
-def stem(path: Path) -> str:
-    """Return the name without the suffix of an image, a slide or a volume; other names, as of folders, stay whole."""
-    suffixes = sorted((*IMAGE_SUFFIXES, *SUFFIXES, *SLIDE_SUFFIXES), key=len, reverse=True)
-    ending = next((suffix for suffix in suffixes if path.name.lower().endswith(suffix)), "")
-    return path.name[: len(path.name) - len(ending)] or path.name
-
-
 def _folder(path: Path) -> Path:
     return (path if path.is_dir() else path.parent).resolve()
 
 
-def _find(source: str | Path) -> list[Path]:
-    text, path = str(source), Path(source)
+def _find(source: str | Path) -> Inputs:
+    text, path = readable(source), Path(source)
     if path.is_file():
-        ending = re.split(r"[_\-.\s]", stem(path).lower())[-1]
-        if is_volume(path) and endings().get(ending) == LABELS:
-            raise DataError(
-                f"`source={text}` is a mask: its name ends in `{ending}`; expected an MR volume. Choose one, or the case "
-                "folder."
-            )
-        if is_tissue_mask(path):
-            raise DataError(f"`source={text}` is a tissue mask: its name ends in `_tissue`; expected a slide. Choose one.")
-        return [path]
+        return _single(path, text)
     if path.is_dir():
-        inside = (found for found in path.rglob("*") if not any(part.startswith(".") for part in found.relative_to(path).parts))
-        images = _entries(inside)
-        if not images:
-            raise DataError(f"`source={text}` holds no image. Expected {EXPECTED}.")
-        return images
+        listing = list_files(path)
+        found = _inputs(listing.files)
+        found.unread = {entry: _unread(entry) for entry in listing.unread if _could_be_input(entry)}
+        return _some(found, f"`source={text}` holds no image.")
+    if os.path.lexists(path):
+        raise DataError(f"{_unread(path)} Expected {EXPECTED}.")
     if glob.has_magic(text):
-        matches = [Path(name) for name in glob.glob(text, recursive=True)]  # noqa: PTH207 (may be absolute)
-        folders = (entry for match in matches if match.is_dir() for entry in match.iterdir() if is_volume(entry))
-        images = _entries({*matches, *folders})
-        if not images:
-            raise DataError(f"`source={text}` matches no image. Expected {EXPECTED}.")
-        return images
+        matches = [Path(name) for name in glob.glob(str(source), recursive=True)]  # noqa: PTH207 (may be absolute)
+        folders = [entry for match in matches if match.is_dir() for entry in match.iterdir() if is_volume(entry)]
+        found = _inputs({*matches, *folders})
+        named = [match for match in matches if match.name.lower().endswith(ALL_SUFFIXES) and not match.is_file()]
+        found.unread = {match: _unread(match) for match in sorted(named) if match not in found}
+        return _some(found, f"`source={text}` matches no image.")
     raise DataError(
         f"`source={text}` does not exist. Expected an image, a volume, a folder or a quoted glob such as 'slides/*.jpg'."
     )
 
 
-def _entries(paths: Iterable[Path]) -> list[Path]:
-    """Keep images, slides and volumes, and join the volumes of a case."""
+def _single(path: Path, text: str) -> Inputs:
+    ending = re.split(r"[_\-.\s]", stem(path).lower())[-1]
+    if is_volume(path) and endings().get(ending) == LABELS:
+        raise DataError(
+            f"`source={text}` is a mask: its name ends in `{ending}`; expected an MR volume. Choose one, or the case folder."
+        )
+    if is_tissue_mask(path):
+        raise DataError(f"`source={text}` is a tissue mask: its name ends in `_tissue`; expected a slide. Choose one.")
+    if path in EarlierResults():
+        raise DataError(f"`source={text}` is a result of an earlier prediction; expected an image. Choose one, or copy it.")
+    return Inputs([path])
+
+
+def _some(found: Inputs, nothing: str) -> Inputs:
+    """Return what was found, if there is anything."""
+    if not found:
+        reasons = [*[*found.unread.values()][:3], *found.notes[:3]]
+        raise DataError(" ".join([nothing, f"Expected {EXPECTED}.", *reasons]))
+    return found
+
+
+def _inputs(paths: Iterable[Path]) -> Inputs:
+    """Return the entries among some paths; what earlier predictions wrote is left out, with one sentence for each folder."""
+    files = [path for path in paths if path.is_file() and path.name.lower().endswith(ALL_SUFFIXES)]
+    earlier = EarlierResults()
+    results = {path for path in files if path in earlier}
+    found = Inputs(_entries(path for path in files if path not in results))
+    found.notes += [
+        f"{readable(folder)}: {count} file{'s' if count > 1 else ''} left out, the results of an earlier prediction."
+        for folder, count in sorted(Counter(path.parent for path in results).items())
+    ]
+    return found
+
+
+def _could_be_input(path: Path) -> bool:
+    """Return whether something that cannot be read is named like an image, or may hold some."""
+    named = path.name.lower().endswith(ALL_SUFFIXES)
+    return named or path.is_dir() or (path.is_symlink() and not path.suffix)
+
+
+def _unread(path: Path) -> str:
+    """Return why an entry that is no readable file was skipped."""
+    name = readable(path)
+    if path.is_dir():
+        if os.access(path, os.R_OK | os.X_OK):
+            return f"{name}: is a folder, although it is named like an image. Give it as the source to look into it."
+        return f"{name}: the folder cannot be opened. Allow reading it, or leave it out."
+    if path.is_symlink() and not path.exists():
+        return f"{name}: is a link that leads nowhere. Restore what it leads to, or remove it."
+    return f"{name}: is no regular file but a pipe, a device or a socket. Copy what it gives into a file."
+
+
+def _entries(files: Iterable[Path]) -> list[Path]:
+    """Leave out tissue masks and label volumes, and join the volumes of a case."""
     found: list[Path] = []
     cases: dict[Path, set[str]] = defaultdict(set)
     others: list[Path] = []
-    for path in paths:
-        if not path.is_file():
-            continue
+    for path in files:
         if path.suffix.lower() in (*IMAGE_SUFFIXES, *SLIDE_SUFFIXES):
             found += [] if is_tissue_mask(path) else [path]
         elif is_volume(path):

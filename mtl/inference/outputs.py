@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,13 +13,17 @@ from typing import IO, Any
 import numpy as np
 
 from mtl.core.files import beside, remove_stale, write_bytes, write_json
+from mtl.core.names import readable
 from mtl.core.task import TaskSpec
-from mtl.data.formats.volumes import write_mask
-from mtl.inference.images import is_case, stem
+from mtl.data.formats.volumes import write_map, write_mask
+from mtl.inference.images import is_case
 from mtl.inference.pictures import overlay
 from mtl.inference.prediction import Prediction, counting_task
 from mtl.inference.predictor import Outcome
-from mtl.inference.slides.outputs import SCORE, SlideOutcome
+from mtl.inference.result_names import SCORE, TABLE, mark_results, output_names
+from mtl.inference.selection import Hidden, hidden_columns, narrowed_content
+from mtl.inference.slides.outputs import SlideOutcome
+from mtl.inference.verdicts import verdict_columns, verdict_values
 from mtl.inference.volumes import CaseOutcome, VolumePrediction
 from mtl.kinds.base import rules_of
 from mtl.metrics.base import StudyMetric
@@ -31,45 +34,16 @@ SUFFIX_OF: dict[str, tuple[str, ...]] = {"mask": (), "confidence_map": ("confide
 SPREADSHEET_FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 
 
-def output_names(paths: Iterable[Path]) -> dict[Path, str]:
-    """Give each input a distinct file stem: its own where that is unique, else with its folders and suffix in front.
-
-    Names that differ in case only count as equal, since some file systems do not tell them apart.
-    """
-    files = list(paths)
-    candidates = {path: [stem(path), f"{stem(path)}_{_ending(path)}"] for path in files}
-    for path in files:
-        parents = [part for part in path.parts[:-1] if part not in (path.anchor, ".", "..")]
-        longer = ["__".join([*parents[-depth:], stem(path)]) for depth in range(1, len(parents) + 1)]
-        candidates[path] += [*longer, *(f"{name}_{_ending(path)}" for name in longer)]
-    names: dict[Path, str] = {}
-    open_paths, taken = files, set()
-    for level in range(max((len(entry) for entry in candidates.values()), default=0)):
-        wanted = {path: candidates[path][min(level, len(candidates[path]) - 1)] for path in open_paths}
-        counts = Counter(name.lower() for name in wanted.values())
-        for path, name in wanted.items():
-            if counts[name.lower()] == 1 and name.lower() not in taken:
-                names[path] = name
-        taken |= {name.lower() for name in names.values()}
-        open_paths = [path for path in open_paths if path not in names]
-    for path in open_paths:
-        number = 2
-        while f"{stem(path)}_{number}".lower() in taken:
-            number += 1
-        names[path] = f"{stem(path)}_{number}"
-        taken.add(names[path].lower())
-    return names
-
-
 class PredictionWriter:
-    """Writes predictions into a folder; every file appears whole or not at all.
+    """Writes predictions into a folder; every file appears whole or not at all, and every row has its files.
 
     Per image: `<name>.json`; `<name>_<task>.png` for masks (class values, or 0 / 255) and heatmaps (16 bit, 65535 = 1),
     `<name>_<task>_confidence.png` beside a mask (16 bit), all with the class in the name where a task has several channels;
     `<name>_overlay.png`. Per volume: `<name>.json`, masks as `<name>_<task>.nii.gz` on the voxels of the volume
-    (`mtl.inference.volumes.labels_of`), an overlay of the slice with the largest predicted area. For all: `predictions.csv`
-    with one row per object, image-level values repeated, and one row without object for an image in which nothing was found,
-    for a volume and for a slide (its files lie in `<name>/`, see `mtl.inference.slides.run`). The CSV is complete on `close`.
+    (`mtl.inference.volumes.labels_of`), `<name>_<task>_confidence.nii.gz` (float32), an overlay of the slice with the largest
+    predicted area. For all: `predictions.csv` with one row per object, image-level values repeated, and one row without object
+    for an image in which nothing was found, for a volume and for a slide (its files lie in `<name>/`, see
+    `mtl.inference.slides.run`). The CSV is complete on `close`.
 
     Args:
         folder: Created if needed.
@@ -79,66 +53,100 @@ class PredictionWriter:
         masks: Write masks, confidence maps and heatmaps.
         slides: Some inputs are predicted as slides.
         study: Study metrics of the run; those that have a value of an image get a column.
+        hidden: Classes that are left out of files and pictures, by task (`mtl.inference.selection.hidden_classes`).
     """
 
     def __init__(
         self, folder: str | Path, paths: Iterable[Path], specs: dict[str, TaskSpec], overlays: bool = True, masks: bool = True,
-        slides: bool = False, study: Mapping[str, StudyMetric] | None = None,
+        slides: bool = False, study: Mapping[str, StudyMetric] | None = None, hidden: Hidden | None = None,
     ) -> None:  # fmt: skip
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.names = output_names(paths)
+        endings = result_endings(specs)
+        self.names = output_names(paths, endings)
+        mark_results(self.folder, self.names.values(), endings)
         self.specs = specs
         self.overlays = overlays
         self.masks = masks
         self.study = dict(study or {})
-        self.table = self.folder / "predictions.csv"
+        self.hidden, self.counted = hidden or {}, counting_task(specs, specs)
+        self._hidden_columns = hidden_columns(self.hidden, self.counted)
+        self._made: list[Path] = []
+        self.table = self.folder / TABLE
         remove_stale(self.folder / "*")
         self._whole = ExitStack()
         partial = self._whole.enter_context(beside(self.table))
         self._file: IO[str] | None = partial.open("w", newline="", encoding="utf-8")
         columns = csv_columns(specs, any(map(is_case, self.names)), slides, self.study)
+        columns = [name for name in columns if name not in self._hidden_columns]
         self._rows = csv.DictWriter(self._file, columns, restval="", extrasaction="raise")
         self._rows.writeheader()
 
     def write(self, outcome: Outcome | CaseOutcome | SlideOutcome) -> Path:
-        """Write one image or volume, or the row of a slide, whose files are there; returns its JSON file."""
+        """Write one image or volume, or the row of a slide, whose files are there; returns its JSON file.
+
+        A row is written when all files of its image are. After an error none of them is left.
+        """
         if self._file is None or not (outcome.summary if isinstance(outcome, SlideOutcome) else outcome.prediction):
             raise ValueError("only successful outcomes can be written, and only before close()")
         if isinstance(outcome, SlideOutcome):
             self._rows.writerow(slide_row(outcome.path, outcome.summary))
             return self.folder / self.names[outcome.path] / SCORE
+        self._made = []
+        try:
+            target, rows = self._write(outcome)
+        except BaseException:
+            for path in self._made:
+                path.unlink(missing_ok=True)
+            raise
+        for row in rows:
+            self._rows.writerow({name: value for name, value in row.items() if name not in self._hidden_columns})
+        return target
+
+    def _write(self, outcome: Outcome | CaseOutcome) -> tuple[Path, list[dict[str, Any]]]:
+        """Write the files of an image or a volume; returns its JSON file, and its rows."""
         assert outcome.prediction is not None
         name, prediction = self.names[outcome.path], outcome.prediction
         if isinstance(prediction, VolumePrediction):
-            content = {"volume": str(outcome.path), **self._write_volume(name, prediction)}
-            self._rows.writerow(volume_row(outcome.path, prediction))
+            content = {"volume": readable(outcome.path), **self._write_volume(name, prediction)}
+            rows = [volume_row(outcome.path, prediction)]
         else:
             assert isinstance(outcome, Outcome) and outcome.image is not None
-            content = {"image": str(outcome.path), **prediction.to_json()}
-            self._rows.writerows(csv_rows(outcome.path, content, self.specs, self.study))
+            content = {"image": readable(outcome.path), **prediction.to_json()}
+            narrowed_content(content, self.specs, self.hidden, self.counted)
+            rows = csv_rows(outcome.path, content, self.specs, self.study)
             if self.masks:
                 for task, key, class_name, pixels in map_images(prediction):
+                    if class_name in self.hidden.get(task, ()):
+                        continue
                     file = f"{name}_{'_'.join(_slug(word) for word in (task, class_name, *SUFFIX_OF[key]) if word)}.png"
-                    write_png(self.folder / file, pixels)
+                    write_png(self._new(file), pixels)
                     _note(content["tasks"][task], key, class_name, file)
             if self.overlays:
-                write_png(self.folder / f"{name}_overlay.png", overlay(outcome.image, prediction))
-        target = self.folder / f"{name}.json"
+                write_png(self._new(f"{name}_overlay.png"), overlay(outcome.image, prediction, hidden=self.hidden))
+        target = self._new(f"{name}.json")
         write_json(target, content)
-        return target
+        return target, rows
+
+    def _new(self, name: str) -> Path:
+        self._made.append(self.folder / name)
+        return self._made[-1]
 
     def _write_volume(self, name: str, prediction: VolumePrediction) -> dict[str, Any]:
-        content = prediction.to_json()
-        if self.masks:
-            for task, masks in prediction.masks.items():
-                for class_name, labels in masks.items():
-                    file = f"{name}_{'_'.join(_slug(word) for word in (task, class_name) if word)}.nii.gz"
-                    write_mask(self.folder / file, labels, prediction.case.grid)
-                    _note(content["tasks"][task], "mask", class_name, file)
+        content, grid = prediction.to_json(), prediction.case.grid
+        narrowed_content(content, self.specs, self.hidden, None)
+        for key, maps in (("mask", prediction.masks), ("confidence_map", prediction.confidence)) if self.masks else ():
+            write: Any = write_mask if key == "mask" else write_map
+            for task, by_class in maps.items():
+                for class_name, array in by_class.items():
+                    if class_name in self.hidden.get(task, ()):
+                        continue
+                    file = f"{name}_{'_'.join(_slug(word) for word in (task, class_name, *SUFFIX_OF[key]) if word)}.nii.gz"
+                    write(self._new(file), array, grid)
+                    _note(content["tasks"][task], key, class_name, file)
         if self.overlays and prediction.shown is not None:
             _, image, slice_prediction = prediction.shown
-            write_png(self.folder / f"{name}_overlay.png", overlay(image, slice_prediction))
+            write_png(self._new(f"{name}_overlay.png"), overlay(image, slice_prediction, hidden=self.hidden))
         return content
 
     def close(self) -> None:
@@ -154,6 +162,16 @@ class PredictionWriter:
     def __exit__(self, raised: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         # After an error too: the rows of the images that were finished are worth keeping.
         self.close()
+
+
+def result_endings(specs: Mapping[str, TaskSpec]) -> list[str]:
+    """Return everything that may follow the name of an image or a volume in the names of its results."""
+    found = [".json", "_overlay.png"]
+    for task, spec in specs.items():
+        for words in ((task,), *((task, name) for name in spec.classes)):
+            front = "".join(f"_{_slug(word)}" for word in words)
+            found += [f"{front}.png", f"{front}_confidence.png", f"{front}.nii.gz", f"{front}_confidence.nii.gz"]
+    return found
 
 
 def csv_columns(
@@ -180,6 +198,7 @@ def csv_columns(
             columns += [f"{task}_{name}_volume_mm3" for name in spec.classes]
         if volumes and (rules.areas or rules.image_level):
             columns += [f"{task}_{name}_slices" for name in spec.classes]
+        columns += verdict_columns(spec) if volumes else []
     return [*columns, *(["slices"] if volumes else []), *(SLIDE_COLUMNS if slides else [])]
 
 
@@ -187,7 +206,7 @@ def csv_rows(
     path: Path, content: dict[str, Any], specs: dict[str, TaskSpec], study: Mapping[str, StudyMetric] | None = None
 ) -> list[dict[str, Any]]:
     """Return the rows of one image, of which `content` is the JSON: one per object, or a single one if there is none."""
-    image: dict[str, Any] = {"image": _harmless(str(path)), "width": content["width"], "height": content["height"]}
+    image: dict[str, Any] = {"image": _harmless(path), "width": content["width"], "height": content["height"]}
     image |= {f"n_{name}": count for name, count in content.get("counts", {}).items()}
     for name, metric in (study or {}).items():
         if content.get(name) is not None:
@@ -211,18 +230,20 @@ def csv_rows(
 def volume_row(path: Path, prediction: VolumePrediction) -> dict[str, Any]:
     """Return the row of one volume."""
     slices, height, width = prediction.case.grid.size
-    row: dict[str, Any] = {"image": _harmless(str(path)), "width": width, "height": height, "slices": slices}
+    row: dict[str, Any] = {"image": _harmless(path), "width": width, "height": height, "slices": slices}
     for task in prediction.masks:
         row |= {f"{task}_{name}_volume_mm3": round(volume, 3) for name, volume in prediction.volumes_mm3(task).items()}
         row |= {f"{task}_{name}_slices": len(found) for name, found in prediction.slices_with(task).items()}
     for task in prediction.statements:
         row |= {f"{task}_{name}_slices": count for name, count in prediction.slice_counts(task).items()}
+    for task, verdict in prediction.verdicts.items():
+        row |= verdict_values(prediction.specs[task], verdict)
     return row
 
 
 def slide_row(path: Path, summary: dict[str, Any]) -> dict[str, Any]:
     """Return the row of one slide, of which `summary` is the content of its `til-score.json`."""
-    row = {key: summary[key] for key in ("width", "height", *SLIDE_COLUMNS[:2])} | {"image": _harmless(str(path))}
+    row = {key: summary[key] for key in ("width", "height", *SLIDE_COLUMNS[:2])} | {"image": _harmless(path)}
     if summary["bulk_area_um2"] is not None:  # else all cells count, and `n_<class>` says how many
         row["cells_in_bulk"] = summary["cells"]
     whole, task = summary["width"] * summary["height"] * math.prod(summary["spacing_um"]), summary["settings"]["tissue"]
@@ -235,7 +256,7 @@ def map_images(prediction: Prediction) -> Iterator[tuple[str, str, str, np.ndarr
 
     The class is empty where a task has one channel.
     """
-    for task in prediction.tasks:
+    for task in filter(prediction.shows, prediction.tasks):
         for key, name, pixels in rules_of(prediction.specs[task]).maps(prediction.of(task)):
             yield task, key, name, pixels
 
@@ -259,14 +280,11 @@ def write_png(path: Path, pixels: np.ndarray) -> None:
     write_bytes(path, data.tobytes())
 
 
-def _ending(path: Path) -> str:
-    return path.name[len(stem(path)) :].lstrip(".")
-
-
 def _slug(name: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in name)
 
 
-def _harmless(text: str) -> str:
-    """Return a file name that no spreadsheet runs as a formula."""
+def _harmless(path: Path) -> str:
+    """Return a file name that no spreadsheet runs as a formula, and that is text in any case."""
+    text = readable(path)
     return f"'{text}" if text.startswith(SPREADSHEET_FORMULAS) else text

@@ -12,6 +12,7 @@ from mtl.drawing.layers import Layers
 from mtl.drawing.paint import fit, paint, paint_heat, side_by_side, with_legend
 from mtl.drawing.palette import PAPER, colours_of
 from mtl.inference.prediction import Prediction, decided_tasks, study_values
+from mtl.inference.selection import Hidden, narrowed_tasks
 from mtl.kinds.base import TaskPrediction, mask_classes, rules_of
 from mtl.metrics.base import StudyMetric
 
@@ -23,6 +24,7 @@ def layers_of(
     thresholds: Mapping[str, Mapping[str, float]] | None = None,
     window: Window | None = None,
     study: Mapping[str, StudyMetric] | None = None,
+    hidden: Hidden | None = None,
 ) -> Layers:
     """Turn predictions or truths (the two forms of `ImageResult.tasks`) into layers.
 
@@ -35,12 +37,14 @@ def layers_of(
         thresholds: By task; applied to whatever has scores or probabilities.
         window: Of the image, where the raster is the original and maps belong to the working raster.
         study: Study metrics by name.
+        hidden: Classes that are left out, by task.
     """
     study, thresholds = study or {}, thresholds or {}
     values = study_values(study, tasks, thresholds)
-    tasks = decided_tasks(tasks, specs, thresholds, study)
+    colours = colours_of(specs.values())  # of all classes, so that leaving some out changes none
+    tasks, specs = narrowed_tasks(decided_tasks(tasks, specs, thresholds, study), specs, hidden or {})
     thin = frozenset(name for spec in specs.values() for name in spec.unremarkable)
-    colours, names = colours_of(specs.values()), mask_classes(specs, tasks)
+    names = mask_classes(specs, tasks)
     layers = Layers(mask_names=names, colours=colours, unremarkable=thin, window=window)
     for task, arrays in tasks.items():
         found = TaskPrediction(specs[task], arrays, size, window, thresholds.get(task, {}))
@@ -51,17 +55,21 @@ def layers_of(
     return layers
 
 
-def overlay(image: np.ndarray, prediction: Prediction, longest: int = 1600) -> np.ndarray:
+def overlay(image: np.ndarray, prediction: Prediction, longest: int = 1600, hidden: Hidden | None = None) -> np.ndarray:
     """Draw one prediction: the image with boxes, contours and peaks, the heatmap beside it, a legend below.
 
     Args:
         image: [H, W, C], the original, as `to_rgb` takes it.
         prediction: What was predicted for it.
         longest: Longer side of one panel in pixels.
+        hidden: Classes that are left out, by task.
     """
+    shown = {task: arrays for task, arrays in prediction.tasks.items() if prediction.shows(task)}
     layers = layers_of(
-        prediction.tasks, prediction.specs, prediction.size, prediction.thresholds, prediction.window, prediction.study_metrics
+        shown, prediction.specs, prediction.size, prediction.thresholds, prediction.window, prediction.study_metrics, hidden
     )
+    if shown.keys() != prediction.tasks.keys():
+        layers.legend.append((PAPER, f"no mask ({prediction.withheld})"))
     base = fit(image, longest)
     panels = [paint(base, layers)]
     if layers.heat is not None:

@@ -2,28 +2,68 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from rich.progress import Progress, TaskID
-
 from mtl.config.verbs import SlideConfig
-from mtl.core.disk import keeping
+from mtl.core.disk import FULL, keeping
+from mtl.core.errors import ConfigError
 from mtl.core.files import file_hash
+from mtl.core.names import readable
 from mtl.core.plugins import use
-from mtl.data.formats.slides import SLIDE_SUFFIXES, is_slide, require_readers
-from mtl.inference.images import find_images, is_case
+from mtl.core.progress import Progress, progress_of
+from mtl.data.formats.slides import require_readers
+from mtl.inference.images import find_images, form_of
 from mtl.inference.loading import load_predictor
 from mtl.inference.outputs import PredictionWriter
 from mtl.inference.predictor import Outcome, Predictor
+from mtl.inference.selection import hidden_classes
+from mtl.inference.settings import Limits
 from mtl.inference.slides.outputs import SlideOutcome
 from mtl.inference.slides.run import SlidePredictor
 from mtl.inference.volumes import CaseOutcome, predict_case
 from mtl.runs.folder import checkpoint_path
+
+# What ends a prediction, since the next file would meet it too.
+ENDS = FULL | {errno.EROFS}
+NAMED = 3  # skipped files that the last line names
+
+
+@dataclass
+class _Tally:
+    """What became of the files.
+
+    Attributes:
+        done: Files predicted, by form.
+        before: Slides that were finished before.
+        problems: One sentence for each file that was skipped.
+        skipped: The names of these files.
+    """
+
+    done: Counter[str] = field(default_factory=Counter)
+    before: int = 0
+    problems: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+
+    def skip(self, name: str, reason: str) -> None:
+        """Note a file that was skipped, and say why."""
+        sentence = " ".join(readable(reason).split())
+        self.skipped.append(name)
+        self.problems.append(sentence)
+        print(f"error: {sentence}", file=sys.stderr)
+
+    def line(self, forms: Iterable[str], output: str) -> str:
+        """Return how many files were predicted and which were skipped."""
+        before = f"{self.before} finished before, " if self.before else ""
+        names = ", ".join([*self.skipped[:NAMED], *(["..."] if len(self.skipped) > NAMED else [])])
+        skipped = f"{len(self.skipped)} skipped{f' ({names})' if names else ''}"
+        return f"{_what(set(forms), self.done)} predicted, {before}{skipped}: {readable(output)}"
 
 
 def predict(
@@ -34,11 +74,17 @@ def predict(
     device: str = "auto",
     overlays: bool = True,
     masks: bool = True,
+    tasks: Sequence[str] | None = None,
+    classes: Sequence[str] | None = None,
+    thresholds: Limits | None = None,
+    when: Limits | None = None,
     pixel_scale: float | None = None,
     plugins: Iterable[str] = (),
     slide: dict[str, Any] | None = None,
 ) -> list[str]:
     """Predict every image, slide and volume of `source` and write their files.
+
+    A file that cannot be read, or whose results cannot be written, is skipped with a sentence; the others go on.
 
     Args:
         checkpoint: File or run directory.
@@ -48,82 +94,99 @@ def predict(
         device: `auto`, `cpu`, `cuda`, ...
         overlays: Draw overlays, and overviews of slides.
         masks: Write masks, confidence maps and heatmaps.
+        tasks: Names of the tasks to predict; None is all.
+        classes: Names of the classes that files and pictures show; None is all.
+        thresholds: Decision thresholds in place of stored ones (`Predictor.adjusted`).
+        when: How likely a class has to be for masks to be shown (`Predictor.adjusted`).
         pixel_scale: Stored pixels per reference pixel of images; None applies the data family's rule.
         plugins: Modules or paths of files with parts that the checkpoint needs; installed ones are known.
         slide: Keys of `mtl.config.verbs.SlideConfig`.
 
     Returns:
-        One sentence per file that could not be read; those are skipped.
+        One sentence per file that was skipped.
     """
     paths = find_images(source, leave_out=Path(output))
     use(plugins)
-    predictor = load_predictor(checkpoint, device)
+    predictor = load_predictor(checkpoint, device).adjusted(thresholds, tasks, when or {})
+    hidden = hidden_classes(predictor.specs, classes) if classes is not None else None
+    if hidden is not None:
+        predictor = predictor.adjusted(tasks=list(hidden))
     predictor.batch_size = batch_size
-    forms = {path: form_of(path, predictor) for path in paths}
+    forms = {path: form_of(path, predictor.microns) for path in paths}
     slides = None
     if "slide" in forms.values():
         require_readers()
+        if classes is not None or when:
+            raise ConfigError("`classes` and `when` do not act on slides, and `source` names some. Leave them out.")
         settings = SlideConfig(**slide or {})
         slides = SlidePredictor(predictor, settings, file_hash(checkpoint_path(checkpoint)), masks, overlays)
-    problems, done, finished = [], Counter[str](), 0
+    tally = _Tally()
+    for note in paths.notes:
+        print(note)
+    for path, problem in paths.unread.items():
+        tally.skip(readable(path.name), problem)
     with (
-        keeping(
-            lambda: f"The files of what was predicted before ({done.total()}) are whole and kept; the table is not written."
-        ),
-        Progress(transient=True, disable=not sys.stdout.isatty()) as progress,
-        PredictionWriter(Path(output), paths, predictor.specs, overlays, masks, slides is not None, predictor.study) as writer,
+        keeping(lambda: f"The files of what was predicted before ({tally.done.total()}) are kept; the table is not written."),
+        PredictionWriter(
+            Path(output), paths, predictor.specs, overlays, masks, slides is not None, predictor.study, hidden
+        ) as writer,
+        progress_of("predicting", len(paths)) as progress,
     ):
-        bar = progress.add_task("predicting", total=len(paths))
         for form, group in groupby(paths, key=forms.__getitem__):
             outcomes: Iterator[Outcome | CaseOutcome | SlideOutcome]
             if form == "volume":
-                outcomes = (predict_case(predictor, path) for path in group)
+                outcomes = _volumes(predictor, group, masks, progress)
             elif form == "slide":
                 assert slides is not None
                 outcomes = _slides(slides, group, writer, progress)
             else:
                 outcomes = predictor.predict_paths(group, pixel_scale)
             for outcome in outcomes:
-                if outcome.error is not None:
-                    problems.append(str(outcome.error))
-                    print(f"error: {outcome.error}", file=sys.stderr)
-                else:
-                    writer.write(outcome)
-                    old = isinstance(outcome, SlideOutcome) and outcome.skipped
-                    finished += old
-                    done[form] += not old
-                progress.advance(bar)
-    before = f"{finished} finished before, " if finished else ""
-    print(f"{_what(set(forms.values()), done)} predicted, {before}{len(problems)} skipped: {output}")
-    return problems
+                _take(outcome, form, writer, tally)
+                progress.advance()
+    print(tally.line(forms.values(), output))
+    return tally.problems
 
 
-def form_of(path: Path, predictor: Predictor) -> str:
-    """Return the form in which a file is predicted: `volume`, `slide` or `image`.
+def _take(outcome: Outcome | CaseOutcome | SlideOutcome, form: str, writer: PredictionWriter, tally: _Tally) -> None:
+    """Write one outcome, or note why there is nothing to write."""
+    name = readable(outcome.path.name)
+    if outcome.error is not None:
+        tally.skip(name, str(outcome.error))
+        return
+    try:
+        writer.write(outcome)
+    except OSError as error:
+        if error.errno in ENDS:
+            raise
+        reason = f"its results cannot be written to {writer.folder} ({error.strerror or error})"
+        tally.skip(name, f"{outcome.path}: {reason}. Choose another output, or change what lies there.")
+    except MemoryError:
+        tally.skip(name, f"{outcome.path}: its results do not fit in memory. Set masks=false or overlays=false.")
+    else:
+        old = isinstance(outcome, SlideOutcome) and outcome.skipped
+        tally.before += old
+        tally.done[form] += not old
 
-    Networks that do not count in microns know no slides: for them a tiled TIFF is an image like any other.
-    """
-    if is_case(path):
-        return "volume"
-    return "slide" if is_slide(path) and (predictor.microns or path.suffix.lower() in SLIDE_SUFFIXES) else "image"
+
+def _volumes(predictor: Predictor, paths: Iterator[Path], maps: bool, progress: Progress) -> Iterator[CaseOutcome]:
+    for path in paths:
+        with progress.part(readable(path.name)) as part:
+            outcome = predict_case(predictor, path, maps, part.reach)
+        yield outcome
 
 
 def _slides(
     slides: SlidePredictor, paths: Iterator[Path], writer: PredictionWriter, progress: Progress
 ) -> Iterator[SlideOutcome]:
     for path in paths:
-        bar = progress.add_task(path.name, total=None)
-
-        def advance(done: int, total: int, bar: TaskID = bar) -> None:
-            progress.update(bar, completed=done, total=total)
-
-        outcome = slides.predict(path, writer.folder / writer.names[path], advance)
-        progress.remove_task(bar)
+        with progress.part(readable(path.name)) as part:
+            outcome = slides.predict(path, writer.folder / writer.names[path], part.reach)
         if outcome.skipped:
-            print(f"{path}: finished before with the same checkpoint and settings, left as it is")
+            print(f"{readable(path)}: finished before with the same checkpoint and settings, left as it is")
         yield outcome
 
 
-def _what(forms: set[str], done: Counter[str]) -> str:
+def _what(forms: set[str], done: Mapping[str, int]) -> str:
     names = [f"{done[form]} {form}{'' if done[form] == 1 else 's'}" for form in ("image", "slide", "volume") if form in forms]
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

@@ -12,7 +12,7 @@ from mtl.core.decision import labels_of_boxes
 from mtl.core.task import TaskSpec
 from mtl.core.types import Arrays, Window
 from mtl.kinds.base import DIGITS, TaskPrediction, first_of, rules_of
-from mtl.kinds.classes import class_entry
+from mtl.kinds.classes import class_entry, image_entry
 from mtl.metrics.base import StudyMetric, deciders_of
 
 
@@ -33,6 +33,7 @@ class Prediction:
             points: `points` [N, 2], `scores`, `labels`, best first, and `radius` (): working pixels within which two points
             would be one cell. classification: `probabilities` [C]. regression: `value` ().
         study_metrics: Of the run, by name.
+        when: How likely classes of the image have to be for its masks to be shown, by task and class.
     """
 
     window: Window
@@ -40,6 +41,7 @@ class Prediction:
     thresholds: dict[str, dict[str, float]]
     tasks: dict[str, Arrays]
     study_metrics: Mapping[str, StudyMetric] = field(default_factory=dict)
+    when: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     _found: dict[str, TaskPrediction] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -53,6 +55,20 @@ class Prediction:
             own = self.thresholds.get(task, {})
             self._found[task] = TaskPrediction(self.specs[task], self.tasks[task], self.size, self.window, own)
         return self._found[task]
+
+    @property
+    def withheld(self) -> str:
+        """Why the masks of this image are not shown; empty where they are."""
+        for task, limits in self.when.items():
+            for name, limit in limits.items():
+                probability = float(self.tasks[task]["probabilities"][self.specs[task].classes.index(name)])
+                if probability < limit:
+                    return f"{task}: {name} {probability:.2f}, below {limit:g}"
+        return ""
+
+    def shows(self, task: str) -> bool:
+        """Return whether files and pictures show what a task says: always, but for masks that are withheld."""
+        return not (rules_of(self.specs[task]).areas and self.withheld)
 
     def threshold(self, task: str, name: str = "score") -> float:
         """Return a decision threshold of a task; 0.5 where none was stored."""
@@ -93,7 +109,7 @@ class Prediction:
         return study_values(self.study_metrics, self.tasks, self.thresholds)
 
     def mask(self, task: str, size: tuple[int, int] | None = None) -> np.ndarray:
-        """Return the hard mask of a segmentation task.
+        """Return the hard mask of a segmentation task, also where it is `withheld` from files and pictures.
 
         Args:
             task: Its name.
@@ -121,11 +137,12 @@ class Prediction:
     def classification(self) -> dict[str, Any] | None:
         """What the classification task says: `predicted_class_id`, `class_name`, `confidence` and `probabilities` by class.
 
-        Of several such tasks a dict of these by task; None without one.
+        `probability_list` holds the probabilities in the order of the classes. Of several such tasks a dict of these by task;
+        None without one.
         """
 
         def entry(task: str) -> dict[str, Any]:
-            return class_entry(self.tasks[task]["probabilities"], self.specs[task], self.of(task).thresholds)
+            return image_entry(self.tasks[task]["probabilities"], self.specs[task], self.of(task).thresholds)
 
         return self._only("classification", entry)
 
@@ -133,11 +150,13 @@ class Prediction:
     def segmentation(self) -> dict[str, Any] | None:
         """What the segmentation task says: `mask`, `confidence_map` and `<class>_area_ratio`, all of the original image.
 
-        The mask is [H, W] uint8, the map [H, W] float32; both are [K, H, W] where one task has several independent classes. Of
-        several such tasks a dict of these by task; None without one.
+        The mask is [H, W] uint8, the map [H, W] float32; both are [K, H, W] where one task has several independent classes.
+        Where `when` is not met, only `withheld`, the reason. Of several such tasks a dict of these by task; None without one.
         """
 
         def entry(task: str) -> dict[str, Any]:
+            if not self.shows(task):
+                return {"withheld": self.withheld}
             mask, confidence = self.mask(task), self.confidence_map(task)
             if self.specs[task].multilabel and len(mask) == 1:
                 mask, confidence = mask[0], confidence[0]
@@ -167,6 +186,8 @@ class Prediction:
 
     def _summary(self, task: str) -> dict[str, Any]:
         rules = rules_of(self.specs[task])
+        if not self.shows(task):
+            return {"withheld": self.withheld}
         if rules.of_boxes:
             return {"boxes_of": self.detection_task}
         entry = rules.summary(self.of(task))

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
 
 from mtl.core.decision import box_probabilities
-from mtl.core.errors import DataError
+from mtl.core.errors import ConfigError, DataError
 from mtl.core.task import TaskSpec
 from mtl.core.types import Arrays, ImageResult, SampleMeta, Window
-from mtl.data.formats.images import grey_channels, grey_values, read_grey, read_rgb
+from mtl.data.formats.images import grey_channels, grey_values
 from mtl.inference.ahead import ahead
 from mtl.inference.finite import NotFiniteError, check_finite
+from mtl.inference.inputs import input_of, read_pixels
 from mtl.inference.prediction import Prediction
+from mtl.inference.settings import Limits, changed_thresholds, checked_conditions, chosen_tasks
+from mtl.inference.volumes import VolumePrediction, predict_case
 from mtl.metrics.base import StudyMetric
 from mtl.stitching.stitcher import Stitcher
 
@@ -94,17 +98,92 @@ class Predictor:
         self.picture_modality = picture_modality
         self.microns = microns
         self.study = dict(study or {})
+        self.when: dict[str, dict[str, float]] = {}
 
-    def predict(self, image: np.ndarray, pixel_scale: float | None = None) -> Prediction:
-        """Predict one image.
+    def adjusted(
+        self, thresholds: Limits | None = None, tasks: Iterable[str] | None = None, when: Limits | None = None
+    ) -> Predictor:
+        """Return a predictor of the same network with other settings.
 
         Args:
-            image: [H, W, C] (or [H, W] grey) uint8, RGB order, as stored. For a network of MR slices also grey values of any
-                type, or [H, W, modalities] float32; a missing modality is a channel of zeros.
-            pixel_scale: Original pixels per reference pixel; None applies the predictor's rule.
+            thresholds: Decision thresholds in place of stored ones: by task one number (`{"detection": 0.3}`), or numbers by
+                class (`{"lesions": {"exudates": 0.4}}`).
+            tasks: Names of the tasks that are predicted; None is all.
+            when: How likely a class of an image has to be for its masks to be shown: by task a probability of the positive one
+                of two classes (`{"presence": 0.3}`), or probabilities by class.
+
+        Raises:
+            ConfigError: The network has no such task or class, or a number does not lie between 0 and 1.
         """
-        (prediction,) = self.predict_batch([image], pixel_scale)
-        return prediction
+        other = copy.copy(self)
+        if tasks is not None:
+            other.specs = chosen_tasks(self.specs, tasks)
+            other.study = {name: metric for name, metric in self.study.items() if _uses(metric) <= other.specs.keys()}
+            if idle := self.when.keys() - other.specs.keys():
+                raise ConfigError(f"`when` looks at `{min(idle)}`, which is not among the tasks that are predicted. Add it.")
+        other.thresholds = changed_thresholds(other.specs, self.thresholds, thresholds or {})
+        other.when = checked_conditions(other.specs, when) if when is not None else other.when
+        return other
+
+    @overload
+    def predict(
+        self, source: np.ndarray, pixel_scale: float | None = None, thresholds: Limits | None = None,
+        tasks: Iterable[str] | None = None, when: Limits | None = None,
+    ) -> Prediction: ...  # fmt: skip
+
+    @overload
+    def predict(
+        self, source: Any, pixel_scale: float | None = None, thresholds: Limits | None = None,
+        tasks: Iterable[str] | None = None, when: Limits | None = None,
+    ) -> Any: ...  # fmt: skip
+
+    def predict(
+        self, source: Any, pixel_scale: float | None = None, thresholds: Limits | None = None,
+        tasks: Iterable[str] | None = None, when: Limits | None = None,
+    ) -> Any:  # fmt: skip
+        """Predict an image, a volume, or a list of these.
+
+        Args:
+            source: The path of an image, of a volume or of a case folder; a PIL image; or an array [H, W, C] (or [H, W] grey)
+                uint8, RGB order, as stored. For a network of MR slices also grey values of any type, or [H, W, modalities]
+                float32; a missing modality is a channel of zeros. Or a list of any of these.
+            pixel_scale: Original pixels per reference pixel; None applies the predictor's rule.
+            thresholds: As in `adjusted`, for this call.
+            tasks: As in `adjusted`, for this call.
+            when: As in `adjusted`, for this call.
+
+        Returns:
+            A `Prediction`; of a volume or a case folder a `VolumePrediction`; of a list a list of these, in its order.
+
+        Raises:
+            DataError: Not one of these, a file that cannot be read, a slide, or a folder that is no case.
+            ConfigError: A setting that does not fit the network.
+        """
+        changed = thresholds is not None or tasks is not None or when is not None
+        predictor = self.adjusted(thresholds, tasks, when) if changed else self
+        if isinstance(source, list | tuple):
+            return predictor._predict_all(source, pixel_scale)
+        (found,) = predictor._predict_all([source], pixel_scale)
+        return found
+
+    def _predict_all(self, items: Sequence[Any], pixel_scale: float | None) -> list[Prediction | VolumePrediction]:
+        """Predict several things; windows of the images among them share forward passes."""
+        inputs = [input_of(item, self.microns, bool(self.modalities)) for item in items]
+        found: dict[int, Prediction | VolumePrediction] = {}
+        jobs = (
+            self._prepare(number, entry.read(), pixel_scale, entry.name)
+            for number, entry in enumerate(inputs)
+            if entry.case is None
+        )
+        found |= dict(self._run(jobs))
+        for number, entry in enumerate(inputs):
+            if entry.case is not None:
+                outcome = predict_case(self, entry.case)
+                if outcome.prediction is None:
+                    assert outcome.error is not None
+                    raise outcome.error
+                found[number] = outcome.prediction
+        return [found[number] for number in range(len(inputs))]
 
     def predict_batch(self, images: Iterable[np.ndarray], pixel_scale: float | None = None) -> Iterator[Prediction]:
         """Predict images one after the other; windows of several images share a forward pass."""
@@ -126,10 +205,9 @@ class Predictor:
         order: deque[int] = deque()
 
         def jobs() -> Iterator[_Job]:
-            read = read_grey if self.modalities else read_rgb
-
             def work(item: tuple[int, Path]) -> _Job:
-                return self._prepare(item[0], read(item[1]), pixel_scale, item[1].stem)
+                pixels = read_pixels(item[1], bool(self.modalities))
+                return self._prepare(item[0], pixels, pixel_scale, item[1].stem)
 
             for (number, path), result in ahead(work, enumerate(paths), prefetch):
                 order.append(number)
@@ -208,7 +286,8 @@ class Predictor:
     @torch.inference_mode()
     def _forward(self, batch: list[tuple[SampleMeta, np.ndarray]]) -> list[tuple[SampleMeta, dict[str, Arrays]]]:
         images = torch.from_numpy(np.stack([pixels for _, pixels in batch])).to(self.device)
-        outputs = self.model(images)
+        every = self.specs.keys() == self.model.specs.keys()
+        outputs = self.model(images) if every else self.model(images, list(self.specs))
         predictions = self.model.decode(outputs)
         decoded = [
             {task: {key: _to_numpy(value) for key, value in rows[row].items()} for task, rows in predictions.items()}
@@ -228,7 +307,12 @@ class Predictor:
             if decider in tasks:
                 tasks[task][box_probabilities(decider)] = tasks[decider]["probabilities"]
         ordered = {task: tasks[task] for task in self.specs if task in tasks}
-        return Prediction(window, self.specs, self.thresholds, ordered, self.study)
+        return Prediction(window, self.specs, self.thresholds, ordered, self.study, self.when)
+
+
+def _uses(metric: StudyMetric) -> set[str]:
+    """Return the tasks that a study metric cannot do without."""
+    return {*metric.tasks, *metric.deciders.keys(), *metric.deciders.values()}
 
 
 def check_image(image: np.ndarray, channels: int) -> np.ndarray:

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from mtl.core.errors import DataError
+from mtl.core.names import readable
 from mtl.core.task import TaskSpec
 from mtl.data.formats.images import grey_channels
 from mtl.data.formats.volumes import Volume, read_volume
 from mtl.imaging.background import not_background
 from mtl.inference.images import case_files, split_name
 from mtl.inference.prediction import Prediction
-from mtl.inference.predictor import Predictor
+from mtl.inference.verdicts import verdict_of
 from mtl.kinds.base import rules_of
+
+
+class SlicePredictor(Protocol):
+    """What reads slices: `mtl.inference.predictor.Predictor`, which cannot be named here, since it predicts volumes too."""
+
+    specs: dict[str, TaskSpec]
+    thresholds: dict[str, dict[str, float]]
+    modalities: tuple[str, ...]
+    picture_modality: str
+
+    def predict_batch(self, images: Iterable[np.ndarray]) -> Iterator[Prediction]: ...  # noqa: D102
 
 
 @dataclass
@@ -68,7 +80,7 @@ class VolumePrediction:
     """What the network says about the slices of one case.
 
     Slices are counted from inferior to superior, from 0. All have a mask, as in evaluation; those that show nothing have no
-    class.
+    class. `masks`, `confidence` and slices are upright; `mask` and `confidence_map` return what lies on the stored voxels.
 
     Attributes:
         case: What was predicted.
@@ -76,6 +88,9 @@ class VolumePrediction:
         thresholds: Decision thresholds by task.
         masks: By segmentation task and file suffix, [slices, rows, columns] uint8 labels (`mask_layout`).
         pixels: By segmentation task, [slices, classes] number of pixels.
+        confidence: By segmentation task and class (`map_layout`), [slices, rows, columns] float16 how sure the network is;
+            empty where nobody asked.
+        withheld: Slices whose masks are blank because no class is likely enough there (`when`), and why.
         statements: By task that says one thing of each slice, {slice: what its kind writes of an image}.
         shown: The slice with the largest predicted area, its image and prediction; None for a blank volume without any.
     """
@@ -87,6 +102,38 @@ class VolumePrediction:
     pixels: dict[str, np.ndarray]
     statements: dict[str, dict[int, dict[str, Any]]] = field(default_factory=dict)
     shown: tuple[int, np.ndarray, Prediction] | None = None
+    confidence: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    withheld: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def affine(self) -> np.ndarray:
+        """[4, 4] of the stored voxels: index to millimetres."""
+        return self.case.grid.affine
+
+    def mask(self, task: str, class_name: str = "") -> np.ndarray:
+        """Return the labels (`labels_of`) of a segmentation task on the stored voxels, [x, y, z] uint8.
+
+        Args:
+            task: Its name.
+            class_name: Of a task whose classes have a mask each.
+        """
+        return self.case.grid.stored(self.masks[task][class_name])
+
+    def confidence_map(self, task: str, class_name: str = "") -> np.ndarray:
+        """Return how sure the network is on the stored voxels, [x, y, z] float32 from 0 to 1.
+
+        Args:
+            task: Its name.
+            class_name: Whose probability, where a task has several independent classes; of exclusive ones there is one map, of
+                the predicted class.
+        """
+        return self.case.grid.stored(self.confidence[task][class_name]).astype(np.float32)
+
+    @property
+    def verdicts(self) -> dict[str, dict[str, Any]]:
+        """What is said of the whole case, by task that states a class of each slice (`mtl.inference.verdicts`)."""
+        said = {task: verdict_of(self.specs[task], rows) for task, rows in self.statements.items()}
+        return {task: verdict for task, verdict in said.items() if verdict is not None}
 
     def volumes_mm3(self, task: str) -> dict[str, float]:
         """Return the volume of each class of a segmentation task in cubic millimetres."""
@@ -104,7 +151,7 @@ class VolumePrediction:
         """Return plain values, without masks."""
         grid = self.case.grid
         content: dict[str, Any] = {
-            "modalities": {name or "unknown": str(volume.path) for name, volume in self.case.volumes.items()},
+            "modalities": {name or "unknown": readable(volume.path) for name, volume in self.case.volumes.items()},
             "notes": self.case.notes,
             "size": list(grid.size),
             "spacing_mm": [round(length, 6) for length in grid.spacing],
@@ -112,6 +159,8 @@ class VolumePrediction:
             "shown_slice": None if self.shown is None else self.shown[0],
             "thresholds": {task: self.thresholds.get(task, {}) for task in self.specs},
         }
+        if self.withheld:
+            content["withheld_slices"] = {str(number): reason for number, reason in self.withheld.items()}
         return {**content, "tasks": {task: self._summary(task) for task in (*self.masks, *self.statements)}}
 
     def _summary(self, task: str) -> dict[str, Any]:
@@ -122,7 +171,8 @@ class VolumePrediction:
                 "kind": spec.kind, "volume_mm3": volumes, "slices": self.slices_with(task), "labels": labels_of(spec),
             }  # fmt: skip
         rows = [{"slice": number, **entry} for number, entry in self.statements[task].items()]
-        return {"kind": spec.kind, "n_slices": self.slice_counts(task), "slices": rows}
+        verdict = {"case": self.verdicts[task]} if task in self.verdicts else {}
+        return {"kind": spec.kind, **verdict, "n_slices": self.slice_counts(task), "slices": rows}
 
     def slice_counts(self, task: str) -> dict[str, int]:
         """Return in how many slices each class of an image-level task was stated."""
@@ -179,7 +229,9 @@ def read_case(path: Path, modalities: Sequence[str], picture_modality: str = "re
     return case
 
 
-def predict_case(predictor: Predictor, path: Path) -> CaseOutcome:
+def predict_case(
+    predictor: SlicePredictor, path: Path, confidence: bool = True, progress: Callable[[int, int], None] | None = None
+) -> CaseOutcome:
     """Predict one case; a file that cannot be read gives an outcome with `error`.
 
     Memory holds the volumes of the case, its masks, and the slices of one batch.
@@ -187,22 +239,34 @@ def predict_case(predictor: Predictor, path: Path) -> CaseOutcome:
     Args:
         predictor: Of a network for MR slices.
         path: As `find_images` names it.
+        confidence: Keep confidence maps.
+        progress: Called with slices done and slices in all.
     """
     try:
-        return CaseOutcome(path, _predict(predictor, read_case(path, predictor.modalities, predictor.picture_modality)))
+        case = read_case(path, predictor.modalities, predictor.picture_modality)
+        return CaseOutcome(path, _predict(predictor, case, confidence, progress))
     except DataError as error:
         return CaseOutcome(path, error=error)
+    except (OSError, MemoryError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        return CaseOutcome(path, error=DataError(f"{path}: cannot be predicted ({reason}). Replace it, or leave it out."))
 
 
-def _predict(predictor: Predictor, case: Case) -> VolumePrediction:
+def _predict(
+    predictor: SlicePredictor, case: Case, confidence: bool, progress: Callable[[int, int], None] | None
+) -> VolumePrediction:
     size, specs = case.grid.size, predictor.specs
     masked = {task: spec for task, spec in specs.items() if rules_of(spec).areas}
     found = VolumePrediction(
         case, specs, predictor.thresholds,
-        {task: {suffix: np.zeros(size, np.uint8) for suffix in mask_layout(spec)} for task, spec in masked.items()},
+        {task: {name: np.full(size, nothing(spec), np.uint8) for name in mask_layout(spec)} for task, spec in masked.items()},
         {task: np.zeros((size[0], len(spec.classes)), np.int64) for task, spec in masked.items()},
         {task: {} for task, spec in specs.items() if rules_of(spec).image_level},
     )  # fmt: skip
+    if confidence:
+        found.confidence = {
+            task: {name: np.zeros(size, np.float16) for name in map_layout(spec)} for task, spec in masked.items()
+        }
     waiting: list[tuple[int, np.ndarray]] = []
 
     def slices() -> Iterator[np.ndarray]:
@@ -214,22 +278,40 @@ def _predict(predictor: Predictor, case: Case) -> VolumePrediction:
     largest = (0, 0)
     for prediction in predictor.predict_batch(slices()):
         number, image = waiting.pop(0)
-        for task, spec in masked.items():
+        if prediction.withheld:
+            found.withheld[number] = prediction.withheld
+        for task, spec in masked.items() if not prediction.withheld else ():
             for suffix, labels in label_slice(prediction.mask(task), spec).items():
                 found.masks[task][suffix][number] = labels
             found.pixels[task][number] = _count(found.masks[task], number, spec)
+            maps = prediction.confidence_map(task) if confidence else None
+            if maps is not None:
+                for kept, channel in zip(found.confidence[task].values(), maps.reshape(-1, *maps.shape[-2:]), strict=True):
+                    kept[number] = channel
         if case.shown[number]:
             for task, entries in found.statements.items():
                 entries[number] = rules_of(specs[task]).summary(prediction.of(task))
         area = sum(int(found.pixels[task][number].sum()) for task in masked), case.shown[number]
         if area > largest:
             largest, found.shown = area, (number, image, prediction)
+        if progress is not None:
+            progress(number + 1, size[0])
     return found
+
+
+def nothing(spec: TaskSpec) -> int:
+    """Return the value of a mask where no class is: 0, or what is ignored where each value is a class."""
+    return 0 if spec.multilabel else spec.ignore_index
 
 
 def mask_layout(spec: TaskSpec) -> list[str]:
     """Return the suffixes of the mask files of a segmentation task: one file without any, or one for each class."""
     return list(spec.classes) if spec.multilabel and len(spec.classes) > 1 and not spec.labels else [""]
+
+
+def map_layout(spec: TaskSpec) -> list[str]:
+    """Return the suffixes of the confidence maps of a segmentation task: one for each of several independent classes."""
+    return list(spec.classes) if spec.multilabel and len(spec.classes) > 1 else [""]
 
 
 def labels_of(spec: TaskSpec) -> dict[str, int | list[int]]:

@@ -35,6 +35,14 @@ def class_entry(
     return {"predicted_class_id": chosen, "class_name": name, "confidence": values[name], "probabilities": values}
 
 
+def image_entry(
+    probabilities: np.ndarray, spec: TaskSpec, thresholds: Mapping[str, float], digits: int | None = None
+) -> dict[str, Any]:
+    """Return `class_entry` of a whole image, with `probability_list`: the probabilities in the order of the classes."""
+    entry = class_entry(probabilities, spec, thresholds, digits)
+    return {**entry, "probability_list": list(entry["probabilities"].values())}
+
+
 def class_columns(spec: TaskSpec) -> list[str]:
     """Return the columns of a class: its name, its probability, and that of every class."""
     return [f"{spec.name}_class_name", f"{spec.name}_confidence", *(f"{spec.name}_p_{name}" for name in spec.classes)]

@@ -12,7 +12,7 @@ from mtl.core.task import TaskSpec
 from mtl.core.types import Arrays, Record
 from mtl.imaging.outlines import Size
 from mtl.kinds.base import DIGITS, Annotations, RecordChange, TaskKind, TaskPrediction, TrainingStatistics
-from mtl.kinds.classes import class_columns, class_entry, class_values, majority, most_frequent
+from mtl.kinds.classes import class_columns, class_entry, class_values, image_entry, majority, most_frequent
 from mtl.metrics.classification import ClassificationMetric
 from mtl.stitching.joiners import MeanJoiner
 
@@ -62,7 +62,7 @@ class Classification(TaskKind):
 
     def summary(self, found: TaskPrediction) -> dict[str, Any]:
         """Return the class, its probability and those of all classes."""
-        return class_entry(found.arrays["probabilities"], found.spec, found.thresholds, DIGITS)
+        return image_entry(found.arrays["probabilities"], found.spec, found.thresholds, DIGITS)
 
     def columns(self, spec: TaskSpec) -> list[str]:
         """Return the columns of the class."""

@@ -442,10 +442,14 @@ def test_predict(trained: Path, smears: Path, tmp_path: Path, monkeypatch: pytes
         "device": Flip("xpu:7", refuses=True),
         "overlays": Flip(False),
         "masks": Flip(False),
+        "tasks": Flip(["heatmap"]),
+        "classes": Flip(["Infected"]),
+        "thresholds": Flip({"heatmap": 0.999}),
         "pixel_scale": Flip(0.05),
         "plugins": Flip(["nowhere.py"], refuses=True),
     }
-    assert set(flips) | {"slide"} == set(verbs.PredictConfig.model_fields)  # test_slides
+    # `slide` in test_slides; `when` in tests/unit/inference/test_predict_files.py, since this run states no class of an image.
+    assert set(flips) | {"slide", "when"} == set(verbs.PredictConfig.model_fields)
     assert dead_keys(observe, config, flips) == []
 
 

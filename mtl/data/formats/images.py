@@ -11,6 +11,7 @@ import numpy as np
 from mtl.core.errors import DataError
 from mtl.core.family import CheckReport, DataFamily
 from mtl.core.files import file_hash
+from mtl.core.progress import track
 from mtl.core.types import Record
 from mtl.data.formats.headers import ALPHA_MODES, Header, open_image
 from mtl.data.formats.tiff import COLOUR_MAP, UNSIGNED
@@ -160,7 +161,7 @@ def _palette(image: Image.Image) -> np.ndarray:
 def check_images(family: DataFamily, records: list[Record], report: CheckReport) -> None:
     """Decode every image and add what is broken, and which files are identical, to the report."""
     seen: dict[str, str] = {}
-    for record in records:
+    for record in track("reading images", records, len(records)):
         try:
             family.read_image(record)
         except DataError as error:

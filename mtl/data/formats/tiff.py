@@ -66,7 +66,7 @@ def read_directories(path: Path) -> list[Directory]:
     try:
         with path.open("rb") as file:
             return list(_directories(file))
-    except struct.error as error:
+    except (struct.error, OverflowError) as error:  # a damaged file can name any place
         raise ValueError("its directory ends early") from error
 
 

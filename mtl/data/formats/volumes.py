@@ -250,21 +250,29 @@ def write_mask(path: str | Path, array: np.ndarray, like: Volume) -> None:
     Raises:
         DataError: Another shape than the volume, or another suffix.
     """
+    _write(Path(path), array, like, np.uint8)
+
+
+def write_map(path: str | Path, array: np.ndarray, like: Volume) -> None:
+    """Write a map of numbers as a NIfTI file of float32 that lies on a volume voxel by voxel, as `write_mask` does a mask."""
+    _write(Path(path), array, like, np.float32)
+
+
+def _write(path: Path, array: np.ndarray, like: Volume, dtype: type[np.generic]) -> None:
     import nibabel
 
-    path = Path(path)
     suffix = next((suffix for suffix in reversed(SUFFIXES) if path.name.lower().endswith(suffix)), None)
     if suffix is None:
         raise DataError(f"{path}: expected a name that ends in {' or '.join(SUFFIXES)}.")
     if array.shape != like.size:
         raise DataError(
-            f"{path}: the mask is {array.shape}; expected {like.size}, the (slices, rows, columns) of {like.path.name}."
+            f"{path}: the array is {array.shape}; expected {like.size}, the (slices, rows, columns) of {like.path.name}."
         )
     header = like.header.copy()
-    header.set_data_dtype(np.uint8)
+    header.set_data_dtype(dtype)
     header.set_slope_inter(1, 0)
-    header["cal_min"] = header["cal_max"] = 0  # the window of the grey values says nothing about a mask
-    image = nibabel.Nifti1Image(np.ascontiguousarray(like.stored(array).astype(np.uint8)), like.affine, header)
+    header["cal_min"] = header["cal_max"] = 0  # the window of the grey values says nothing about this
+    image = nibabel.Nifti1Image(np.ascontiguousarray(like.stored(array).astype(dtype)), like.affine, header)
     content = image.to_bytes()
     # As fast as nibabel packs; without a time in it, so that the same mask gives the same bytes.
     write_bytes(path, gzip.compress(content, 1, mtime=0) if suffix == SUFFIXES[1] else content)

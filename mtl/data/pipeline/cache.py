@@ -31,6 +31,7 @@ from mtl.core.digest import with_digest, without_digest
 from mtl.core.errors import DataError
 from mtl.core.family import DataFamily
 from mtl.core.files import cache_folder, remove_stale, write_text
+from mtl.core.progress import progress_of
 from mtl.core.types import Record
 from mtl.imaging.preprocessing import Preprocessing
 
@@ -248,7 +249,7 @@ def _build(family: DataFamily, records: list[Record], preprocessing: Preprocessi
 
     workers = min(4, os.cpu_count() or 1)
     with (
-        _progress_bar(progress, len(entries), len(records)) as advance,
+        progress_of("preparing images", len(records), len(entries), show=progress) as shown,
         ThreadPoolExecutor(workers) as pool,
         (partial / PIXELS).open("r+b" if end else "wb") as images,
         (partial / JOURNAL).open("w", encoding="utf-8") as journal,
@@ -270,7 +271,7 @@ def _build(family: DataFamily, records: list[Record], preprocessing: Preprocessi
                 images.flush()
                 journal.write(_line(record.sample_id, entry))
                 journal.flush()
-                advance()
+                shown.advance()
         images.flush()
         os.fsync(images.fileno())
     index = {"bytes": end, "settings": preprocessing.raster_key(), "entries": entries}
@@ -280,16 +281,3 @@ def _build(family: DataFamily, records: list[Record], preprocessing: Preprocessi
 
 def _write(file: Any, image: np.ndarray) -> None:
     file.write(image.data)
-
-
-@contextlib.contextmanager
-def _progress_bar(show: bool, done: int, total: int) -> Iterator[Callable[[], None]]:
-    if not show or done == total:
-        yield lambda: None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("Preparing images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True) as bar:
-        row = bar.add_task("", total=total, completed=done)
-        yield lambda: bar.advance(row)

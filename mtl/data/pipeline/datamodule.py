@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -292,8 +291,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
         folder = self.config.cache.place
         if folder is not None and self._cache is None:
             rank, _ = self._ranks()
-            progress = rank == 0 and sys.stderr.isatty()
-            self._cache = prepare(self.family, self.records, self.preprocessing, folder, progress)
+            self._cache = prepare(self.family, self.records, self.preprocessing, folder, progress=rank == 0)
 
     # -- loaders -----------------------------------------------------------------------------------------------------
 

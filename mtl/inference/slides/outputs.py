@@ -22,7 +22,6 @@ BIG = 2**31  # pixels from which a mask is written as BigTIFF
 DENSITY_UM = 100.0  # standard deviation of the smoothing of the cell density
 TINT = 0.6
 PANEL = 1200  # pixels of the longer side of a panel of the overview
-MASK, POINTS, SCORE, OVERVIEW = "tissue.tif", "detected-lymphocytes.json", "til-score.json", "overview.png"
 
 
 @dataclass
@@ -124,6 +123,7 @@ def draw_overview(
     bulk: np.ndarray | None,
     lines: list[str],
     colours: Mapping[str, Colour],
+    tissue: np.ndarray | None = None,
 ) -> np.ndarray:
     """Draw a slide as it is, with its tissue in colours, and with the density of its cells.
 
@@ -134,6 +134,7 @@ def draw_overview(
         bulk: [h, w] bool, outlined; None where it is not used.
         lines: What the legend says besides.
         colours: By class.
+        tissue: [h, w] share of each pixel that is tissue, at any resolution; glass has no density. None is tissue everywhere.
 
     Returns:
         [H, W, 3] uint8.
@@ -150,7 +151,8 @@ def draw_overview(
             tinted = tinted * (1 - strength) + np.asarray(colours[name], np.float32) * strength
         panels.append(tinted)
     if density is not None:
-        panels.append(_glow(grey, resize_map(density, size)))
+        inside = np.ones(size, np.float32) if tissue is None else np.clip(_shrunk(tissue, size), 0, 1)
+        panels.append(_glow(grey, resize_map(density, size), inside))
     panels = [np.ascontiguousarray(np.clip(panel, 0, 255).astype(np.uint8)) for panel in panels]
     if bulk is not None:
         for panel in panels:
@@ -186,11 +188,11 @@ def density_of(points: np.ndarray, size: tuple[float, float]) -> np.ndarray:
     return smooth * np.float32(height * width / (size[0] * size[1] / 1e6))
 
 
-def _glow(grey: np.ndarray, density: np.ndarray) -> np.ndarray:
-    """Lay a density over a grey picture; the densest place has the full colour."""
+def _glow(grey: np.ndarray, density: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """Lay a density over a grey picture, as far as `inside` [h, w] says; the densest place has the full colour."""
     import cv2
 
     heat = np.sqrt(density / max(float(density.max()), 1e-9))
     bright = cv2.applyColorMap(np.rint(heat * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)
-    share = np.clip(heat, 0, 1)[..., None]
+    share = (np.clip(heat, 0, 1) * inside)[..., None]
     return grey * (1 - share) + cv2.cvtColor(bright, cv2.COLOR_BGR2RGB) * share

@@ -163,6 +163,11 @@ class Tissue:
         top, left = rows.min(), columns.min()
         return self._read(left, top, columns.max() - left + 1, rows.max() - top + 1)[rows - top, columns - left] > 0
 
+    def overview(self, size: Size) -> np.ndarray:
+        """Return the whole at (height, width), [height, width] bool: what the mask says at the centre of each pixel."""
+        rows, columns = (((np.arange(n) + 0.5) * whole / n).astype(np.int64) for n, whole in zip(size, self.size, strict=True))
+        return np.stack([self._read(0, row, self.size[1], 1)[0, columns] for row in rows.tolist()]) > 0
+
     def _squares(self, places: np.ndarray, axis: int) -> np.ndarray:
         squares = (places * (self.size[axis] / self.raster[axis])).astype(np.int64)
         return np.clip(squares, 0, self.size[axis] - 1)

@@ -16,11 +16,13 @@ from mtl.config.verbs import SlideConfig
 from mtl.core.decision import DEFAULT_THRESHOLD
 from mtl.core.errors import DataError
 from mtl.core.files import plain, write_json
+from mtl.core.names import readable
 from mtl.data.formats.slides import SlideFile, open_slide
 from mtl.drawing.palette import colours_of
 from mtl.imaging.stain import restain
 from mtl.inference.outputs import write_png
 from mtl.inference.predictor import Predictor
+from mtl.inference.result_names import MASK, OVERVIEW, POINTS, SCORE, SLIDE_FILES
 from mtl.inference.slides import outputs
 from mtl.inference.slides.outputs import SlideOutcome
 from mtl.inference.slides.raster import (
@@ -36,7 +38,7 @@ from mtl.inference.slides.raster import (
 from mtl.inference.slides.scan import NO_TISSUE, Scan, completed_settings, scan_tasks, slide_metric, tissue_values
 from mtl.inference.slides.tumor_bulk import tumor_bulk
 
-FORMAT = 3  # of the results; a higher one makes finished slides start again
+FORMAT = 4  # of the results; a higher one makes finished slides start again
 # Spacings that differ by less are taken for equal: nothing is resized, and areas and distances use the true one.
 SAME_SPACING = 0.02
 LARGEST_FACTOR = 4.0  # a slide that is enlarged by more shows the network nothing that it knows
@@ -71,8 +73,8 @@ class SlidePredictor:
                 "or set slide.tissue_masks=null to look for tissue by colour."
             )
         wanted = {
-            outputs.MASK: masks and self.tissue is not None, outputs.POINTS: self.cells is not None,
-            outputs.OVERVIEW: overviews, outputs.SCORE: True,
+            MASK: masks and self.tissue is not None, POINTS: self.cells is not None,
+            OVERVIEW: overviews, SCORE: True,
         }  # fmt: skip
         self.files = [name for name, wanted_too in wanted.items() if wanted_too]
 
@@ -91,12 +93,12 @@ class SlidePredictor:
             done = self._finished(folder, fingerprint)
             if done is not None:
                 return SlideOutcome(path, done, skipped=True)
-            outputs.clear(folder, (outputs.SCORE, outputs.MASK, outputs.POINTS, outputs.OVERVIEW))
+            outputs.clear(folder, SLIDE_FILES)
             with ExitStack() as stack:
                 slide = stack.enter_context(open_slide(path))
                 summary = self._predict(slide, folder, stack, progress)
             summary |= {"fingerprint": fingerprint}
-            write_json(folder / outputs.SCORE, summary)
+            write_json(folder / SCORE, summary)
             return SlideOutcome(path, plain(summary))
         except DataError as error:
             return SlideOutcome(path, error=error)
@@ -105,18 +107,19 @@ class SlidePredictor:
             return SlideOutcome(path, error=DataError(f"{path}: {reason}. Make room, or choose another output."))
 
     def fingerprint(self, path: Path) -> str:
-        """Return what decides the results: checkpoint, settings, files wanted, and size and time of slide and mask."""
+        """Return what decides the results: checkpoint, tasks, thresholds, settings, files wanted, size and time of files."""
         inputs = [path] if self.settings.tissue_masks is None else [path, mask_of(path, self.settings.tissue_masks)]
         try:
             stamps = [[file.stat().st_size, file.stat().st_mtime_ns] for file in inputs]
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from error
-        facts = [FORMAT, self.checkpoint, self.settings.model_dump(), sorted(self.files), stamps]
+        used = {task: self.predictor.thresholds.get(task, {}) for task in sorted(self.predictor.specs)}
+        facts = [FORMAT, self.checkpoint, used, self.settings.model_dump(), sorted(self.files), stamps]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def _finished(self, folder: Path, fingerprint: str) -> dict[str, Any] | None:
         try:
-            summary = json.loads((folder / outputs.SCORE).read_text(encoding="utf-8"))
+            summary = json.loads((folder / SCORE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
         complete = isinstance(summary, dict) and all((folder / name).is_file() for name in self.files)
@@ -145,11 +148,11 @@ class SlidePredictor:
         scan = Scan(self.predictor, raster, pixel_scale, tissue, self.cells, self.tissue)
         bands = scan.bands(progress)
         network_um = um[0] / scan.window.scale[0], um[1] / scan.window.scale[1]
-        if outputs.MASK in self.files and self.tissue is not None:
+        if MASK in self.files and self.tissue is not None:
             values = {"no tissue": NO_TISSUE, **tissue_values(self.predictor, self.tissue)}
-            outputs.write_mask(folder / outputs.MASK, size, bands, network_um, values)
+            outputs.write_mask(folder / MASK, size, bands, network_um, values)
         deque(bands, maxlen=0)  # the end too: a writer stops at its last tile
-        return self._report(scan, slide, folder, um, network_um, picture)
+        return self._report(scan, slide, folder, um, network_um, picture, tissue)
 
     def _spacing(self, slide: SlideFile) -> tuple[float, float]:
         given = self.settings.spacing
@@ -171,7 +174,7 @@ class SlidePredictor:
         """Return the overview, of the size of the grid of areas, if anything needs it."""
         stain = self.predictor.model.preprocessing.stain is not None
         by_colour = self.settings.tissue_masks is None and (stain or self.settings.min_saturation is not None)
-        if by_colour or outputs.OVERVIEW in self.files:
+        if by_colour or OVERVIEW in self.files:
             return overview(slide, overview_size(size))
         return None
 
@@ -188,7 +191,7 @@ class SlidePredictor:
 
     def _report(
         self, scan: Scan, slide: SlideFile, folder: Path, um: tuple[float, float], network_um: tuple[float, float],
-        picture: np.ndarray | None,
+        picture: np.ndarray | None, tissue: Tissue | None,
     ) -> dict[str, Any]:  # fmt: skip
         """Write the cells and the overview; return the content of `til-score.json`."""
         specs, pixel = self.predictor.specs, network_um[0] * network_um[1]
@@ -196,7 +199,7 @@ class SlidePredictor:
         names = specs[self.cells].classes if self.cells else ()
         if self.cells is not None:
             labels = [names[label] for label in scan.points["labels"]] if len(names) > 1 else None
-            outputs.write_points(folder / outputs.POINTS, scan.points["points"], scan.points["scores"], um, labels)
+            outputs.write_points(folder / POINTS, scan.points["points"], scan.points["scores"], um, labels)
         threshold = float(self.predictor.thresholds.get(self.cells or "", {}).get("score", DEFAULT_THRESHOLD))
         sure = scan.points["scores"] >= threshold
         rows, columns = scan.square_of(scan.points["points"][sure])
@@ -207,7 +210,7 @@ class SlidePredictor:
         counts = np.bincount(scan.points["labels"][sure], minlength=len(names))
         grid_um = um[0] * slide.size[1] / scan.grid[1], um[1] * slide.size[0] / scan.grid[0]
         summary = {
-            "slide": str(slide.path), "width": slide.size[1], "height": slide.size[0],
+            "slide": readable(slide.path), "width": slide.size[1], "height": slide.size[0],
             "til_score": self.metric.of_slide(cells, area) if self.metric and self.cells and area is not None else None,
             "note": self._note(area),
             "cells": cells if self.cells is not None else None, "stroma_area_um2": area,
@@ -220,15 +223,17 @@ class SlidePredictor:
             "thresholds": {task: self.predictor.thresholds.get(task, {}) for task in (self.cells, self.tissue) if task},
             "checkpoint": self.checkpoint, "settings": self.settings.model_dump(),
         }  # fmt: skip
-        if picture is not None and outputs.OVERVIEW in self.files:
+        if picture is not None and OVERVIEW in self.files:
             shares = [(name, counted.astype(np.float32) / np.float32(scan.square_pixels)) for name, counted in areas.items()]
             density = None
             if self.cells is not None:
                 extent = slide.size[0] * um[1], slide.size[1] * um[0]
                 density = outputs.density_of(scan.points["points"][sure] * um, extent)
             lines = legend_lines(summary, density)
-            drawn = outputs.draw_overview(picture, shares, density, bulk, lines, colours_of(specs.values()))
-            write_png(folder / outputs.OVERVIEW, drawn)
+            drawn = outputs.draw_overview(
+                picture, shares, density, bulk, lines, colours_of(specs.values()), _inside(scan, picture, tissue)
+            )
+            write_png(folder / OVERVIEW, drawn)
         return summary
 
     def _note(self, area: float | None) -> str | None:
@@ -250,6 +255,16 @@ class SlidePredictor:
             return None
         # More than half of a square of the grid.
         return tumor_bulk(areas[self.settings.tumor] > scan.square_pixels / 2, float(np.sqrt(scan.square_pixels * pixel)))
+
+
+def _inside(scan: Scan, picture: np.ndarray, tissue: Tissue | None) -> np.ndarray:
+    """Return which share of each square of the overview is tissue; where nobody said, what is colourful."""
+    classified = scan.areas.sum(axis=0) / np.float32(scan.square_pixels) if len(scan.areas) else np.ones(scan.grid, np.float32)
+    if tissue is None:
+        tissue = tissue_by_colour(picture, STAINED, scan.grid)
+    elif len(scan.areas):
+        return classified  # there is no class outside tissue
+    return np.asarray(classified * tissue.overview(scan.grid))
 
 
 def _named(task: str | None) -> str:

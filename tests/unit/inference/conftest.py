@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import cv2
@@ -38,14 +39,14 @@ class SquareModel(nn.Module):
         self.specs = specs
         self.batches: list[int] = []
 
-    def forward(self, images: Tensor) -> dict[str, Any]:
+    def forward(self, images: Tensor, tasks: Collection[str] | None = None) -> dict[str, Any]:
         self.batches.append(len(images))
-        return dict.fromkeys(self.specs, images)
+        return dict.fromkeys(self.specs if tasks is None else tasks, images)
 
     def decode(self, outputs: dict[str, Any], boxes: list[Tensor] | None = None) -> dict[str, list[dict[str, Tensor]]]:
         images = next(iter(outputs.values()))
         rows = [self.row(image) for image in images]
-        return {task: [row[task] for row in rows] for task in self.specs if task in rows[0]}
+        return {task: [row[task] for row in rows] for task in outputs if task in rows[0]}
 
     def row(self, image: Tensor) -> dict[str, dict[str, Tensor]]:
         boxes, scores, labels = [], [], []

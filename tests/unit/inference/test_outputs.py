@@ -15,8 +15,9 @@ from mtl.core.errors import DataError
 from mtl.core.task import TaskSpec
 from mtl.core.types import Window
 from mtl.inference.images import find_images
-from mtl.inference.outputs import PredictionWriter, map_images, output_names
+from mtl.inference.outputs import PredictionWriter, map_images
 from mtl.inference.predictor import Prediction, Predictor
+from mtl.inference.result_names import output_names
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -36,7 +37,7 @@ def test_writes_every_file_for_every_image(make_model, field, study, tmp_path: P
             writer.write(outcome)
         assert not (output / "predictions.csv").exists()
     assert sorted(path.name for path in output.iterdir()) == [
-        "a.json", "a_heatmap.png", "a_overlay.png", "a_segmentation.png", "a_segmentation_confidence.png",
+        ".mtl-predictions", "a.json", "a_heatmap.png", "a_overlay.png", "a_segmentation.png", "a_segmentation_confidence.png",
         "empty.json", "empty_heatmap.png", "empty_overlay.png", "empty_segmentation.png", "empty_segmentation_confidence.png",
         "predictions.csv",
     ]  # fmt: skip

@@ -59,7 +59,7 @@ def test_classes_come_with_id_name_and_confidence() -> None:
     assert sum(entry["probabilities"].values()) == pytest.approx(1.0)
     assert prediction.to_json()["tasks"]["presence"] == {
         "kind": "classification", "predicted_class_id": 1, "class_name": "tumor", "confidence": 0.8,
-        "probabilities": {"no_tumor": 0.2, "tumor": 0.8},
+        "probabilities": {"no_tumor": 0.2, "tumor": 0.8}, "probability_list": [0.2, 0.8],
     }  # fmt: skip
 
 

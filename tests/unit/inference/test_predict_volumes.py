@@ -91,12 +91,67 @@ def test_the_mask_lies_on_the_stored_voxels(
     assert presence["n_slices"] == {"no_tumor": 3, "tumor": 2}
     assert presence["slices"][1] == {
         "slice": 2, "predicted_class_id": 1, "class_name": "tumor", "confidence": 0.8,
-        "probabilities": {"no_tumor": 0.2, "tumor": 0.8},
+        "probabilities": {"no_tumor": 0.2, "tumor": 0.8}, "probability_list": [0.2, 0.8],
     }  # fmt: skip
     (row,) = rows_of(tmp_path / "out")
     assert (row["slices"], row["height"], row["width"]) == ("6", "60", "72") and row["presence_tumor_slices"] == "2"
     assert float(row["whole_tumor_whole_tumor_volume_mm3"]) == entry["volume_mm3"]["whole_tumor"]
     assert row["whole_tumor_whole_tumor_slices"] == "2"
+
+
+def test_a_case_has_a_verdict_and_confidence_maps_lie_on_its_voxels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "case" / "case_flair.nii.gz"
+    stored = save(source, world(), "PSR")
+    run(monkeypatch, make(), tmp_path / "case", tmp_path / "out")
+    written = nibabel.load(tmp_path / "out" / "case_whole_tumor_confidence.nii.gz")
+    np.testing.assert_array_equal(written.affine, nibabel.load(source).affine)
+    sure = np.asarray(written.dataobj)
+    assert sure.shape == stored.shape and sure.dtype == np.float32 and sure.min() >= 0 and sure.max() == 1.0
+    inside = nibabel.load(tmp_path / "out" / "case_whole_tumor.nii.gz").get_fdata() > 0
+    assert sure[inside].min() >= 0.499 and sure[~inside].max() <= 0.501
+    content = json.loads((tmp_path / "out" / "case.json").read_text())
+    assert content["tasks"]["whole_tumor"]["confidence_map"] == "case_whole_tumor_confidence.nii.gz"
+    assert content["tasks"]["presence"]["case"] == {  # two of the five slices that show something
+        "class_name": "tumor", "highest_probability": 0.8, "slice": 2, "mean_probability": 0.44, "slice_share": 0.4,
+    }  # fmt: skip
+    (row,) = rows_of(tmp_path / "out")
+    assert (row["presence_case"], row["presence_highest_p_tumor"], row["presence_mean_p_tumor"]) == ("tumor", "0.8", "0.44")
+
+
+def test_masks_only_where_the_class_is_likely(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "case_flair.nii", world())
+    predictor = make()
+    whole, part = (predictor.predict(tmp_path / "case_flair.nii", when=when) for when in (None, {"presence": 0.5}))
+    assert part.withheld == dict.fromkeys((0, 1, 4, 5), "presence: tumor 0.20, below 0.5") and not whole.withheld
+    for number in range(6):
+        expected = whole.masks["whole_tumor"][""][number] if number in (2, 3) else 0
+        np.testing.assert_array_equal(part.masks["whole_tumor"][""][number], expected)
+    none = predictor.predict(tmp_path / "case_flair.nii", when={"presence": 0.9})
+    assert not none.mask("whole_tumor").any() and none.volumes_mm3("whole_tumor") == {"whole_tumor": 0.0}
+    assert not none.confidence_map("whole_tumor").any()
+    assert none.to_json()["withheld_slices"]["2"] == "presence: tumor 0.80, below 0.9"
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_volumes_in_python_are_those_of_the_files(orientation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("case", "other"):
+        save(tmp_path / "in" / name / f"{name}_flair.nii.gz", world() * (1 if name == "case" else 0.9), orientation)
+    predictor = make()
+    run(monkeypatch, predictor, tmp_path / "in", tmp_path / "out")
+    folder = tmp_path / "in" / "case"
+    found = predictor.predict(folder)
+    assert found.to_json() == predictor.predict(str(folder / "case_flair.nii.gz")).to_json()
+    for key in ("", "_confidence"):
+        file = nibabel.load(tmp_path / "out" / f"case_whole_tumor{key}.nii.gz")
+        mine = found.confidence_map("whole_tumor") if key else found.mask("whole_tumor")
+        np.testing.assert_array_equal(mine, np.asarray(file.dataobj))
+        np.testing.assert_array_equal(found.affine, file.affine)
+    written = json.loads((tmp_path / "out" / "case.json").read_text())
+    assert found.volumes_mm3("whole_tumor") == written["tasks"]["whole_tumor"]["volume_mm3"]
+    assert found.verdicts["presence"] == written["tasks"]["presence"]["case"]
+    both = predictor.predict([folder, 255 * np.ones((64, 64), np.uint8), tmp_path / "in" / "other"])
+    assert [type(one).__name__ for one in both] == ["VolumePrediction", "Prediction", "VolumePrediction"]
+    assert both[0].to_json() == found.to_json()
 
 
 def test_nested_regions_share_a_file_with_the_labels_of_brats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,7 +95,7 @@ def test_json_is_plain_and_complete(make_model, field) -> None:
     assert len(content["tasks"]["heatmap"]["points"]) == 7
     assert content["tasks"]["grade"] == {
         "kind": "classification", "predicted_class_id": 1, "class_name": "some", "confidence": 0.75,
-        "probabilities": {"none": 0.25, "some": 0.75},
+        "probabilities": {"none": 0.25, "some": 0.75}, "probability_list": [0.25, 0.75],
     }  # fmt: skip
     entry = content["tasks"]["segmentation"]
     assert set(entry) == {"kind", "cell_area_ratio"} and 0.1 < entry["cell_area_ratio"] < 0.2

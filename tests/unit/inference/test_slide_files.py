@@ -16,7 +16,7 @@ from mtl.core.errors import ConfigError, DataError
 from mtl.data.formats.slides import ScannerSlide, TiledTiff, described_spacing, is_slide, is_tissue_mask, open_slide
 from mtl.imaging.stain import estimate
 from mtl.inference.images import find_images, is_case
-from mtl.inference.outputs import output_names
+from mtl.inference.result_names import output_names
 from mtl.inference.slides.raster import Resized, Tissue, array_reader, overview, sample, tissue_by_colour, tissue_from_file
 
 

@@ -312,9 +312,27 @@ def test_density_and_overview() -> None:
     assert (plain[50, 10:90] == 200).all() and np.ptp(tissue[50, 10]) == 0 and tissue[50, 150, 0] > tissue[50, 150, 2] + 80
     assert np.ptp(cells[50, 30]) > 50 and np.ptp(cells[5, 90]) == 0
     assert draw_overview(picture, [], None, None, [], {}).shape[1] == 200
+    half = np.arange(200) < np.full((100, 1), 30)  # the cells lie at its edge
+    glass = draw_overview(picture, [], density, None, [], {}, tissue=half)[:100, 208:408].astype(int)
+    assert np.ptp(glass[50, 28]) > 50 and not np.ptp(glass[:, 31:], axis=2).any()  # as dense as it is, glass stays grey
     facts = {"til_score": math.nan, "cells": 3, "stroma_area_um2": 2e6, "tumor_bulk": True}
     assert legend_lines(facts, None)[0] == "TIL score: no stroma in the bulk" and math.isnan(til_score(3, 0.0, 8.0))
     assert legend_lines({**facts, "tumor_bulk": False}, None)[0] == "TIL score: no stroma"
+
+
+@pytest.mark.parametrize("tasks", [("tissue", "cells"), ("cells",)])
+@pytest.mark.parametrize("saturation", [0.05, None])
+def test_no_density_on_glass(tasks: tuple[str, ...], saturation: float | None, stored: Path, tmp_path: Path) -> None:
+    run(make_predictor(tasks=tasks), min_saturation=saturation).predict(stored, tmp_path / "out")
+    drawn = cv2.imread(str(tmp_path / "out" / "overview.png"))[: SIZE[0], 268 * len(tasks) : 268 * len(tasks) + SIZE[1]]
+    colourful = np.ptp(drawn.astype(int), axis=2) > 8
+    assert colourful[:, :150].mean() > 0.5 and not colourful[:, 230:].any()  # glass begins at 208 on average
+
+
+def test_other_thresholds_start_again(stored: Path, tmp_path: Path) -> None:
+    few = run(make_predictor(), overviews=False).predict(stored, tmp_path / "out")
+    many = run(make_predictor().adjusted({"cells": 0.2}), overviews=False).predict(stored, tmp_path / "out")
+    assert not many.skipped and many.summary["cells"] > few.summary["cells"]
 
 
 def test_the_score_has_the_settings_of_the_run(stored: Path, tmp_path: Path) -> None:

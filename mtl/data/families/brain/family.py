@@ -19,6 +19,7 @@ import numpy as np
 from mtl.core.errors import ConfigError, DataError, unknown
 from mtl.core.family import CheckReport, DataFamily
 from mtl.core.places import Place
+from mtl.core.progress import track
 from mtl.core.registry import DATA_FAMILIES
 from mtl.core.task import Colour, TaskSpec
 from mtl.core.types import Record, Sample
@@ -215,7 +216,7 @@ class Brain(DataFamily):
         report = CheckReport(errors=list(index.problems), notes=list(index.notes))
         if not index.records:
             report.errors.append(f"No labelled case and no picture below `{self.locate()}`.")
-        for record in index.records:
+        for record in track("reading images", index.records, len(index.records)):
             try:
                 self.read_image(record)
                 self.read_labels(record)

@@ -20,6 +20,7 @@ import numpy as np
 from mtl.core.errors import ConfigError, DataError, unknown
 from mtl.core.family import CheckReport, DataFamily
 from mtl.core.places import Place
+from mtl.core.progress import track
 from mtl.core.registry import DATA_FAMILIES
 from mtl.core.task import Colour, TaskSpec
 from mtl.core.types import Objects, Record, Sample
@@ -214,7 +215,7 @@ class Idrid(DataFamily):
         report.counts = {"images": len(index.records), **dict(sorted(sets.items())), **classes}
         if not index.records:
             report.errors.append(f"No image below `{self.locate()}`.")
-        for record in index.records:
+        for record in track("reading images", index.records, len(index.records)):
             for read in (self.read_image, self.read_labels):
                 try:
                     read(record)

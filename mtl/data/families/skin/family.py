@@ -21,6 +21,7 @@ from mtl.core.errors import ConfigError, DataError
 from mtl.core.family import CheckReport, DataFamily
 from mtl.core.names import normal
 from mtl.core.places import Place
+from mtl.core.progress import track
 from mtl.core.registry import DATA_FAMILIES
 from mtl.core.task import Colour, TaskSpec
 from mtl.core.types import Record, Sample
@@ -190,7 +191,7 @@ class Skin(DataFamily):
         if not index.records:
             report.errors.append(f"No image below `{self.locate()}`.")
         report.counts = self._counts(index)
-        for record in index.records:
+        for record in track("reading images", index.records, len(index.records)):
             try:
                 self.read_image(record)
                 mask = self.read_labels(record).masks.get(LESION)
