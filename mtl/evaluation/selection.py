@@ -11,6 +11,7 @@ from mtl.core.types import Record
 from mtl.kinds.base import rules_of
 from mtl.metrics.base import StudyMetric
 from mtl.metrics.statistics import FEW_GROUPS
+from mtl.runs.folder import BEST
 
 FEW_EXAMPLES = 10  # objects (or images) of a class: with fewer, its figure jumps from one validation to the next
 
@@ -65,7 +66,7 @@ def describe_selection(basis: Mapping[str, Any], group_by: str) -> str:
     for task, entry in basis["tasks"].items():
         classes = ", ".join(f"{name} {count}" for name, count in entry["classes"].items())
         parts.append(f"{task} {entry['images']} images of {entry['groups']} groups" + (f" ({classes})" if classes else ""))
-    last = "; best.ckpt is the last validated epoch (select=last)" if basis["select"] == "last" else ""
+    last = f"; {BEST} is the last validated epoch (select=last)" if basis["select"] == "last" else ""
     return f"{basis['monitor']} rests on validation, groups by {group_by}: {'; '.join(parts)}{last}"
 
 
@@ -81,7 +82,7 @@ def few_examples(basis: Mapping[str, Any]) -> list[str]:
     if not rare + small or basis["select"] == "last":
         return []
     return [
-        f"{basis['monitor']}, which selects best.ckpt, rests on few examples: {', '.join(rare + small)}. Below {FEW_EXAMPLES} "
+        f"{basis['monitor']}, which selects {BEST}, rests on few examples: {', '.join(rare + small)}. Below {FEW_EXAMPLES} "
         f"objects or images of a class, or {FEW_GROUPS} groups, chance may choose the epoch. Consider monitor_smoothing=3, "
         "select=last or evaluation.class_weighting=known, or validate on more."
     ]
