@@ -10,16 +10,17 @@ from mtl.config.schema import Part, Strict
 
 
 class DataRootConfig(Strict):
-    """The only part of `data` that evaluation may replace."""
+    """What evaluation may replace of `data`."""
 
     root: str | None = None
+    largest_loss: float | None = Field(None, ge=0, le=1)
 
 
 class EvaluateConfig(Strict):
     """`evaluate.py`: score a checkpoint."""
 
     checkpoint: str
-    split: Literal["train", "val", "test", "all"] = "test"
+    split: Literal["train", "val", "test", "all"] | None = None
     output: str | None = None
     data: DataRootConfig = DataRootConfig()
     batch_size: PositiveInt | None = None

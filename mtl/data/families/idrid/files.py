@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mtl.core.errors import DataError
+from mtl.core.family import LostLabels
 from mtl.data.formats.images import IMAGE_SUFFIXES
-from mtl.data.formats.tables import image_stem, number_of, read_rows, some
+from mtl.data.formats.tables import image_stem, number_of, read_rows, some, unmatched_rows
 
 # By name in `data.sets`: letter in sample ids, folder as distributed, word by which the folder is found.
 SETS = {
@@ -57,11 +58,12 @@ class Picture:
 
 @dataclass
 class Contents:
-    """What is in the folders: `problems` make the data unusable, `notes` are worth knowing."""
+    """What is in the folders: `problems` make the data unusable, `notes` are worth knowing, `lost` labels cannot be used."""
 
     pictures: list[Picture] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    lost: list[LostLabels] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,9 @@ def _segmentation(part: _Part, contents: Contents) -> Iterator[Picture]:
             )
         mine[code] = path
     if orphans:
-        contents.notes.append(f"{folder}: {some(orphans)} left out: no image and lesion of this set has such a name.")
+        total = len(orphans) + sum(map(len, masks.values()))
+        why = f"no image and lesion of this set has the name of {some(orphans)} in {folder}."
+        contents.lost.append(LostLabels("masks", len(orphans), total, why))
     if bare := [part.images[stem].stem for stem, mine in masks.items() if not mine]:
         contents.notes.append(f"{folder}: no mask at all for {some(bare)}.")
     for stem, mine in masks.items():
@@ -230,6 +234,8 @@ def _rows(
             gone.append(name)
     if gone:
         contents.notes.append(f"{table}: {some(gone)} listed, but there is no such image.")
+    used = sum(stem in seen for stem in part.images)
+    contents.lost += unmatched_rows("rows about images", table, gone, len(part.images) - used, used)
 
 
 def _table_of(part: _Part, files: list[Path], what: str, contents: Contents) -> Path | None:

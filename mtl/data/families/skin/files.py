@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from mtl.core.errors import nearest
+from mtl.core.family import LostLabels
 from mtl.data.families.skin.tables import read_about, read_diagnoses, rows_of
 from mtl.data.formats.images import IMAGE_SUFFIXES
-from mtl.data.formats.tables import image_stem, letters, some
+from mtl.data.formats.tables import image_stem, letters, some, unmatched_rows
 
 PARTS = ("train", "val", "test")
 PART_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
@@ -58,11 +59,12 @@ class Picture:
 
 @dataclass
 class Contents:
-    """What is in the folders: `problems` make the data unusable, `notes` are worth knowing."""
+    """What is in the folders: `problems` make the data unusable, `notes` are worth knowing, `lost` labels cannot be used."""
 
     pictures: list[Picture] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    lost: list[LostLabels] = field(default_factory=list)
 
 
 _Images = dict[str, tuple[Path, str | None]]  # file and part by name in lower case
@@ -238,6 +240,7 @@ def _labels(path: Path, images: _Images, attributes: Attributes, contents: Conte
         spelled.setdefault(stem, name)
     if gone:
         contents.notes.append(f"{path}: {some(gone)} named, but there is no such image.")
+        contents.lost += unmatched_rows("classes", path, gone, len(images) - len(found), len(found))
     if idle - {"None"}:
         contents.notes.append(f"{path}: {', '.join(sorted(idle - {'None'}))} not read; data.attributes does not name it.")
     if content and (bare := [image.name for stem, (image, _) in images.items() if stem not in found]):
@@ -307,7 +310,8 @@ def _masks(files: list[Path], images: _Images, contents: Contents) -> dict[str, 
         else:
             masks[stem] = path
     if orphans:
-        contents.notes.append(f"{files[0].parent}: {some(orphans)} left out: no image has such a name.")
+        why = f"no image has the name of {some(orphans)} in {files[0].parent}."
+        contents.lost.append(LostLabels("masks", len(orphans), len(files), why))
     return masks
 
 

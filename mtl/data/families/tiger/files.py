@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from mtl.core.errors import DataError
+from mtl.core.family import LostLabels
 from mtl.data.families.tiger.coco import Listed, read_coco
 from mtl.data.formats.images import ALPHA_MODES, DEEP_MODES, IMAGE_SUFFIXES
-from mtl.data.formats.tables import some
+from mtl.data.formats.tables import some, unmatched_rows
 
 SETS = {"bcss": "tissue-bcss", "cells": "tissue-cells"}  # folder by name in `data.sets`
 PLACES = ("", "roi-level-annotations", "wsirois/roi-level-annotations")  # below `data.root`, with the sets in it
@@ -54,18 +55,24 @@ class Region:
     listed: Listed | None
 
     @property
+    def tells_patient(self) -> bool:
+        """Whether the name of the slide, a TCGA barcode, says of whom it is."""
+        return self.slide.upper().startswith("TCGA-")
+
+    @property
     def patient(self) -> str:
-        """Name of the patient: the first part of a TCGA barcode, else the slide."""
-        return self.slide[:TCGA_PATIENT] if self.slide.upper().startswith("TCGA-") else self.slide
+        """Name of the patient: the first part of a TCGA barcode, else the slide stands in."""
+        return self.slide[:TCGA_PATIENT] if self.tells_patient else self.slide
 
 
 @dataclass
 class Contents:
-    """What is in the folders: `problems` make the data unusable, `notes` are worth knowing."""
+    """What is in the folders: `problems` make the data unusable, `notes` are worth knowing, `lost` labels cannot be used."""
 
     regions: list[Region] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    lost: list[LostLabels] = field(default_factory=list)
     coco: Path | None = None
 
 
@@ -93,7 +100,8 @@ def read_contents(sets: dict[str, Path]) -> Contents:
         images = _files(_folder(folder, IMAGES), IMAGE_SUFFIXES, contents)
         masks = _files(_folder(folder, MASKS), MASK_SUFFIXES, contents)
         if orphans := [path.name for stem, path in masks.items() if stem not in images]:
-            contents.notes.append(f"{folder / MASKS}: {some(orphans)} left out: there is no such image.")
+            why = f"there is no image for {some(orphans)} in {folder / MASKS}."
+            contents.lost.append(LostLabels("masks", len(orphans), len(masks), why))
         cells = _cells(folder, images, contents) if name == "cells" else {}
         for stem, path in images.items():
             slide, corners = parse_name(path.stem)
@@ -196,6 +204,8 @@ def _cells(folder: Path, images: dict[str, Path], contents: Contents) -> dict[st
     contents.notes += listing.notes
     if gone := [listed.name for stem, listed in listing.images.items() if stem not in images]:
         contents.notes.append(f"{coco}: {some(gone)} listed, but there is no such image.")
+        used = sum(stem in listing.images for stem in images)
+        contents.lost += unmatched_rows("listed images", coco, gone, len(images) - used, used)
     return listing.images
 
 
