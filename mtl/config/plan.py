@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -112,11 +113,15 @@ class Plan:
     def notes(self) -> list[str]:
         """What is worth knowing about the data, a sentence each; what can be said of several files is said once.
 
+        Files are named below the data folder, since results may travel without it.
+
         Raises:
             DataError: As `records`.
         """
         _ = self.records
-        return by_cause([*self.family.notes(), *map(str, lost_some(self.family.lost_labels()))])
+        root = f"{self.family.locate()}{os.sep}"
+        notes = by_cause([*self.family.notes(), *map(str, lost_some(self.family.lost_labels()))])
+        return [note.replace(root, "") for note in notes]
 
     @property
     def start_files(self) -> list[str]:

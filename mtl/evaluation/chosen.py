@@ -66,7 +66,8 @@ def choose_split(datamodule: MultiTaskDataModule, loaded: LoadedModel, wanted: s
     apart = datamodule.separation
     notes = [apart if split == "test" else OWN_SPLIT_NOTES[split]]
     if added := [name for name in found if name not in stored]:
-        notes.append(f"Of the data folder {_images(added)} not scored, since the training run did not have them.")
+        it = "it" if len(added) == 1 else "them"
+        notes.append(f"Of the data folder {_images(added)} not scored, since the training run did not have {it}.")
     if other := [name for name in stored if name not in same]:
         notes.append(f"Of the other images of the training run {_images(other)} missing or changed.")
     trained = all(name in same for name, row in stored.items() if row["split"] == "train")
