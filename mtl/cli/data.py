@@ -9,8 +9,10 @@ from mtl.cli.help import config_help, wants_help
 from mtl.config.compose import choices, compose, take_plugins
 from mtl.config.load import build_family, check_data, load_config
 from mtl.config.parts import validate
+from mtl.config.plan import lost_some, too_many_lost
 from mtl.config.schema import DataConfig
 from mtl.config.verbs import DataToolConfig, SynthConfig
+from mtl.core.causes import by_cause
 from mtl.core.disk import keeping
 from mtl.core.errors import ConfigError, unknown
 from mtl.core.registry import DATA_FAMILIES
@@ -68,15 +70,22 @@ def _synth(family: str, settings: dict[str, Any]) -> int:
 
 
 def _check(config: DataToolConfig, data: DataConfig) -> int:
-    report = build_family(data).check()
+    family = build_family(data)
+    report = family.check()
+    lost = lost_some(family.lost_labels()) if report.counts else []  # without any the folder could not even be indexed
+    serious = too_many_lost(lost, data.largest_loss)
+    errors = by_cause([*report.errors, *serious])
+    notes = by_cause([*report.notes, *(str(entry) for entry in lost if entry.share <= data.largest_loss)])
     for name, count in report.counts.items():
         print(f"{name}: {count}")
-    for note in report.notes:
+    for note in notes:
         print(f"note: {note}")
-    for error in report.errors:
+    for error in errors:
         print(f"error: {error}")
-    print(f"{len(report.errors)} errors, {len(report.notes)} notes")
-    return 3 if report.errors else 0
+    found = len(report.errors) + len(serious)
+    causes = f" with {len(errors)} cause{'s' if len(errors) > 1 else ''}" if len(errors) < found else ""
+    print(f"{found} errors{causes}, {len(notes)} notes")
+    return 3 if errors else 0
 
 
 def _stats(config: DataToolConfig, data: DataConfig) -> int:

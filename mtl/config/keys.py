@@ -10,6 +10,7 @@ ALLOWED = (
     "trainer.max_epochs",
     "data.loader.num_workers",
     "data.root",
+    "data.largest_loss",
     "data.cache.folder",
 )
 
@@ -30,6 +31,7 @@ SHARED = (
 
 
 # Settings of `data` that arms may differ in: how batches are drawn and how fast they are loaded.
-FREE = ("cache", "loader.sampler", "loader.priority_class", "loader.mixing", "loader.source_weights", "loader.temperature",
+FREE = ("cache", "largest_loss",
+        "loader.sampler", "loader.priority_class", "loader.mixing", "loader.source_weights", "loader.temperature",
         "loader.num_workers", "loader.prefetch", "loader.pin_memory",
         "loader.eval_batch_size")  # fmt: skip

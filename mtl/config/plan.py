@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,8 +12,9 @@ from mtl.config.compose import compose, unknown_stages
 from mtl.config.load import build_family, check_run_config, stored_config, without_collection
 from mtl.config.schema import RunConfig
 from mtl.config.stages import Stage, stages_of
+from mtl.core.causes import by_cause
 from mtl.core.errors import ConfigError, DataError
-from mtl.core.family import DataFamily
+from mtl.core.family import DataFamily, LostLabels
 from mtl.core.task import TaskSpec
 from mtl.core.types import Record
 
@@ -65,19 +67,28 @@ class Plan:
         return cls.of_trained(stored_config(values, where))
 
     @classmethod
-    def of_trained(cls, config: RunConfig, root: str | None = None, eval_batch_size: int | None = None) -> Plan:
+    def of_trained(
+        cls,
+        config: RunConfig,
+        root: str | None = None,
+        eval_batch_size: int | None = None,
+        largest_loss: float | None = None,
+    ) -> Plan:
         """Return the plan of a finished run.
 
         Args:
             config: From its checkpoint.
             root: Folder of other data; None takes its own.
             eval_batch_size: Windows per step of an evaluation; None takes its own.
+            largest_loss: Share of the labels that may be unusable; None takes its own.
         """
         data = config.data
         if eval_batch_size is not None:
             data = data.model_copy(update={"loader": data.loader.model_copy(update={"eval_batch_size": eval_batch_size})})
         if root is not None:
             data = data.model_copy(update={"root": root})
+        if largest_loss is not None:
+            data = data.model_copy(update={"largest_loss": largest_loss})
         return cls._of(config.model_copy(update={"data": data}), build_family(data))
 
     @classmethod
@@ -89,12 +100,28 @@ class Plan:
         """All samples of the data, indexed when first asked for.
 
         Raises:
-            DataError: The data are missing or unusable.
+            DataError: The data are missing or unusable, or too many of their labels are.
         """
         records = self.family.records()
         if not records:
             raise DataError("The data folder holds no usable sample. Check data.root, and run `mtl data check`.")
+        if problems := too_many_lost(self.family.lost_labels(), self.config.data.largest_loss):
+            raise DataError("\n".join(problems))
         return records
+
+    @cached_property
+    def notes(self) -> list[str]:
+        """What is worth knowing about the data, a sentence each; what can be said of several files is said once.
+
+        Files are named below the data folder, since results may travel without it.
+
+        Raises:
+            DataError: As `records`.
+        """
+        _ = self.records
+        root = f"{self.family.locate()}{os.sep}"
+        notes = by_cause([*self.family.notes(), *map(str, lost_some(self.family.lost_labels()))])
+        return [note.replace(root, "") for note in notes]
 
     @property
     def start_files(self) -> list[str]:
@@ -109,6 +136,21 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """Return the plain configuration, as stored in config.json and in checkpoints."""
         return self.config.model_dump()
+
+
+def lost_some(labels: Iterable[LostLabels]) -> list[LostLabels]:
+    """Return the sorts of labels of which any cannot be used."""
+    return [entry for entry in labels if entry.lost]
+
+
+def too_many_lost(labels: Iterable[LostLabels], largest_loss: float) -> list[str]:
+    """Return a sentence for every sort of labels of which a larger share than `data.largest_loss` cannot be used."""
+    return [
+        f"{entry} This is {entry.share:.1%}; expected at most {largest_loss:.1%}. Correct the files, or raise "
+        "data.largest_loss."
+        for entry in labels
+        if entry.share > largest_loss
+    ]
 
 
 def _active_specs(config: RunConfig, family: DataFamily) -> dict[str, TaskSpec]:

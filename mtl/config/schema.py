@@ -189,6 +189,7 @@ class DataGenericConfig(Strict):
     geometry: GeometryConfig
     preprocessing: PreprocessingConfig
     augmentation: AugmentationConfig | None
+    largest_loss: float = Field(1.0, ge=0, le=1)  # of a run from before there was the key; the default stands in default.yaml
     split: SplitConfig
     loader: LoaderConfig
     cache: CacheConfig

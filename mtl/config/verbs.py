@@ -11,16 +11,17 @@ from mtl.core.places import Place
 
 
 class DataRootConfig(Strict):
-    """The only part of `data` that evaluation may replace."""
+    """What evaluation may replace of `data`."""
 
     root: Place | None = None
+    largest_loss: float | None = Field(None, ge=0, le=1)
 
 
 class EvaluateConfig(Strict):
     """`evaluate.py`: score a checkpoint."""
 
     checkpoint: Place
-    split: Literal["train", "val", "test", "all"] = "test"
+    split: Literal["train", "val", "test", "all"] | None = None
     output: Place | None = None
     data: DataRootConfig = DataRootConfig()
     batch_size: PositiveInt | None = None

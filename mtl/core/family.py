@@ -19,11 +19,36 @@ from mtl.core.types import Record, Sample
 
 @dataclass
 class CheckReport:
-    """What `mtl data check` found: `errors` make the data unusable, `notes` are worth knowing."""
+    """What `mtl data check` found: `errors` make the data unusable, `notes`, with those of the family, are worth knowing."""
 
     errors: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LostLabels:
+    """Labels of one sort that are there and cannot be used; above `data.largest_loss` they are an error.
+
+    Attributes:
+        what: The sort, in the plural: `boxes`.
+        lost: How many could not be used.
+        total: How many there are, those among them.
+        why: What is the matter with them, behind a colon.
+    """
+
+    what: str
+    lost: int
+    total: int
+    why: str
+
+    @property
+    def share(self) -> float:
+        """Return the part that is lost."""
+        return self.lost / self.total if self.total else 0.0
+
+    def __str__(self) -> str:
+        return f"{self.lost} of {self.total} {self.what} cannot be used: {self.why}"
 
 
 @dataclass(frozen=True)
@@ -114,6 +139,24 @@ class DataFamily(ABC):
     @abstractmethod
     def records(self) -> list[Record]:
         """Index the data set, sorted by sample id: annotations, and pixels only where copies are recognised by them."""
+
+    def notes(self) -> list[str]:
+        """Return what is worth knowing about the data, a sentence each, without decoding more than the index did.
+
+        A run logs them and puts them into its results, and `mtl data check` prints them, so nobody else needs to.
+        """
+        return []
+
+    def lost_labels(self) -> list[LostLabels]:
+        """Return which labels are there and cannot be used: matched to no image, outside of it, of an unknown class.
+
+        What the data set lists about images that are simply not in the folder is no label of these data.
+        """
+        return []
+
+    def files_of(self, record: Record) -> tuple[str, ...]:
+        """Return every file that reading the image and the labels of a sample opens."""
+        return (record.path,) if record.annotation is None else (record.path, record.annotation)
 
     @abstractmethod
     def read_image(self, record: Record) -> np.ndarray:

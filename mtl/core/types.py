@@ -129,7 +129,8 @@ class Record:
         pixel_scale: As in `Sample`.
         stratum: Value by which splits are balanced (for example a severity grade).
         class_counts: Objects (or 1 for an image-level class) per class name; drives class-aware sampling and tables.
-        groups: All units a split may keep apart: {"patient": .., "field": ..}.
+        groups: Units that a split may keep apart, as far as they are known of this sample: {"patient": .., "field": ..}. What
+            results claim of a unit follows from them, so a guess does not belong here.
         official_split: `train`, `val` or `test` where the data set fixes it.
         content_hash: sha256 of the image file; filled when the split is made.
         labels: Which labels are known, each named as in `TaskSpec.label`; None where every label of the family is.

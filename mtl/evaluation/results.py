@@ -10,32 +10,12 @@ from mtl.config.plan import Plan
 from mtl.core.types import ImageResult, Record
 from mtl.data.pipeline.datamodule import MultiTaskDataModule
 from mtl.evaluation.baselines import count_training
+from mtl.evaluation.chosen import ChosenSplit
 from mtl.evaluation.examples import ExampleKeeper
 from mtl.kinds.base import TrainingStatistics
 from mtl.metrics.evaluator import Evaluator
 from mtl.runs.loading import LoadedModel
 from mtl.runs.results import main_metrics
-
-# What a reader must know about figures on the images of the training run.
-OWN_SPLIT_NOTES = {
-    "test": "No {unit} is in two splits: training, selection and test are kept apart by {unit}.",
-    "val": "The checkpoint and the thresholds were chosen on these images: these figures are not a test.",
-    "train": "The network was trained on these images: these figures are not a test.",
-    "all": "All images are scored, those of training and selection among them: these figures are not a test.",
-}
-
-
-FINER_NOTE = "No {unit} of a test image is in training or selection; those two are kept apart by {finer} only."
-
-
-def separation(unit: str, finer: str | None) -> str:
-    """Return the sentence about what the split of a run keeps apart.
-
-    Args:
-        unit: What the test images are kept apart by.
-        finer: What training and validation are kept apart by, where that is something else.
-    """
-    return FINER_NOTE.format(unit=unit, finer=finer) if finer else OWN_SPLIT_NOTES["test"].format(unit=unit)
 
 
 @dataclass
@@ -48,7 +28,7 @@ class Evaluation:
         loaded: The model and what its checkpoint says.
         plan: Of the run, with the data that were scored.
         datamodule: Gives the images for figures.
-        split: The split that was scored.
+        chosen: The images that were scored.
         notes: What a reader of the figures must know.
         examples: The images kept for the report.
     """
@@ -58,9 +38,14 @@ class Evaluation:
     loaded: LoadedModel
     plan: Plan
     datamodule: MultiTaskDataModule
-    split: str
+    chosen: ChosenSplit
     notes: list[str]
     examples: ExampleKeeper
+
+    @property
+    def split(self) -> str:
+        """The split that was scored."""
+        return self.chosen.name
 
     @property
     def results(self) -> dict[str, tuple[ImageResult, ImageResult]]:
@@ -73,19 +58,20 @@ def training_statistics(datamodule: MultiTaskDataModule, evaluator: Evaluator) -
 
     For another folder than that of the training run its own images stand in; the baseline is then a little too good.
     """
-    records = datamodule.training_records if datamodule.has_split else datamodule.records
+    trained = datamodule.training_records if datamodule.has_split else []
+    records = trained or datamodule.records
 
     def truths(chosen: Iterable[Record]) -> Iterator[ImageResult]:
         names = [record.sample_id for record in chosen]
-        images = datamodule.unaugmented("train" if datamodule.has_split else "all") if names else None
+        images = datamodule.unaugmented("train" if trained else "all") if names else None
         return (images.truth(name) for name in names) if images else iter(())
 
     return count_training(evaluator.specs, records, study=evaluator.study, truths=truths)
 
 
-def budget(plan: Plan, datamodule: MultiTaskDataModule) -> int | None:
-    """Return how many training samples the run was allowed to see, or None for another data folder."""
-    if not datamodule.has_split:
+def budget(plan: Plan, datamodule: MultiTaskDataModule, chosen: ChosenSplit) -> int | None:
+    """Return how many training samples the run was allowed to see, or None where its training images are not there."""
+    if not chosen.trained:
         return None
     total = 0
     for stage in plan.stages:

@@ -25,6 +25,7 @@ class RunSummary:
         resolution: At which size masks are compared (`native`, `working`).
         augmentation: The augmentation settings as text.
         baseline: From `baseline_summary`.
+        notes: What a reader of its figures must know, of the data among others.
     """
 
     arm: str
@@ -39,6 +40,7 @@ class RunSummary:
     resolution: str = ""
     augmentation: str = ""
     baseline: dict[str, dict[str, Any]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def name(self) -> str:

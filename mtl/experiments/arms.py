@@ -154,6 +154,7 @@ def load_run(arm: str, seed: int, folder: Path) -> RunSummary:
             data.model_dump(mode="json", include={"augmentation", "preprocessing", "geometry"}), sort_keys=True
         ),
         baseline=metrics["baseline"],
+        notes=metrics.get("notes", []),
     )
 
 

@@ -17,8 +17,9 @@ from mtl.core.plugins import use
 from mtl.core.progress import track
 from mtl.data.pipeline.datamodule import MultiTaskDataModule
 from mtl.evaluation.baselines import baseline_summary, source_notes
+from mtl.evaluation.chosen import choose_split
 from mtl.evaluation.examples import ExampleKeeper
-from mtl.evaluation.results import OWN_SPLIT_NOTES, Evaluation, budget, result_lines, separation, training_statistics
+from mtl.evaluation.results import Evaluation, budget, result_lines, training_statistics
 from mtl.evaluation.selection import describe_selection, few_examples, monitored_tasks, selection_basis
 from mtl.inference.scoring import WholeImageScorer
 from mtl.metrics.evaluator import Evaluator
@@ -34,7 +35,7 @@ log = logging.getLogger("mtl")
 
 def evaluate(
     checkpoint: str,
-    split: str = "test",
+    split: str | None = None,
     output: str | None = None,
     data: dict[str, Any] | None = None,
     batch_size: int | None = None,
@@ -47,10 +48,11 @@ def evaluate(
 
     Args:
         checkpoint: File or run directory.
-        split: `train`, `val`, `test` of the training run, or `all` images of the data folder.
+        split: `train`, `val`, `test` of the training run, or `all` images of the data folder; None is `test`, or `all` for
+            a folder that does not hold the test images of the run.
         output: Folder for the results; None takes `evaluation/` of the run and there the name of the split or, for another
             data folder, of that folder.
-        data: `{"root": ...}` to score another folder. A folder that training did not use is scored as a whole.
+        data: `{"root": ...}` to score another folder, and `largest_loss` where more of its labels may be unusable.
         batch_size: Windows per step; None as in training.
         device: `auto`, `cpu`, `cuda`, ...
         bootstrap: Resamples of the intervals; None as in training.
@@ -67,9 +69,9 @@ def evaluate(
     path = checkpoint_path(checkpoint)
     loaded = load_model(path, device)
     run_dir = RunFolder.of(path).path
-    root = (data or {}).get("root")
-    plan = Plan.of_trained(loaded.config, root, batch_size)
-    evaluation = score(loaded, split, bootstrap, plan=plan)
+    root, largest_loss = (data or {}).get("root"), (data or {}).get("largest_loss")
+    plan = Plan.of_trained(loaded.config, root, batch_size, largest_loss)
+    evaluation = score(loaded, split, bootstrap, plan=plan, elsewhere=root is not None)
     place = ResultFolder(Path(output)) if output else RunFolder(run_dir).evaluation(_result_name(evaluation, root))
     with keeping(lambda: "The run is as it was; files of this evaluation that were written are whole."):
         metrics = write_results(evaluation, place, run_dir, report)
@@ -139,36 +141,41 @@ def score_stages(plan: Plan, run_dir: Path, device: str, datamodule: MultiTaskDa
 
 def score(
     loaded: LoadedModel,
-    split: str,
+    split: str | None,
     bootstrap: int | None = None,
     examples: int | None = None,
     plan: Plan | None = None,
     datamodule: MultiTaskDataModule | None = None,
+    elsewhere: bool = False,
 ) -> Evaluation:
     """Predict and score every image of a split; arguments as in `evaluate`.
 
     `examples` overrides `evaluation.cases`; `plan` is that of the run, or of its evaluation on other data, and made here where
-    None; `datamodule` is that of another evaluation with the same data and preprocessing.
+    None; `datamodule` is that of another evaluation with the same data and preprocessing; `elsewhere` means other data than
+    those of the run.
 
     The thresholds are those in the checkpoint, chosen on validation; nothing here chooses one.
     """
     plan = plan or Plan.of_trained(loaded.config)
     model, settings = loaded.model, plan.config.evaluation
     datamodule = datamodule or MultiTaskDataModule.from_plan(plan, model.specs, model.preprocessing)
-    split, notes = _choose_split(datamodule, loaded, split)
+    chosen = choose_split(datamodule, loaded, split, elsewhere)
+    datamodule.check_files(datamodule.labelled if chosen.name == "all" else datamodule.records_by_split[chosen.name])
+    notes = list(chosen.notes)
     if seen := loaded.pretraining:
         notes.append(PRETRAINING_NOTE.format(count=len(seen), names=", ".join(seen[:5])))
+    notes += [*plan.notes, *(datamodule.gaps if chosen.trained else [])]
     evaluator = build_evaluator(plan, model.specs)
     if settings.hd95:
         evaluator.measure_surfaces(loaded.thresholds)
-    kept = _run(loaded, datamodule, split, evaluator, settings.cases if examples is None else examples)
+    kept = _run(loaded, datamodule, chosen.name, evaluator, settings.cases if examples is None else examples)
     evaluator.finish()
     resamples = settings.bootstrap if bootstrap is None else bootstrap
     summary = evaluator.summary(loaded.thresholds, resamples)
     notes += summary.pop("notes")
     summary["baseline"] = baseline_summary(evaluator, training_statistics(datamodule, evaluator))
     notes += source_notes(summary["tasks"], summary["baseline"])
-    return Evaluation(summary, evaluator, loaded, plan, datamodule, split, notes, kept)
+    return Evaluation(summary, evaluator, loaded, plan, datamodule, chosen, list(dict.fromkeys(notes)), kept)
 
 
 def _run(loaded: LoadedModel, datamodule: MultiTaskDataModule, split: str, evaluator: Evaluator, count: int) -> ExampleKeeper:
@@ -184,35 +191,6 @@ def _run(loaded: LoadedModel, datamodule: MultiTaskDataModule, split: str, evalu
             batch = batch.to(device)
             scorer.update(loaded.model(batch.images), batch)
     return examples
-
-
-def _choose_split(datamodule: MultiTaskDataModule, loaded: LoadedModel, split: str) -> tuple[str, list[str]]:
-    """Apply the training run's split where the images are the same, else score everything; say which.
-
-    The same means the same names and the same content: another folder can use the same names for other images.
-    """
-    unit = datamodule.family.group_by
-    hashed = datamodule.hash_records()
-    if {(record.sample_id, record.content_hash) for record in hashed} == {
-        (row["sample_id"], row["content_hash"]) for row in loaded.split
-    }:
-        datamodule.use_split({row["sample_id"]: row["split"] for row in loaded.split})
-        apart = separation(unit, loaded.config.data.split.val_group_by)
-        return split, [apart if split == "test" else OWN_SPLIT_NOTES[split]]
-    development = [row for row in loaded.split if row["split"] in ("train", "val")]
-    used, groups = {row["content_hash"] for row in development}, {(row["source"], row["group"]) for row in development}
-    notes = [
-        f"Not the images of the training run: all {len(datamodule.labelled)} labelled images of the data folder are scored, "
-        "and baselines that need class counts take them from these images."
-    ]
-    if seen := sum(record.content_hash in used for record in hashed):
-        notes.append(f"{seen} of them were used in training or selection, so these figures are not a test.")
-    if akin := sum(record.content_hash not in used and (record.source, record.group) in groups for record in hashed):
-        notes.append(
-            f"{akin} other images bear the name of a {unit} of training or selection; if it is the same {unit}, these figures "
-            "are too good."
-        )
-    return "all", notes
 
 
 def _result_name(evaluation: Evaluation, root: str | None) -> str:
@@ -234,7 +212,7 @@ def write_results(evaluation: Evaluation, place: ResultFolder, run_dir: Path, re
         split=evaluation.split,
         checkpoint=_relative(evaluation.loaded.path, run_dir),
         seed=plan.config.seed,
-        budget=budget(plan, evaluation.datamodule),
+        budget=budget(plan, evaluation.datamodule, evaluation.chosen),
         thresholds_source=evaluation.loaded.thresholds_source,
         training=training_summary(run_dir, plan.total_epochs),
         notes=evaluation.notes,

@@ -56,6 +56,8 @@ def comparison_text(
             f"| {arm} | {_mean_std(per_seed, 1)} | {', '.join(tasks) or 'none'} |" for arm, (per_seed, tasks) in gains.items()
         ]
         lines += ["", *_gain_notes(arms[0], gains, references)]
+    if shared := [note for note in one.notes if all(note in run.notes for run in runs)]:
+        lines += ["", "Of all runs:", "", *(f"- {note}" for note in shared)]
     return "\n".join(lines)
 
 

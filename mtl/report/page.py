@@ -56,7 +56,7 @@ class ReportContent:
         history: Rows of the run's history; None looks in the folder of the report.
         best_epoch: Epoch of the scored checkpoint, marked in the curves; counted within its stage.
         best_stage: Name of that stage; empty without a curriculum.
-        kept_apart: What the split keeps apart, in a sentence; empty says that of the unit of the groups.
+        kept_apart: What the split keeps apart, in a sentence or two; empty where nothing is known of it.
         split_sizes: (images, groups) by split, for the header.
         examples: Gallery.
         colours: By class.
@@ -140,7 +140,7 @@ def _header(content: ReportContent, metrics: dict[str, Any]) -> list[tuple[str, 
         ("Scored on", f"{metrics.get('split')}: {tables.counted(metrics.get('n_samples'), 'image')} of "
                       f"{tables.counted(metrics.get('n_groups'), unit)}"),
         ("Masks compared", RESOLUTIONS.get(metrics.get("resolution", ""), "") if _has_masks(metrics) else ""),
-        ("Kept apart", content.kept_apart or f"no {unit} is in more than one of training, validation and test"),
+        ("Kept apart", content.kept_apart),
         ("Data of the run", "; ".join(sizes)),
         ("Checkpoint", metrics.get("checkpoint")),
         ("Seed", metrics.get("seed")),

@@ -27,8 +27,6 @@ LONGEST = 760  # pixels of the longer side of a panel; the page holds a dozen of
 
 def write_run_report(evaluation: Evaluation, metrics: dict[str, Any], folder: Path, run_dir: Path) -> Path:
     """Write the report of an evaluation into `folder`, with the training curves of the run it belongs to."""
-    from mtl.evaluation.results import separation
-
     plan = evaluation.plan
     rows = read_history(run_dir)
     history, _ = history_columns(rows)
@@ -41,7 +39,7 @@ def write_run_report(evaluation: Evaluation, metrics: dict[str, Any], folder: Pa
         history=rows,
         best_epoch=float(evaluation.loaded.epoch),
         best_stage=evaluation.loaded.stage,
-        kept_apart=separation(plan.family.group_by, plan.config.data.split.val_group_by),
+        kept_apart=evaluation.chosen.kept_apart,
         split_sizes=_split_sizes(evaluation),
         examples=_examples(evaluation),
         colours=colours_of(evaluation.loaded.model.specs.values()),

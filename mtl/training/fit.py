@@ -18,13 +18,10 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from mtl.config.plan import Plan
 from mtl.config.schema import RunConfig, TrainerConfig
 from mtl.config.stages import INITIAL, Stage
-from mtl.core.decision import DEFAULT_THRESHOLD, positive_class
 from mtl.core.errors import CheckpointError, ConfigError, DataError
-from mtl.core.task import TaskSpec, higher_is_better
-from mtl.core.types import Record
+from mtl.core.task import higher_is_better
 from mtl.data.pipeline.datamodule import MultiTaskDataModule
 from mtl.evaluation.selection import describe_selection, few_examples, monitored_tasks, selection_basis
-from mtl.kinds.base import rules_of
 from mtl.model import MultiTaskModel
 from mtl.runs.build import build_balancer, build_evaluator, build_model, dropped_study_metrics
 from mtl.runs.checkpoint import read_checkpoint
@@ -66,10 +63,7 @@ def prepare_data(plan: Plan, run_dir: Path) -> MultiTaskDataModule:
     if is_main_process():
         data.save_split(split_file)
     log.info(data.describe_split())
-    if unseen := data.unlabelled_tasks("val"):
-        log.warning(f"No validation image is labelled for {', '.join(unseen)}: nothing can choose thresholds for it.")
-    for line in undecided_thresholds(model.specs, data.records_by_split["val"]):
-        log.warning(line)
+    log_notes(run_dir, [*plan.notes, *data.gaps])
     for stage in plan.stages if plan.stages[0].name else ():
         try:
             model.train_only(stage.tasks, stage.freeze)
@@ -153,19 +147,13 @@ def show_targets(model: MultiTaskModel, data: MultiTaskDataModule) -> None:
             head.observe_targets(data.dataset("train").targets(task))
 
 
-def undecided_thresholds(specs: dict[str, TaskSpec], records: list[Record]) -> list[str]:
-    """Return one line per task of two classes of which validation shows one only, so that it cannot choose a threshold."""
-    lines = []
-    for task, spec in specs.items():
-        labelled = [record for record in records if record.knows(spec.label)]
-        counts = dict(zip(spec.classes, rules_of(spec).class_counts(spec, labelled), strict=True))
-        if labelled and positive_class(spec) and not all(counts.values()):
-            absent = next(name for name, count in counts.items() if not count)
-            lines.append(
-                f"No validation image of task {task} shows {absent}: the threshold of {positive_class(spec)} stays at "
-                f"{DEFAULT_THRESHOLD:g}. Another data.split.seed, or more data, would let validation choose it."
-            )
-    return lines
+def log_notes(run_dir: Path, notes: Iterable[str]) -> None:
+    """Warn of what a reader of the results must know, once per run: a resumed one has it in its log already."""
+    file = RunFolder(run_dir).log
+    before = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    for note in notes:
+        if f"note: {note}\n" not in before:
+            log.warning("note: %s", note)
 
 
 def seen_before(files: Iterable[str | None], datamodule: MultiTaskDataModule) -> list[str]:

@@ -364,6 +364,22 @@ def test_cache(data: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert dead_keys(observe, data, flips) == []
 
 
+def test_largest_loss(data: dict[str, Any], smears: Path, tmp_path: Path) -> None:
+    damaged = copy_of(smears, tmp_path / "damaged")
+    table = sorted(damaged.rglob("GT/*.txt"))[0]
+    table.write_text(table.read_text().replace("Uninfected", "Gametocyte"))
+
+    def observe(config: dict[str, Any]) -> Any:
+        plan = Plan.from_words(
+            ["task=malaria_mttl", f"data.root={config['root']}", f"data.largest_loss={config['largest_loss']}"]
+        )
+        return len(plan.records)
+
+    one = put(data, {"root": str(damaged), "largest_loss": 1.0})
+    assert observe(one) == len(Plan.from_words(["task=malaria_mttl", f"data.root={smears}"]).records)
+    assert dead_keys(observe, one, {"largest_loss": Flip(0.01, refuses=True)}) == []
+
+
 def test_every_shared_section_is_flipped() -> None:
     assert {key.partition(".")[0] for key in GENERIC} == {
         "geometry",
@@ -372,6 +388,7 @@ def test_every_shared_section_is_flipped() -> None:
         "split",
         "loader",
         "cache",
+        "largest_loss",
     }
 
 

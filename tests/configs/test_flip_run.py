@@ -402,7 +402,7 @@ def test_evaluate(trained: Path, smears: Path, tmp_path: Path, monkeypatch: pyte
         "checkpoint": Flip(str(tmp_path / "other.ckpt")),
         "split": Flip("test"),
         "output": Flip(str(tmp_path / "elsewhere")),
-        "data": Flip({"root": str(half)}),
+        "data": Flip({"root": str(half)}, {"split": None}),  # an explicit split is refused there
         "batch_size": Flip(1),
         "device": Flip("xpu:7", refuses=True),
         "bootstrap": Flip(5),

@@ -71,6 +71,7 @@ def test_arms_are_trained_and_tabled(compared: tuple[Path, Trainer]) -> None:
     runs = sorted(path.parent.relative_to(folder / "malaria_mttl").as_posix() for path in folder.rglob("metrics.json"))
     assert runs == ["mtl/seed0", "stl/heatmap/seed0", "stl/segmentation/seed0"] and len(trainer.calls) >= 3
     page = (folder / "malaria_mttl" / "comparison.md").read_text(encoding="utf-8")
+    assert page.count("Of all runs:\n\n- No patient is in two splits") == 1
     assert "### segmentation" in page and "### heatmap" in page and "Δm against stl" in page and "baseline" in page
     table = {(row["task"], row["metric"], row["arm"]): row for row in rows(folder)}
     for arm, place in (("mtl", "mtl/seed0"), ("stl", "stl/segmentation/seed0")):

@@ -126,6 +126,7 @@ def test_a_key_that_came_later_is_filled_in(key: str) -> None:
     value = remove(older, key)
     now = completed(older)
     assert remove(now, key) == value or key in ("data.min_brain_share", "peft", "evaluation.hd95")
+    assert now["data"].pop("largest_loss") == 1.0  # nothing was refused then
     remove(whole, key)
     assert kept(now, whole)
     Plan.from_config(completed(older))

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mtl.core.causes import SHOWN, listed_errors
 from mtl.core.errors import DataError
 from mtl.core.files import list_files
 from mtl.core.names import normal
 from mtl.core.types import Record
 from mtl.data.formats.tables import some
 
-SHOWN_PROBLEMS = 5  # in a message; `mtl data check` lists all
 LEFT_BY_SYSTEMS = frozenset({"thumbs.db", "desktop.ini"})  # of file managers; hidden files are left out anyway
 
 
@@ -200,15 +200,12 @@ def check_usable(family: str, folder: Path, problems: list[str], records: list[R
         raise DataError(f"Nothing to use below `{folder}`. {expected}")
 
 
-def listed_errors(where: str, problems: list[str], hint: str) -> DataError:
-    """Return what is wrong with the files of a data set: how many errors, the first few, and what to do.
+def note_on_copies(what: str, found: list[list[str]]) -> list[str]:
+    """Return a note on groups of samples, with the first few as examples; none where nothing was found.
 
     Args:
-        where: Behind the number of errors: `below <folder>`.
-        problems: One sentence each, with its file; at least one.
-        hint: A sentence.
+        what: What is true of each group.
+        found: Sample ids by group.
     """
-    total, more = len(problems), len(problems) - SHOWN_PROBLEMS
-    shown = "\n".join(problems[:SHOWN_PROBLEMS])
-    rest = f"and {more} more. " if more > 0 else ""
-    return DataError(f"{total} error{'s' if total > 1 else ''} {where}:\n{shown}\n{rest}{hint}")
+    examples = "; ".join(" = ".join(names[:SHOWN]) for names in found[:SHOWN])
+    return [f"{what}: {len(found)} ({examples}{'; ...' if len(found) > SHOWN else ''})."] if found else []

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from mtl.core.causes import listed_errors
 from mtl.core.errors import DataError
 from mtl.core.files import file_hash
 from mtl.core.memo import Memo
@@ -82,13 +83,31 @@ def _search(files: list[Path], threshold: float, disc: bool, box: FindBox | None
     """Decode and compare the files; arguments as in `near_duplicates`."""
     first = _first_of_equal(files)
     unique = sorted(set(first))
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        prints = list(pool.map(partial(fingerprint, disc=disc, box=box), [files[index] for index in unique]))
+    prints = _fingerprints([files[index] for index in unique], disc, box, workers)
     found = _alike(prints, prints, threshold)
     if mirrored:
         found += _alike(prints, [_mirror(values, disc) for values in prints], threshold)
     pairs = [(unique[a], unique[b]) for a, b in found]
     return connected(len(files), [*pairs, *enumerate(first)])
+
+
+def _fingerprints(files: list[Path], disc: bool, box: FindBox | None, workers: int) -> list[np.ndarray]:
+    """Decode the files in threads; all that cannot be decoded are named at once."""
+
+    def look(path: Path) -> np.ndarray | DataError:
+        try:
+            return fingerprint(path, disc=disc, box=box)
+        except DataError as error:
+            return error
+
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        found = list(pool.map(look, files))
+    broken = [entry for entry in found if isinstance(entry, DataError)]
+    if len(broken) == 1:
+        raise broken[0]
+    if broken:
+        raise listed_errors("in the images", [str(error) for error in broken], "Restore these files, or remove them.")
+    return [entry for entry in found if not isinstance(entry, DataError)]
 
 
 def fingerprint(path: Path, disc: bool = True, box: FindBox | None = None) -> np.ndarray:

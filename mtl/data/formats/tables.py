@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mtl.core.errors import DataError
+from mtl.core.family import LostLabels
 from mtl.core.names import normal
 from mtl.data.formats.images import IMAGE_SUFFIXES
 
@@ -147,6 +148,26 @@ def number_of(text: str) -> float | None:
 def some(names: list[str]) -> str:
     """Return a list of names as words of a note: the only one, or how many and the first."""
     return names[0] if len(names) == 1 else f"{len(names)} entries (first: {names[0]})"
+
+
+def unmatched_rows(what: str, table: Path, gone: list[str], bare: int, used: int) -> list[LostLabels]:
+    """Return what a table loses because names of images differ; nothing where each image has its row.
+
+    A table may list images that are simply not here, as in a part of a data set. Only as many rows as there are images without
+    one may be theirs under another name.
+
+    Args:
+        what: The labels, in the plural.
+        table: The file.
+        gone: Names that it lists without an image.
+        bare: Images that it does not list.
+        used: Images that it lists.
+    """
+    lost = min(len(gone), bare)
+    if not lost:
+        return []
+    why = f"{table} names them otherwise than any image ({some(gone)}), and as many images have none."
+    return [LostLabels(what, lost, used + lost, why)]
 
 
 def letters(name: str) -> str:

@@ -33,3 +33,11 @@ class Collate:
         }
         present = {task: torch.tensor([item["present"][task] for item in items], dtype=torch.bool) for task in self.tasks}
         return TaskBatch(images, targets, present, [item["meta"] for item in items])
+
+
+def init_worker(worker: int) -> None:
+    """Give a worker one thread: OpenCV and torch would each start one per core."""
+    import cv2
+
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)

@@ -17,14 +17,17 @@ from mtl.core.family import DataFamily
 from mtl.core.task import TaskSpec
 from mtl.core.types import Record
 from mtl.data.pipeline.cache import RasterCache, prepare
-from mtl.data.pipeline.collate import Collate
+from mtl.data.pipeline.collate import Collate, init_worker
+from mtl.data.pipeline.coverage import check_labelled, label_gaps, split_line
 from mtl.data.pipeline.dataset import SampleDataset
+from mtl.data.pipeline.readable import check_readable
 from mtl.data.pipeline.sampling import EpochSampler, Mixing, WindowShardSampler
+from mtl.data.pipeline.separation import separation
 from mtl.data.pipeline.splits import (
     LEFT_OUT,
     SPLITS,
     Split,
-    check_split,
+    check_apart,
     hash_records,
     make_split,
     save_split,
@@ -76,6 +79,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
         self._contents: dict[str, Box | None] = {}
         self._train_loader: DataLoader | None = None
         self._finished_epochs = 0
+        self._checked: set[str] = set()  # samples whose files can be read
 
     @classmethod
     def from_plan(cls, plan: Plan, specs: dict[str, TaskSpec], preprocessing: Preprocessing) -> MultiTaskDataModule:
@@ -98,7 +102,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
         stage = MultiTaskDataModule(self.family, self.specs, self.preprocessing, config, self.tasks, seed)
         stage.train_tasks, stage.train_sources = list(tasks), sources
         stage._records, stage._split = self._records, self._split
-        stage._cache, stage._contents = self._cache, self._contents
+        stage._cache, stage._contents, stage._checked = self._cache, self._contents, self._checked
         return stage
 
     # -- records and split -------------------------------------------------------------------------------------------
@@ -128,11 +132,11 @@ class MultiTaskDataModule(pl.LightningDataModule):
         """Apply the split of a finished run to these samples, after the same assertions as for a new one.
 
         Args:
-            split: Split name by sample id, for every sample.
+            split: Split name by sample id, for every sample; `left_out` for those that the run did not have.
         """
         if missing := [record.sample_id for record in self.records if record.sample_id not in split]:
             raise DataError(f"The given split lacks {len(missing)} samples (first: {missing[0]}).")
-        check_split(self.records, split, unit_of(self.records, self.config.split.val_group_by))
+        check_apart(self.records, split, unit_of(self.records, self.config.split.val_group_by))
         self._split, self._datasets = dict(split), {}
 
     def hash_records(self) -> list[Record]:
@@ -174,6 +178,11 @@ class MultiTaskDataModule(pl.LightningDataModule):
         records, tasks = self._used(split), self.train_tasks if split == "train" else self.tasks
         return [task for task in tasks if not any(record.knows(self.specs[task].label) for record in records)]
 
+    @property
+    def gaps(self) -> list[str]:
+        """What the split lacks of the active tasks, a sentence per task and split."""
+        return label_gaps({task: self.specs[task] for task in self.tasks}, {name: self._used(name) for name in SPLITS})
+
     def class_counts(self, split: str) -> dict[str, int]:
         """Sum the class counts of a split (or of `all`); of train, those that training draws."""
         counts: dict[str, int] = {}
@@ -202,17 +211,14 @@ class MultiTaskDataModule(pl.LightningDataModule):
         return split_rows(self.records, self.split)
 
     def describe_split(self) -> str:
-        """Return one line that says what is in each split and which unit was kept apart."""
-        config = self.config.split
-        parts = [
-            f"{row['split']} {row['images']} images of {row['groups']} groups"
-            + (f" ({', '.join(f'{name} {count}' for name, count in row['classes'].items())})" if row["classes"] else "")
-            for row in self.split_table
-        ]
-        if left_out := sum(name == LEFT_OUT for name in self.split.values()):
-            parts.append(f"left out {left_out} official training images that share a group with a test image")
-        finer = f" (train and val by {config.val_group_by})" if config.val_group_by else ""
-        return f"split {config.scheme}, kept apart by {self.family.group_by}{finer}: {'; '.join(parts)}"
+        """Return one line that says what is in each split and what is known to be kept apart."""
+        left_out = sum(name == LEFT_OUT for name in self.split.values())
+        return f"{split_line(self.config.split.scheme, self.split_table, left_out)} {self.separation}"
+
+    @property
+    def separation(self) -> str:
+        """What the split keeps apart, in a sentence or two."""
+        return separation(self.records, self.split, self.family.group_by, self.config.split.val_group_by)
 
     def save_split(self, path: str | Path) -> None:
         """Write `split.csv`."""
@@ -234,18 +240,23 @@ class MultiTaskDataModule(pl.LightningDataModule):
             self._split, self._datasets = None, {}
         if stage in (None, "fit", "validate", "test"):
             _ = self.split
-        if stage in (None, "fit") and (unlabelled := self.unlabelled_tasks("train")):
-            among = f" of {', '.join(self.train_sources)}" if self.train_sources else ""
-            raise DataError(
-                f"No training image{among} is labelled for {', '.join(unlabelled)}. Expected at least one per task: leave it "
-                "out of `tasks`, choose another data.split, or complete the data folder."
-            )
-        if stage in (None, "fit") and len(self.unlabelled_tasks("val")) == len(self.tasks):
-            raise DataError(
-                f"No validation image is labelled for {', '.join(self.tasks)}, so nothing could choose a checkpoint. Use "
-                "another data.split.seed, other data.split.ratios, or more data."
-            )
+        if stage in (None, "fit"):
+            check_labelled(self.unlabelled_tasks("train"), self.unlabelled_tasks("val"), self.tasks, self.train_sources)
         self._prepare_cache()
+        if stage in (None, "fit"):
+            used = [*self.training_records, *self.records_by_split["val"], *self.records_by_split["test"]]
+            self.check_files(used)
+
+    def check_files(self, records: list[Record]) -> None:
+        """Decode every file that these samples need, unless it is known that all can be read.
+
+        Raises:
+            DataError: Names all that cannot.
+        """
+        new = [record for record in records if record.sample_id not in self._checked]
+        self._prepare_cache()
+        check_readable(self.family, new, self.config.part, images=self._cache is None)
+        self._checked |= {record.sample_id for record in new}
 
     def dataset(self, split: str) -> SampleDataset:
         """Return the data set of `train`, `val`, `test` or `all`. `train` holds what training draws, augmented."""
@@ -291,7 +302,12 @@ class MultiTaskDataModule(pl.LightningDataModule):
         folder = self.config.cache.place
         if folder is not None and self._cache is None:
             rank, _ = self._ranks()
-            self._cache = prepare(self.family, self.records, self.preprocessing, folder, progress=rank == 0)
+            try:
+                self._cache = prepare(self.family, self.records, self.preprocessing, folder, progress=rank == 0)
+            except DataError as error:
+                if getattr(error.__cause__, "errno", None) is None:  # an image, not the disk
+                    check_readable(self.family, self.records, self.config.part)  # names all of them, not only the first
+                raise
 
     # -- loaders -----------------------------------------------------------------------------------------------------
 
@@ -373,16 +389,8 @@ class MultiTaskDataModule(pl.LightningDataModule):
             num_workers=workers,
             pin_memory=config.pin_memory and torch.cuda.is_available(),
             drop_last=drop_last,
-            worker_init_fn=_init_worker if workers else None,
+            worker_init_fn=init_worker if workers else None,
             multiprocessing_context="fork" if workers else None,
             prefetch_factor=config.prefetch if workers else None,
             persistent_workers=workers > 0,
         )
-
-
-def _init_worker(worker: int) -> None:
-    """One thread per worker: OpenCV and torch would each start one per core."""
-    import cv2
-
-    cv2.setNumThreads(0)
-    torch.set_num_threads(1)

@@ -21,6 +21,7 @@ from mtl.core.files import file_hash, write_table
 from mtl.core.memo import Memo
 from mtl.core.types import Record
 from mtl.data.formats.duplicates import connected
+from mtl.data.pipeline.balance import balanced
 
 SPLITS = ("train", "val", "test")
 LEFT_OUT = "left_out"  # in no split: a copy of a test image in the official training set
@@ -29,6 +30,11 @@ HASH = "sha256"
 Split = dict[str, str]
 Unit = Callable[[Record], str]
 Line = list[tuple[str, int]]  # units and how many samples are in each
+
+
+def group_of(record: Record) -> str:
+    """Return the unit of a record that test is kept apart by."""
+    return record.group
 
 
 def make_split(records: list[Record], config: SplitConfig) -> Split:
@@ -54,14 +60,8 @@ def make_split(records: list[Record], config: SplitConfig) -> Split:
     return split
 
 
-def check_split(records: list[Record], split: Split, val_unit: Unit = lambda record: record.group) -> None:
-    """Assert that no group and no file content serves two splits and that none is empty.
-
-    Args:
-        records: All samples.
-        split: Split name by sample id.
-        val_unit: Unit that is kept apart between training and validation. Test is always apart by `record.group`.
-    """
+def check_split(records: list[Record], split: Split, val_unit: Unit = group_of) -> None:
+    """Assert that no split is empty, and what `check_apart` does; arguments as there."""
     counts = {name: sum(split[record.sample_id] == name for record in records) for name in SPLITS}
     if empty := [name for name, count in counts.items() if not count]:
         groups = sorted({record.group for record in records})
@@ -70,6 +70,17 @@ def check_split(records: list[Record], split: Split, val_unit: Unit = lambda rec
             "Use a smaller unit (data.group_by, or data.split.val_group_by for validation), other data.split.ratios, "
             "or more data."
         )
+    check_apart(records, split, val_unit)
+
+
+def check_apart(records: list[Record], split: Split, val_unit: Unit = group_of) -> None:
+    """Assert that no group and no file content serves two splits.
+
+    Args:
+        records: All samples.
+        split: Split name by sample id.
+        val_unit: Unit that is kept apart between training and validation. Test is always apart by `record.group`.
+    """
     records = [record for record in records if split[record.sample_id] != LEFT_OUT]
     development = [record for record in records if split[record.sample_id] != "test"]
     for what, key, some in (
@@ -99,12 +110,13 @@ def check_split(records: list[Record], split: Split, val_unit: Unit = lambda rec
 def unit_of(records: list[Record], name: str | None) -> Unit:
     """Return the function that names a record's unit for the cut between training and validation."""
     if name is None:
-        return lambda record: record.group
+        return group_of
     known = {unit for record in records for unit in record.groups}
     if name not in known:
         raise ConfigError(unknown("unit", name, known, "data.split.val_group_by"))
-    # Ids of small units may repeat in another group (field 1 of every patient), hence the pair.
-    return lambda record: f"{record.group} / {record.groups.get(name, record.sample_id)}"
+    # Ids of small units may repeat in another group (field 1 of every patient), hence the pair. Where the unit of an image is
+    # not known, its group stays together.
+    return lambda record: f"{record.group} / {record.groups.get(name, record.group)}"
 
 
 def _order(records: Iterable[Record], unit: Unit, config: SplitConfig) -> list[Line]:
@@ -140,14 +152,14 @@ def _order(records: Iterable[Record], unit: Unit, config: SplitConfig) -> list[L
     return lines
 
 
-def _apportion(lines: list[Line], ratios: list[float]) -> list[list[str]]:
+def _apportion(records: Iterable[Record], unit: Unit, lines: list[Line], ratios: list[float]) -> list[list[str]]:
     """Walk along each line of units and give each unit to the part that is furthest behind its share.
 
     Shares hold along the whole line, hence within every stretch of it: units of one stratum are neighbours. No part stays
-    empty while there are enough units.
+    empty while there are enough units. What that leaves unbalanced over all lines is mended by `balanced`.
     """
     shares = np.asarray(ratios, np.float64) / sum(ratios)
-    parts: list[Line] = [[] for _ in ratios]
+    found: list[list[Line]] = []
     for line in lines:
         behind = np.zeros(len(shares))
         mine: list[Line] = [[] for _ in ratios]
@@ -162,9 +174,11 @@ def _apportion(lines: list[Line], ratios: list[float]) -> list[list[str]]:
                 smallest = min(richest, key=lambda entry: entry[1])
                 richest.remove(smallest)
                 part.append(smallest)
-        for part, more in zip(parts, mine, strict=True):
-            part += more
-    return [[name for name, _ in part] for part in parts]
+        found.append(mine)
+    labels: dict[str, frozenset[str]] = {}
+    for record in records:
+        labels[unit(record)] = labels.get(unit(record), frozenset()) | frozenset(record.labels or ())
+    return balanced(found, shares, labels)
 
 
 def _ratios(config: SplitConfig) -> list[float]:
@@ -192,20 +206,20 @@ def _cut_validation(rest: list[Record], config: SplitConfig, unit: Unit) -> Spli
     train, val, _ = _ratios(config)
     ordered = _order(rest, unit, config)
     _need(_names(ordered), 2, "Cutting validation from the training data")
-    chosen = set(_apportion(ordered, [train, val])[1])
+    chosen = set(_apportion(rest, unit, ordered, [train, val])[1])
     return {record.sample_id: "val" if unit(record) in chosen else "train" for record in rest}
 
 
 def _holdout(records: list[Record], config: SplitConfig) -> Split:
     ratios = _ratios(config)
-    ordered = _order(records, lambda record: record.group, config)
+    ordered = _order(records, group_of, config)
     separate = config.val_group_by is not None
     _need(_names(ordered), 2 if separate else 3, "A split into train, val and test")
     if not separate:
-        parts = _apportion(ordered, ratios)
+        parts = _apportion(records, group_of, ordered, ratios)
         where = {name: split for split, part in zip(SPLITS, parts, strict=True) for name in part}
         return {record.sample_id: where[record.group] for record in records}
-    test = set(_apportion(ordered, [ratios[0] + ratios[1], ratios[2]])[1])
+    test = set(_apportion(records, group_of, ordered, [ratios[0] + ratios[1], ratios[2]])[1])
     return _with_test(records, test, config)
 
 
@@ -228,9 +242,9 @@ def _kfold(records: list[Record], config: SplitConfig) -> Split:
     if folds < (2 if separate else 3):
         raise ConfigError(f"`data.split.folds` is {folds}; expected at least 3 (test, val, train), or 2 with val_group_by.")
     fold = _fold(config, folds)
-    ordered = _order(records, lambda record: record.group, config)
+    ordered = _order(records, group_of, config)
     _need(_names(ordered), folds, f"A split into {folds} folds")
-    parts = _apportion(ordered, [1.0] * folds)
+    parts = _apportion(records, group_of, ordered, [1.0] * folds)
     if separate:
         return _with_test(records, set(parts[fold]), config)
     where = {name: "train" for part in parts for name in part}

@@ -26,7 +26,7 @@ from mtl.core.types import Record, Sample
 from mtl.data.families.brain.files import CaseReader, Scan, head_box, scan_cases, state_of
 from mtl.data.families.brain.folders import SETS, Case, Picture, find_folders, list_cases, picture_folder, read_pictures
 from mtl.data.families.brain.tasks import MEMBERS, PRESENCE, REGIONS, TOGETHER, presence_task, region_tasks
-from mtl.data.families.folders import SHOWN_PROBLEMS, check_usable
+from mtl.data.families.folders import check_usable, note_on_copies
 from mtl.data.formats.duplicates import near_duplicates
 from mtl.data.formats.images import grey_channels, image_size, read_grey
 
@@ -165,20 +165,22 @@ class Brain(DataFamily):
 
     def records(self) -> list[Record]:
         """Index the data set, sorted by sample id. Decodes all label maps, once per machine; finds copies by their pixels."""
-        first = self._index is None
         index = self._scan()
         expected = f"Expected {' or '.join(SETS.values())}; cases need labels."
         check_usable("brain", self.locate(), index.problems, index.records, expected)
-        if first:
-            for note in index.notes[:SHOWN_PROBLEMS]:
-                logger.warning("%s", note)
-            if (more := len(index.notes) - SHOWN_PROBLEMS) > 0:
-                logger.warning("%d more notes; `mtl data check brain` lists all.", more)
         groups = self._find_groups(index)
-        return [
-            replace(record, group=groups[record.sample_id], groups={self.group_by: groups[record.sample_id]})
-            for record in index.records
-        ]
+        return [replace(record, group=groups[record.sample_id]) for record in index.records]
+
+    def notes(self) -> list[str]:
+        """Return what folders and headers leave open, and which pictures are there twice."""
+        index = self._scan()
+        return [*index.notes, *self._copies(index)]
+
+    def files_of(self, record: Record) -> tuple[str, ...]:
+        """Return the picture, or the volumes and the labels of the case."""
+        case, _ = self._scan().slices.get(record.sample_id, (None, 0))
+        volumes = [] if case is None else [case.modalities[name] for name in self.modalities if name in case.modalities]
+        return (record.path,) if case is None else tuple(map(str, [*volumes, case.seg]))
 
     def read_image(self, record: Record) -> np.ndarray:
         """Return grey values as stored, upright: [H, W, C] float32. Of a volume, in its own unit; of a picture, 0 to 255."""
@@ -213,7 +215,7 @@ class Brain(DataFamily):
             index = self._scan()
         except DataError as error:
             return CheckReport(errors=[str(error)])
-        report = CheckReport(errors=list(index.problems), notes=list(index.notes))
+        report = CheckReport(errors=list(index.problems))
         if not index.records:
             report.errors.append(f"No labelled case and no picture below `{self.locate()}`.")
         for record in track("reading images", index.records, len(index.records)):
@@ -230,9 +232,12 @@ class Brain(DataFamily):
         report.counts["slices for training"] = sum(record.training for record in slices)
         report.counts |= {"pictures": len(pictures), **{f"pictures: {n}": c for n, c in _count(pictures, PRESENCE).items()}}
         try:
-            self._report_copies(index, report)
+            report.notes += self.notes()
         except DataError:
-            report.notes.append("Copies of pictures were not looked for, since some cannot be decoded.")
+            report.notes += [*index.notes, "Copies of pictures were not looked for, since some cannot be decoded."]
+        else:
+            groups = self._find_groups(index)
+            report.counts["different pictures"] = len({groups[picture.sample_id] for picture in index.pictures})
         return report
 
     def _find(self) -> dict[str, Path]:
@@ -286,6 +291,7 @@ class Brain(DataFamily):
                 Record(
                     sample_id=sample_id,
                     group=case.patient if self.group_by == "patient" else case.name,
+                    groups={"patient": case.patient, "file": case.name},
                     source="brats",
                     path=str(path),
                     annotation=str(case.seg),
@@ -325,19 +331,17 @@ class Brain(DataFamily):
             self._groups = groups
         return self._groups
 
-    def _report_copies(self, index: _Index, report: CheckReport) -> None:
-        """Count groups of pictures, and note copies and those that lie in both folders."""
+    def _copies(self, index: _Index) -> list[str]:
+        """Note copies of pictures, and those that lie in both folders."""
         groups: dict[str, list[str]] = defaultdict(list)
         for name, group in self._find_groups(index).items():
             groups[group].append(name)
         several = [names for names in groups.values() if len(names) > 1 and names[0].startswith("kaggle/")]
-        if index.pictures:
-            report.counts["different pictures"] = sum(names[0].startswith("kaggle/") for names in groups.values())
-        if several:
-            examples = "; ".join(" = ".join(names) for names in several[:5])
-            report.notes.append(f"Pictures that are there more than once: {len(several)} ({examples}).")
-        if mixed := [names for names in several if len({name.split("/")[1] for name in names}) > 1]:
-            report.notes.append(f"Copies in both `yes/` and `no/`: {'; '.join(' = '.join(names) for names in mixed)}.")
+        mixed = [names for names in several if len({name.split("/")[1] for name in names}) > 1]
+        return [
+            *note_on_copies("Pictures that are there more than once", several),
+            *note_on_copies("Copies in both `yes/` and `no/`", mixed),
+        ]
 
 
 def _picture_record(picture: Picture) -> Record:
@@ -348,6 +352,7 @@ def _picture_record(picture: Picture) -> Record:
         source="kaggle",
         path=str(picture.path),
         size=image_size(picture.path)[0],
+        groups={"file": picture.sample_id},  # nobody knows of whom it is
         stratum=STRATA[presence],
         class_counts=_presence_counts(presence),
         labels=("class:presence",),

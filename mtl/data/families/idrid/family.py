@@ -18,13 +18,13 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from mtl.core.errors import ConfigError, DataError, unknown
-from mtl.core.family import CheckReport, DataFamily
+from mtl.core.family import CheckReport, DataFamily, LostLabels
 from mtl.core.places import Place
 from mtl.core.progress import track
 from mtl.core.registry import DATA_FAMILIES
 from mtl.core.task import Colour, TaskSpec
 from mtl.core.types import Objects, Record, Sample
-from mtl.data.families.folders import check_usable, find_sets_root, unreadable_in
+from mtl.data.families.folders import check_usable, find_sets_root, note_on_copies, unreadable_in
 from mtl.data.families.idrid.files import CODES, LANDMARKS, SETS, Contents, Picture, find_sets, read_contents
 from mtl.data.formats.duplicates import connected, near_duplicates
 from mtl.data.formats.images import image_size, read_mask, read_rgb
@@ -49,7 +49,6 @@ FINDINGS = tuple(code for code in CODES if code != "OD")  # every retina has an 
 UNGRADED = 5
 NO_SAY = 0  # the highest stratum of a group counts
 CIRCLE = 24  # vertices of the outline around a landmark
-SHOWN = 5  # examples in notes
 
 
 @dataclass
@@ -167,14 +166,23 @@ class Idrid(DataFamily):
 
     def records(self) -> list[Record]:
         """Index the data set, sorted by sample id: tables, image headers and, to find copies, thumbnails. Remembered."""
-        first = self._index is None
         index = self._scan()
         expected = "Expected images `<set>/1. Original Images/<part>/*.jpg`."
         check_usable("idrid", self.locate(), index.contents.problems, index.records, expected)
-        if first:
-            for text in self._unannotated(index):
-                logger.warning("%s", text)
         return self._grouped(index)
+
+    def notes(self) -> list[str]:
+        """Return what tables and folders leave open, which lesions nobody marked, and which photographs are there twice."""
+        index = self._scan()
+        return [*index.contents.notes, *self._unannotated(index), *self._copies(index)]
+
+    def lost_labels(self) -> list[LostLabels]:
+        """Return how many masks and rows of tables are about images that are not known by this name."""
+        return self._scan().contents.lost
+
+    def files_of(self, record: Record) -> tuple[str, ...]:
+        """Return the photograph and its masks."""
+        return (record.path, *map(str, self._scan().pictures[record.sample_id].masks.values()))
 
     def read_image(self, record: Record) -> np.ndarray:
         """Decode one image as stored: [H, W, 3] uint8."""
@@ -207,7 +215,7 @@ class Idrid(DataFamily):
             index = self._scan()
         except DataError as error:
             return CheckReport(errors=[str(error)])
-        report = CheckReport(errors=list(index.contents.problems), notes=[*index.contents.notes, *self._unannotated(index)])
+        report = CheckReport(errors=list(index.contents.problems))
         sets = Counter(record.sample_id.rpartition("/")[0] for record in index.records)
         classes: Counter[str] = Counter()
         for record in index.records:
@@ -222,9 +230,12 @@ class Idrid(DataFamily):
                 except DataError as error:
                     report.errors.append(str(error))
         try:
-            self._report_copies(index, report)
+            report.notes += self.notes()
         except DataError:
+            report.notes += [*index.contents.notes, *self._unannotated(index)]
             report.notes.append("Copies of photographs were not looked for, since some images cannot be decoded.")
+        else:
+            report.counts["photographs" if self.group_by == "photograph" else "groups"] = len(set(index.groups or []))
         return report
 
     def _scan(self) -> _Index:
@@ -361,30 +372,28 @@ class Idrid(DataFamily):
             if self._missing[code] == "negative" and not any(code in picture.masks for picture in pictures)
         ]
 
-    def _report_copies(self, index: _Index, report: CheckReport) -> None:
-        """Count photographs and note which occur several times, in training and test, or with two grades."""
+    def _copies(self, index: _Index) -> list[str]:
+        """Note which photographs occur several times, in training and test, or with two grades."""
         groups: dict[str, list[Record]] = defaultdict(list)
         for record in self._grouped(index):
             groups[record.group].append(record)
-        report.counts["photographs" if self.group_by == "photograph" else "groups"] = len(groups)
-
-        def note(found: list[list[Record]], what: str) -> None:
-            if found:
-                examples = "; ".join(" = ".join(record.sample_id for record in records) for records in found[:SHOWN])
-                report.notes.append(f"Photographs {what}: {len(found)} ({examples}{'; ...' if len(found) > SHOWN else ''}).")
-
         several = [records for records in groups.values() if len(records) > 1]
-        note(several, "that are there more than once")
-        note(
-            [records for records in several if len({record.official_split for record in records}) > 1],
-            "that are in an official training part and in an official test part",
-        )
         grades = {name: picture.grades for name, picture in index.pictures.items()}
         graded = [[record for record in records if grades[record.sample_id]] for records in several]
-        note(
-            [records for records in graded if any(grades[r.sample_id] != grades[records[0].sample_id] for r in records)],
-            "whose copies have other grades",
-        )
+        found = {
+            "that are there more than once": several,
+            "that are in an official training part and in an official test part": [
+                records for records in several if len({record.official_split for record in records}) > 1
+            ],
+            "whose copies have other grades": [
+                records for records in graded if any(grades[r.sample_id] != grades[records[0].sample_id] for r in records)
+            ],
+        }
+        return [
+            note
+            for what, some in found.items()
+            for note in note_on_copies(f"Photographs {what}", [[record.sample_id for record in records] for records in some])
+        ]
 
 
 def _findings(masks: dict[str, np.ndarray]) -> dict[str, float | np.ndarray]:

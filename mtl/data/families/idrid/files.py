@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mtl.core.errors import DataError
+from mtl.core.family import LostLabels
 from mtl.core.names import normal
 from mtl.data.families.folders import by_name, find_files, folders_in, unreadable, unreadable_in
 from mtl.data.formats.images import IMAGE_SUFFIXES
-from mtl.data.formats.tables import ImageNames, letters, number_of, read_rows, some
+from mtl.data.formats.tables import ImageNames, letters, number_of, read_rows, some, unmatched_rows
 
 # By name in `data.sets`: letter in sample ids, folder as distributed, word by which the folder is found.
 SETS = {
@@ -63,11 +64,12 @@ class Picture:
 
 @dataclass
 class Contents:
-    """What is in the folders: `problems` make the data unusable, `notes` are worth knowing."""
+    """What is in the folders: `problems` make the data unusable, `notes` are worth knowing, `lost` labels cannot be used."""
 
     pictures: list[Picture] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    lost: list[LostLabels] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,9 @@ def _segmentation(part: _Part, negative: Sequence[str], contents: Contents) -> I
     lost, gone = _unread_masks(orphans, found.others, masks)
     contents.problems += [*lost, *_unread_lesions(folder, part.name, masks, negative)]
     if gone:
-        contents.notes.append(f"{folder}: {some(gone)} left out: no image and lesion of this set has such a name.")
+        total = len(gone) + sum(map(len, masks.values()))
+        why = f"no image and lesion of this set has the name of {some(gone)} in {folder}."
+        contents.lost.append(LostLabels("masks", len(gone), total, why))
     contents.notes += names.note(folder)
     if bare := [part.images[stem].stem for stem, mine in masks.items() if not mine]:
         contents.notes.append(f"{folder}: no mask at all for {some(bare)}.")
@@ -290,6 +294,8 @@ def _rows(
     elif gone:
         contents.notes.append(f"{table}: {some(gone)} listed, but there is no such image.")
     contents.notes += names.note(table)
+    used = sum(stem in seen for stem in part.images)
+    contents.lost += unmatched_rows("rows about images", table, gone, len(part.images) - used, used)
 
 
 def _table_of(part: _Part, files: list[Path], what: str, contents: Contents) -> Path | None:

@@ -8,7 +8,6 @@ learning architecture for detecting red blood cells in malaria diagnostic smears
 
 from __future__ import annotations
 
-import logging
 import re
 from collections import Counter
 from dataclasses import dataclass, field
@@ -17,25 +16,24 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from mtl.core.causes import listed_errors
 from mtl.core.errors import ConfigError, DataError
-from mtl.core.family import CheckReport, DataFamily, Measure
+from mtl.core.family import CheckReport, DataFamily, LostLabels, Measure
 from mtl.core.names import normal
 from mtl.core.places import Place
 from mtl.core.registry import DATA_FAMILIES
 from mtl.core.task import Colour, TaskSpec
 from mtl.core.types import Objects, Record, Sample
-from mtl.data.families.folders import find_root, folders_in, listed_errors, named_folders, suggest_root, unreadable_in
+from mtl.data.families.folders import find_root, folders_in, named_folders, suggest_root, unreadable_in
 from mtl.data.families.malaria.annotations import Cell, centroid, read_annotation
 from mtl.data.families.malaria.files import SETS, pair_files
 from mtl.data.families.malaria.parasitemia import GRADES, SEVERITY, image_labels, parasitemia, parasitemia_grade
+from mtl.data.families.malaria.shapes import ELLIPSE, RECTANGLE, is_size, pair
 from mtl.data.formats.images import check_images, image_size, read_rgb
 from mtl.data.formats.tables import some
 
-logger = logging.getLogger(__name__)
-
 FIELD_SIZE = (2988, 5312)  # (height, width) of a whole field as photographed: the reference raster
 CLASSES = ("Infected", "Healthy", "WBC")
-ELLIPSE_VERTICES = 24  # a multiple of 4, so that the extent is exact
 TILE = re.compile(r"_r\d+c\d+$")
 
 
@@ -57,6 +55,8 @@ class _Index:
     notes: list[str] = field(default_factory=list)
     unknown: Counter[str] = field(default_factory=Counter)
     counts: Counter[str] = field(default_factory=Counter)
+    rows: int = 0  # of annotation files whose image is there
+    unused: int = 0  # of these, what `on_error` leaves out
 
 
 @DATA_FAMILIES.register("malaria")
@@ -74,7 +74,8 @@ class Malaria(DataFamily):
         mask_shape: What such a cell fills in masks.
         mask_size: Side, or [width, height], of that shape for every class of cell; None takes the size of the box.
         pixel_scale: Stored pixels per reference pixel; None guesses for each image, see `field_scale`.
-        on_error: `raise` stops at annotations with errors; `skip` leaves the rows or images out and logs how many.
+        on_error: `raise` stops at annotations with errors; `skip` leaves the rows or images out, and each
+            run says which and refuses more than `largest_loss` of them.
     """
 
     object_classes: ClassVar[tuple[str, ...]] = CLASSES
@@ -111,12 +112,12 @@ class Malaria(DataFamily):
             problems.append(f"`data.pixel_scale` is {pixel_scale}; expected a number above 0, or null.")
         sizes = {"box_size": box_size, "white_cell_box_size": white_cell_box_size, "mask_size": mask_size}
         for key, value in sizes.items():
-            if value is not None and not _is_size(value):
+            if value is not None and not is_size(value):
                 problems.append(f"`data.{key}` is {value}; expected a positive number or [width, height].")
         if problems:
             raise ConfigError(problems)
-        self._box_sizes = (_pair(box_size), _pair(box_size), _pair(white_cell_box_size))
-        self._mask_size = None if mask_size is None else _pair(mask_size)
+        self._box_sizes = (pair(box_size), pair(box_size), pair(white_cell_box_size))
+        self._mask_size = None if mask_size is None else pair(mask_size)
         self._index: _Index | None = None
 
     def specs(self) -> dict[str, TaskSpec]:
@@ -171,20 +172,32 @@ class Malaria(DataFamily):
 
     def records(self) -> list[Record]:
         """Index the data set, sorted by sample id. Reads annotations and image headers once, then remembers them."""
-        first = self._index is None
         index = self._scan()
-        if first and index.unknown:
-            logger.warning("%s", _unknown_text(index.unknown))
         if index.problems and self.on_error == "raise":
             hint = "Correct the files, or leave these rows and images out with data.on_error=skip."
             raise listed_errors(f"in the annotations below `{self.locate()}`", index.problems, hint)
-        if first and index.problems:
-            logger.warning("%d errors in annotations left out, the first: %s", len(index.problems), index.problems[0])
         if not index.records:
             raise DataError(
                 f"No annotated image below `{self.locate()}`. Expected `<set>/<patient>/Img/*.jpg` with `GT/*.txt`."
             )
         return list(index.records)
+
+    def notes(self) -> list[str]:
+        """Return what the annotation files leave open, and with `on_error=skip` what is wrong with them."""
+        index = self._scan()
+        return [*index.notes, *(f"{problem} Left out." for problem in (index.problems if self.on_error == "skip" else ()))]
+
+    def lost_labels(self) -> list[LostLabels]:
+        """Return how many rows cannot be used: of unknown classes, or with errors that `on_error` leaves out."""
+        index = self._scan()
+        known = "Known labels: Parasitized, Uninfected, White_Blood_Cell."
+        listed = ", ".join(f"{name} ({count})" for name, count in index.unknown.most_common())
+        why = f"unknown labels {listed}. {known}" if listed else "unknown labels."
+        return [
+            LostLabels("annotated cells", sum(index.unknown.values()), index.rows, why),
+            LostLabels("annotated cells", index.unused, index.rows, "rows with errors, or of images with errors."),
+            LostLabels("annotation files", index.counts["orphans"], index.counts["files"], "there is no image of their name."),
+        ]
 
     def read_image(self, record: Record) -> np.ndarray:
         """Decode one image as stored (no EXIF rotation): [H, W, 3] uint8."""
@@ -229,8 +242,6 @@ class Malaria(DataFamily):
             "cells with a point": index.counts["point"],
             "unknown labels": sum(index.unknown.values()),
         }
-        if index.unknown:
-            report.notes.append(_unknown_text(index.unknown))
         check_images(self, index.records, report)
         return report
 
@@ -270,6 +281,7 @@ class Malaria(DataFamily):
 
     def _record(self, sample_id: str, patient: str, image: Path, truth: Path, index: _Index) -> Record | None:
         annotation = read_annotation(truth)
+        index.rows += annotation.rows
         if annotation.size is None:
             index.problems += annotation.problems
             return None
@@ -277,8 +289,10 @@ class Malaria(DataFamily):
             size, orientation = image_size(image)
         except DataError as error:
             index.problems.append(str(error))
+            index.unused += annotation.rows
             return None
         if size != annotation.size:
+            index.unused += annotation.rows
             text = "{1} x {0}".format
             turn = ""
             if size == annotation.size[::-1]:
@@ -290,6 +304,7 @@ class Malaria(DataFamily):
             return None
         # Only now: under a wrong size hundreds of coordinates would seem to lie outside.
         index.problems += annotation.problems
+        index.unused += len(annotation.problems)
         if annotation.declared != annotation.rows:
             index.notes.append(f"{truth}:1: {annotation.declared} rows declared, {annotation.rows} found.")
         if annotation.repeated:
@@ -342,21 +357,6 @@ class Malaria(DataFamily):
             mask_outlines=None if same else masks,
             ids=np.asarray([cell.number for cell in cells], np.int64),
         )
-
-
-_ANGLES = np.arange(ELLIPSE_VERTICES) * (2 * np.pi / ELLIPSE_VERTICES)
-ELLIPSE = 0.5 * np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], axis=1)  # extent 1 x 1 around the origin
-RECTANGLE = np.asarray([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]])
-
-
-def _is_size(value: float | list[float]) -> bool:
-    sides = [value, value] if isinstance(value, int | float) else value
-    return len(sides) == 2 and all(side > 0 for side in sides)
-
-
-def _pair(value: float | list[float]) -> np.ndarray:
-    """Return (width, height)."""
-    return np.broadcast_to(np.asarray(value, np.float64), (2,))
 
 
 def _holds(folder: Path, names: list[str]) -> bool:

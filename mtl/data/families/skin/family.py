@@ -18,14 +18,14 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from mtl.core.errors import ConfigError, DataError
-from mtl.core.family import CheckReport, DataFamily
+from mtl.core.family import CheckReport, DataFamily, LostLabels
 from mtl.core.names import normal
 from mtl.core.places import Place
 from mtl.core.progress import track
 from mtl.core.registry import DATA_FAMILIES
 from mtl.core.task import Colour, TaskSpec
 from mtl.core.types import Record, Sample
-from mtl.data.families.folders import check_usable, find_root, suggest_root
+from mtl.data.families.folders import check_usable, find_root, note_on_copies, suggest_root
 from mtl.data.families.skin.files import Contents, Picture, find_layout, looks_alike, read_isic, read_native
 from mtl.data.families.skin.labels import Attributes
 from mtl.data.formats.duplicates import connected, near_duplicates
@@ -41,7 +41,6 @@ SOURCE_OF = {"native": "skin", "isic": "isic"}  # by layout
 # in other colours (0.97); all others stay below 0.8, as long as the dark rim of the dermoscope is left out.
 ALIKE = 0.9
 SEXES = {"m": "male", "f": "female"}
-SHOWN = 5  # examples in notes
 # Tasks become modules of a network, which has these attributes already.
 RESERVED = frozenset({
     "apply", "buffers", "children", "clear", "compile", "cpu", "cuda", "double", "eval", "float", "forward", "half", "items",
@@ -147,14 +146,24 @@ class Skin(DataFamily):
 
     def records(self) -> list[Record]:
         """Index the images, sorted by sample id: tables, headers of images and masks and, to find copies, thumbnails."""
-        first = self._index is None
         index = self._scan()
         expected = "Expected images `images/train/*.jpg` or `ISIC_*.jpg`."
         check_usable("skin", self.locate(), index.contents.problems, index.records, expected)
-        if first:
-            for text in self._remarks(index):
-                logger.info("%s", text)
         return self._grouped(index)
+
+    def notes(self) -> list[str]:
+        """Return what tables and folders leave open, for how many images each label is known, and which are copies."""
+        index = self._scan()
+        return [*index.contents.notes, *self._remarks(index), *self._copies(index)]
+
+    def lost_labels(self) -> list[LostLabels]:
+        """Return how many classes and masks are about images that are not known by this name."""
+        return self._scan().contents.lost
+
+    def files_of(self, record: Record) -> tuple[str, ...]:
+        """Return the image and its mask."""
+        mask = self._scan().pictures[record.sample_id].mask
+        return (record.path,) if mask is None else (record.path, str(mask))
 
     def read_image(self, record: Record) -> np.ndarray:
         """Decode one image as stored: [H, W, 3] uint8."""
@@ -187,7 +196,7 @@ class Skin(DataFamily):
             index = self._scan()
         except DataError as error:
             return CheckReport(errors=[str(error)])
-        report = CheckReport(errors=list(index.contents.problems), notes=[*index.contents.notes, *self._remarks(index)])
+        report = CheckReport(errors=list(index.contents.problems))
         if not index.records:
             report.errors.append(f"No image below `{self.locate()}`.")
         report.counts = self._counts(index)
@@ -202,14 +211,13 @@ class Skin(DataFamily):
             if mask is not None and mask.min() == mask.max():
                 covers = "the whole image" if mask.max() else "nothing"
                 report.notes.append(f"{index.pictures[record.sample_id].mask}: marks {covers}.")
-        if index.turned:
-            report.notes.append(
-                f"{index.turned} images carry an EXIF orientation, which does not count: masks fit pixels as stored."
-            )
         try:
-            self._report_copies(index, report)
+            report.notes += self.notes()
         except DataError:
+            report.notes += [*index.contents.notes, *self._remarks(index)]
             report.notes.append("Copies of photographs were not looked for, since some images cannot be decoded.")
+        else:
+            report.counts["groups"] = len(set(index.groups or []))
         return report
 
     def _scan(self) -> _Index:
@@ -322,6 +330,8 @@ class Skin(DataFamily):
         ids = [unit for unit in UNITS if any(unit in record.groups for record in index.records)]
         if not ids and self.group_by != "image":
             remarks.append("No patient or lesion ids: images count as different people unless they show the same photograph.")
+        if index.turned:
+            remarks.append(f"{index.turned} images carry an EXIF orientation, which does not count: masks fit stored pixels.")
         return remarks
 
     def _counts(self, index: _Index) -> dict[str, int]:
@@ -334,24 +344,19 @@ class Skin(DataFamily):
                 counts[f"with {key.replace('_', ' ')}"] = known
         return dict(counts)
 
-    def _report_copies(self, index: _Index, report: CheckReport) -> None:
-        """Count groups and note which have several images, and which of these lie in several official parts."""
+    def _copies(self, index: _Index) -> list[str]:
+        """Note which groups have several images, and which of these lie in several official parts."""
         groups: dict[str, list[Record]] = defaultdict(list)
         for record in self._grouped(index):
             groups[record.group].append(record)
-        report.counts["groups"] = len(groups)
-
-        def note(found: list[list[Record]], what: str) -> None:
-            if found:
-                examples = "; ".join(" = ".join(record.sample_id for record in records[:SHOWN]) for records in found[:SHOWN])
-                report.notes.append(f"{what}: {len(found)} ({examples}{'; ...' if len(found) > SHOWN else ''}).")
-
         several = [records for records in groups.values() if len(records) > 1]
-        note(several, "Groups of more than one image")
-        note(
-            [some for some in several if len({record.official_split for record in some}) > 1],
-            "Groups in several official parts",
-        )
+        mixed = [records for records in several if len({record.official_split for record in records}) > 1]
+        found = {"Groups of more than one image": several, "Groups in several official parts": mixed}
+        return [
+            note
+            for what, some in found.items()
+            for note in note_on_copies(what, [[record.sample_id for record in records] for records in some])
+        ]
 
 
 def _group_name(record: Record, units: tuple[str, ...]) -> str:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from mtl.core.family import LostLabels
 from mtl.core.files import list_files
 from mtl.core.names import normal
 from mtl.data.families.folders import Found, find_files, folders_in, unreadable, unreadable_in
@@ -60,11 +61,12 @@ class Picture:
 
 @dataclass
 class Contents:
-    """What is in the folders: `problems` make the data unusable, `notes` are worth knowing."""
+    """What is in the folders: `problems` make the data unusable, `notes` are worth knowing, `lost` labels cannot be used."""
 
     pictures: list[Picture] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    lost: list[LostLabels] = field(default_factory=list)
 
 
 _Images = dict[str, tuple[Path, str | None]]  # file and part by name in normal form
@@ -102,7 +104,7 @@ def read_native(root: Path, attributes: Attributes) -> Contents:
     images = _native_images(root / "images", contents)
     images = _split(table["splits.json"], images, contents)
     check_classes(table["classes.json"], attributes, contents.problems)
-    labels = read_labels(table["labels.json"], images, attributes, contents.problems, contents.notes)
+    labels = read_labels(table["labels.json"], images, attributes, contents.problems, contents.notes, contents.lost)
     found = find_files(root / "masks", MASK_SUFFIXES)
     contents.notes += found.note(root / "masks", MASK_SUFFIXES)
     masks = _masks(found.files, images, contents)
@@ -166,11 +168,11 @@ def read_isic(root: Path, attributes: Attributes) -> Contents:
             for stem, value in read_diagnoses(rows, table, attributes[diagnosis], diagnosis, contents.problems).items():
                 if labels.setdefault(stem, {diagnosis: value}) != {diagnosis: value}:
                     contents.problems.append(f"{table}: gives `{stem}` another class than an earlier table. Remove one.")
-        for stem, values in read_about(rows, table, ids, contents.problems).items():
-            mine = about.setdefault(stem, {})
-            if strange := [key for key in values if mine.get(key, values[key]) != values[key]]:
+        for stem, texts in read_about(rows, table, ids, contents.problems).items():
+            known = about.setdefault(stem, {})
+            if strange := [key for key in texts if known.get(key, texts[key]) != texts[key]]:
                 contents.problems.append(f"{table}: gives `{stem}` another {strange[0]} than an earlier table. Correct one.")
-            about[stem] = {**values, **mine}
+            about[stem] = {**texts, **known}
     if diagnosis is not None and (bare := [path.stem for stem, (path, _) in images.items() if stem not in labels]):
         contents.notes.append(f"{root}: no table gives a {diagnosis} for {some(bare)}.")
     contents.notes += ids.notes(root)
@@ -268,7 +270,8 @@ def _masks(files: list[Path], images: _Images, contents: Contents) -> dict[str, 
         else:
             masks[stem] = path
     if orphans:
-        contents.notes.append(f"{files[0].parent}: {some(orphans)} left out: no image has such a name.")
+        why = f"no image has the name of {some(orphans)} in {files[0].parent}."
+        contents.lost.append(LostLabels("masks", len(orphans), len(files), why))
     if files:
         contents.notes += names.note(files[0].parent)
     return masks

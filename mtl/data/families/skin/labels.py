@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from mtl.core.errors import nearest
-from mtl.data.formats.tables import ImageNames, letters, read_json, some
+from mtl.core.family import LostLabels
+from mtl.data.formats.tables import ImageNames, letters, read_json, some, unmatched_rows
 
 Attributes = dict[str, tuple[str, ...]]
 
 
 def read_labels(
-    path: Path, images: Mapping[str, tuple[Path, Any]], attributes: Attributes, problems: list[str], notes: list[str]
-) -> dict[str, dict[str, int]]:
+    path: Path, images: Mapping[str, tuple[Path, Any]], attributes: Attributes,
+    problems: list[str], notes: list[str], lost: list[LostLabels],
+) -> dict[str, dict[str, int]]:  # fmt: skip
     """Read `labels.json`: class index by attribute and image.
 
     Args:
@@ -24,6 +26,7 @@ def read_labels(
         attributes: Class names by attribute; a label that names no attribute belongs to the first.
         problems: Receives what is wrong.
         notes: Receives what is left out.
+        lost: Receives how many classes may be those of images under another name.
     """
     if not path.is_file():
         notes.append(f"{path}: there is no such file, so no image has a class.")
@@ -54,6 +57,7 @@ def read_labels(
         problems.append(f"{path}: none of its {len(gone)} names is that of an image (first: `{gone[0]}`). Correct them.")
     elif gone:
         notes.append(f"{path}: {some(gone)} named, but there is no such image.")
+        lost += unmatched_rows("classes", path, gone, len(images) - len(found), len(found))
     notes += known.note(path)
     if idle - {"None"}:
         notes.append(f"{path}: {', '.join(sorted(idle - {'None'}))} not read; data.attributes does not name it.")

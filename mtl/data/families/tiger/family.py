@@ -8,7 +8,6 @@ cells are given in it.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from mtl.core.errors import ConfigError, DataError, unknown
-from mtl.core.family import CheckReport, DataFamily
+from mtl.core.family import CheckReport, DataFamily, LostLabels
 from mtl.core.places import Place
 from mtl.core.registry import DATA_FAMILIES
 from mtl.core.task import Colour, TaskSpec
@@ -41,8 +40,6 @@ from mtl.data.families.tiger.files import (
 )
 from mtl.data.formats.images import check_images, image_size, read_rgb
 from mtl.data.formats.tables import some
-
-logger = logging.getLogger(__name__)
 
 TISSUE, CELLS, LYMPHOCYTE = "tissue", "cells", "lymphocyte"
 IGNORED = 255  # in a mask: neither trained on nor scored
@@ -157,14 +154,19 @@ class Tiger(DataFamily):
 
     def records(self) -> list[Record]:
         """Index the regions, sorted by sample id: names, the COCO file, headers of images and values of masks. Remembered."""
-        first = self._index is None
         index = self._scan()
         expected = "Expected images `tissue-bcss/images/*.png` or `tissue-cells/images/*.png`."
         check_usable("tiger", self.locate(), index.contents.problems, index.records, expected)
-        if first:
-            for text in self._remarks(index):
-                logger.info("%s", text)
         return list(index.records)
+
+    def notes(self) -> list[str]:
+        """Return what the files leave open, and what is labelled."""
+        index = self._scan()
+        return [*index.contents.notes, *self._remarks(index)]
+
+    def lost_labels(self) -> list[LostLabels]:
+        """Return how many masks, listed images and boxes belong to no image."""
+        return self._scan().contents.lost
 
     def read_image(self, record: Record) -> np.ndarray:
         """Decode one region as stored: [H, W, 3] uint8."""
@@ -206,7 +208,7 @@ class Tiger(DataFamily):
             index = self._scan()
         except DataError as error:
             return CheckReport(errors=[str(error)])
-        report = CheckReport(errors=list(index.contents.problems), notes=[*index.contents.notes, *self._remarks(index)])
+        report = CheckReport(errors=list(index.contents.problems), notes=self.notes())
         if not index.records:
             report.errors.append(f"No image below `{self.locate()}`.")
         known = {label: [r for r in index.records if r.knows(label)] for label in ("objects", f"mask:{TISSUE}")}
@@ -216,7 +218,7 @@ class Tiger(DataFamily):
             "images": len(index.records),
             **{f"images of {name}": sets[name] for name in SETS if sets[name]},
             "slides": len({record.groups["slide"] for record in index.records}),
-            "patients": len({record.groups["patient"] for record in index.records}),
+            "patients": len({index.regions[record.sample_id].patient for record in index.records}),
             "images with cell labels": len(cells),
             "of these without a cell": sum(not record.class_counts[LYMPHOCYTE] for record in cells),
             "boxes": sum(record.class_counts[LYMPHOCYTE] for record in cells),
@@ -250,9 +252,9 @@ class Tiger(DataFamily):
                 index.regions[region.sample_id] = known
                 index.records.append(self._record(known, size, values))
         if left_out:
-            index.contents.notes.append(
-                f"{index.contents.coco}: {left_out} boxes are left out, since their centres lie beyond the border of the image."
-            )
+            boxes = left_out + sum(len(region.listed.boxes) for region in index.regions.values() if region.listed is not None)
+            why = f"their centres lie beyond the border of the image ({index.contents.coco})."
+            index.contents.lost.append(LostLabels("boxes", left_out, boxes, why))
         self._index = index
         return index
 
@@ -268,11 +270,11 @@ class Tiger(DataFamily):
         if region.mask is not None:
             labels.append(f"mask:{TISSUE}")
             counts |= {name: int(bool(set(members) & set(values))) for name, members in self._tissue.items()}
-        groups = {"slide": region.slide, "patient": region.patient}
+        groups = {"slide": region.slide} | ({"patient": region.patient} if region.tells_patient else {})
         source = next((name for name, pattern in self._patterns.items() if fnmatchcase(region.slide, pattern)), region.set_name)
         return Record(
             sample_id=region.sample_id,
-            group=groups[self.group_by],
+            group=region.patient if self.group_by == "patient" else region.slide,
             source=source,
             path=str(region.path),
             annotation=None if region.mask is None else str(region.mask),

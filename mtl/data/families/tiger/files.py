@@ -16,12 +16,13 @@ from pathlib import Path
 import numpy as np
 
 from mtl.core.errors import DataError
+from mtl.core.family import LostLabels
 from mtl.core.names import normal
 from mtl.data.families.folders import by_name, find_files, named_folders, unreadable_in
 from mtl.data.families.tiger.coco import Listed, read_coco
 from mtl.data.formats.headers import ALPHA_MODES, open_image
 from mtl.data.formats.images import IMAGE_SUFFIXES, deep_values
-from mtl.data.formats.tables import ImageNames, some
+from mtl.data.formats.tables import ImageNames, some, unmatched_rows
 
 SETS = {"bcss": "tissue-bcss", "cells": "tissue-cells"}  # folder by name in `data.sets`
 PLACES = ("", "roi-level-annotations", "wsirois/roi-level-annotations")  # below `data.root`, with the sets in it
@@ -56,18 +57,24 @@ class Region:
     listed: Listed | None
 
     @property
+    def tells_patient(self) -> bool:
+        """Whether the name of the slide, a TCGA barcode, says of whom it is."""
+        return self.slide.upper().startswith("TCGA-")
+
+    @property
     def patient(self) -> str:
-        """Name of the patient: the first part of a TCGA barcode, else the slide."""
-        return self.slide[:TCGA_PATIENT] if self.slide.upper().startswith("TCGA-") else self.slide
+        """Name of the patient: the first part of a TCGA barcode, else the slide stands in."""
+        return self.slide[:TCGA_PATIENT] if self.tells_patient else self.slide
 
 
 @dataclass
 class Contents:
-    """What is in the folders: `problems` make the data unusable, `notes` are worth knowing."""
+    """What is in the folders: `problems` make the data unusable, `notes` are worth knowing, `lost` labels cannot be used."""
 
     regions: list[Region] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    lost: list[LostLabels] = field(default_factory=list)
     coco: Path | None = None
 
 
@@ -101,7 +108,8 @@ def read_contents(sets: dict[str, Path]) -> Contents:
         images = _files(inner.get(IMAGES), IMAGE_SUFFIXES, contents)
         masks = _files(inner.get(MASKS), MASK_SUFFIXES, contents)
         if orphans := [path.name for stem, path in masks.items() if stem not in images]:
-            contents.notes.append(f"{folder / MASKS}: {some(orphans)} left out: there is no such image.")
+            why = f"there is no image for {some(orphans)} in {folder / MASKS}."
+            contents.lost.append(LostLabels("masks", len(orphans), len(masks), why))
         cells = _cells(folder, images, contents) if name == "cells" else {}
         for stem, path in images.items():
             slide, corners = parse_name(path.stem)
@@ -199,8 +207,8 @@ def _cells(folder: Path, images: dict[str, Path], contents: Contents) -> dict[st
     found = find_files(folder, {".json"}, below=False).files
     coco = next((path for path in found if normal(path.name) == COCO), None)
     if coco is None and found:
-        names = some([path.name for path in found])
-        contents.problems.append(f"{folder}: there is no {COCO}, only {names}. Rename the file with the cells, or remove it.")
+        there = some([path.name for path in found])
+        contents.problems.append(f"{folder}: there is no {COCO}, only {there}. Rename the file with the cells, or remove it.")
         return {}
     if coco is None:
         contents.notes.append(f"{folder}: there is no {COCO}, so that no cell is labelled.")
@@ -220,6 +228,7 @@ def _cells(folder: Path, images: dict[str, Path], contents: Contents) -> dict[st
         contents.problems.append(f"{coco}: none of the {len(gone)} listed images is there (first: {gone[0]}). Add them.")
     elif gone:
         contents.notes.append(f"{coco}: {some(gone)} listed, but there is no such image.")
+    contents.lost += unmatched_rows("listed images", coco, gone, len(images) - len(mine), len(mine))
     if mine and len(mine) < len(images):
         contents.notes.append(f"{coco}: lists {len(mine)} of {len(images)} images; in the others nobody looked for cells.")
     contents.notes += names.note(coco)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -279,11 +278,9 @@ def test_a_mask_of_another_size_is_an_error(folder: Path) -> None:
         family.read_labels(records["A/train/IDRiD_01"])
 
 
-def test_lesions_without_a_single_file_are_pointed_out(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, logger="mtl"):
-        family, _ = read(folder, sets=["segmentation"])
-        family.records()
-    assert len(caplog.records) == 1 and "No SE mask among the 1 train images" in caplog.text
+def test_lesions_without_a_single_file_are_pointed_out(folder: Path) -> None:
+    family, _ = read(folder, sets=["segmentation"])
+    assert sum("No SE mask among the 1 train images" in note for note in family.notes()) == 1
     assert not any(
         "No SE mask" in note for note in Idrid(root=str(folder), missing_mask={**POLICY, "SE": "absent"}).check().notes
     )
@@ -292,8 +289,13 @@ def test_lesions_without_a_single_file_are_pointed_out(folder: Path, caplog: pyt
 def test_strange_masks(folder: Path) -> None:
     put_mask(folder, "IDRiD_77_EX", square())
     shutil.copyfile(next(folder.rglob("IDRiD_01_EX.tif")), folder / MASKS / "a. Training Set" / "IDRiD_01_EX.tif")
-    report = Idrid(root=str(folder)).check()
-    assert any("IDRiD_77_EX.tif left out: no image" in note for note in report.notes)
+    family = Idrid(root=str(folder))
+    report = family.check()
+    (lost,) = family.lost_labels()
+    assert (lost.lost, lost.what) == (
+        1,
+        "masks",
+    ) and "no image and lesion of this set has the name of IDRiD_77_EX.tif" in lost.why
     assert len(report.errors) == 1 and "is the second EX mask of this image" in report.errors[0]
 
 

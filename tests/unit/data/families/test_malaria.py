@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -130,12 +129,13 @@ def test_rows_with_errors_are_named_or_skipped(tmp_path: Path, row: str, text: s
     assert record.class_counts == {"Infected": 1, "Healthy": 1, "WBC": 0}
     objects = tolerant.read_labels(record).objects
     assert objects is not None and objects.ids.tolist() == [0, 2]  # places in the file stay
-    assert text in "\n".join(tolerant.check().errors)
+    assert text in "\n".join(tolerant.check().errors) and text in "\n".join(tolerant.notes())
+    assert [(entry.lost, entry.total) for entry in tolerant.lost_labels() if entry.lost] == [(1, 3)]
 
 
 def test_many_errors_are_counted(tmp_path: Path) -> None:
-    put(tmp_path, ["broken"] * 9)
-    with pytest.raises(DataError, match=r"(?s)^9 errors.*and 4 more"):
+    put(tmp_path, ["broken"] * 3 + [f"1-1,Parasitized,No_Comment,{name},1,5,6" for name in ("A", "B", "C", "D", "E", "F")])
+    with pytest.raises(DataError, match=r"(?s)^9 errors.*\n3 times, first \S.*IMG_1.txt:2: .*and 2 more"):
         Malaria(root=str(tmp_path)).records()
 
 
@@ -144,17 +144,17 @@ def test_rounding_outside_is_clipped(tmp_path: Path) -> None:
     np.testing.assert_allclose(read_annotation(annotation).cells[0].vertices, [[100, 0]])
 
 
-def test_unknown_labels_are_counted_never_mapped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_unknown_labels_are_counted_never_mapped(tmp_path: Path) -> None:
     put(tmp_path, [POINT, "1-2,Gametocyte,No_Comment,Point,1,5,6", "1-3,Gametocyte,No_Comment,Point,1,9,9"])
     family = Malaria(root=str(tmp_path))
-    with caplog.at_level(logging.WARNING):
-        (record,) = family.records()
-    assert "Gametocyte (2)" in caplog.text
+    (record,) = family.records()
     assert sum(record.class_counts.values()) == 1
     objects = family.read_labels(record).objects
     assert objects is not None and len(objects) == 1
     report = family.check()
-    assert report.errors == [] and report.counts["unknown labels"] == 2 and "Gametocyte (2)" in "\n".join(report.notes)
+    assert report.errors == [] and report.counts["unknown labels"] == 2
+    (unknown,) = (entry for entry in family.lost_labels() if entry.lost)
+    assert (unknown.lost, unknown.total) == (2, 3) and "Gametocyte (2)" in unknown.why
 
 
 def test_repeated_rows_count_once_and_contradictions_are_errors(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import unicodedata
 from collections import Counter
@@ -330,10 +329,9 @@ def test_reserved_words_are_those_of_modules() -> None:
 # -- groups and splits -------------------------------------------------------------------------------------------------
 
 
-def test_without_a_test_part_validation_is_the_test_set(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, logger="mtl"):
-        _, records = read(folder)
-    assert "the official validation part is the test set" in caplog.text
+def test_without_a_test_part_validation_is_the_test_set(folder: Path) -> None:
+    family, records = read(folder)
+    assert sum("the official validation part is the test set" in note for note in family.notes()) == 1
     split = make_split(list(records.values()), split_config(scheme="official", ratios=[0.6, 0.3, 0.1]))
     assert [name for name, part in split.items() if part == "test"] == ["image_6", "image_7"]
     assert Counter(split.values()) == {"train": 4, "val": 2, "test": 2}

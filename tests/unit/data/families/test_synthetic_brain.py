@@ -84,6 +84,6 @@ def test_figures_and_tables(brains: Path, tmp_path: Path) -> None:
     preprocessing = Preprocessing.from_config({"mode": "letterbox", "size": [64, 64]}, foreground)
     assert len(show_samples(family, [records[3], records[-1]], tmp_path, 2, seed=0, preprocessing=preprocessing)) == 2
     write_stats(family, records, tmp_path)
-    with (tmp_path / "patients.csv").open() as file:
+    with (tmp_path / "groups.csv").open() as file:
         total = list(csv.DictReader(file))[-1]
     assert int(total["images"]) == 70 and int(total["tumor"]) == sum(r.class_counts.get("tumor", 0) for r in records)

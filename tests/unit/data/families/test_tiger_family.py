@@ -218,7 +218,7 @@ def test_slides_patients_and_sources(folder: Path) -> None:
     assert (
         by_slide[f"bcss/{TCGA}"] == by_slide[f"cells/{TCGA.replace('[100, 200', '[120, 210')}"] != by_slide[f"cells/{second}"]
     )
-    assert records["cells/biopsy"].groups == {"slide": "biopsy", "patient": "biopsy"}
+    assert records["cells/biopsy"].groups == {"slide": "biopsy"}  # nobody says of whom it is
     _, by_patient = read(folder, group_by="patient")
     assert by_patient[f"bcss/{TCGA}"].group == by_patient[f"cells/{second}"].group == "TCGA-A1-A0SK"
     sources = {name: record.source for name, record in records.items()}

@@ -233,3 +233,39 @@ def test_hashes_are_of_the_content_and_remembered(tmp_path, monkeypatch):
     paths[0].unlink()
     with pytest.raises(DataError, match="cannot be read"):
         hash_records(records, Memo(folder, tmp_path))
+
+
+def test_few_groups_of_several_sources_keep_the_ratios_and_spread_the_labels():
+    """Sources of two or three slides each gave one slide to validation per source: 4, 3 and 1 of eight."""
+    for seed in range(20):
+        slides = [
+            Record(f"{source}{n}", f"{source}{n}", source, f"/x/{source}{n}.png", content_hash=f"{source}{n}",
+                   labels=("objects",) if source == "b" or n == 0 else ("mask:tissue",))
+            for source, count in (("a", 3), ("b", 3), ("c", 2)) for n in range(count)
+        ]  # fmt: skip
+        split = make_split(slides, split_config(scheme="holdout", ratios=[0.7, 0.15, 0.15], seed=seed))
+        counts = Counter(split.values())
+        for label in ("objects", "mask:tissue"):  # three slides have the second, so that validation and test need two each
+            assert {split[r.sample_id] for r in slides if r.knows(label)} == set(SPLITS), seed
+        assert (counts["train"], counts["val"], counts["test"]) == (4, 2, 2), seed
+        alike = [replace(r, labels=None) for r in slides]
+        counts = Counter(make_split(alike, split_config(scheme="holdout", ratios=[0.7, 0.15, 0.15], seed=seed)).values())
+        assert counts["train"] in (5, 6) and counts["val"] in (1, 2) and counts["test"] in (1, 2), seed
+
+
+def test_a_rare_label_reaches_every_fold():
+    records = [replace(r, labels=("mask",) if r.group in ("p00", "p01", "p02", "p03") else ("grade",)) for r in make(20, 2)]
+    for seed in range(10):
+        tested = Counter()
+        for fold in range(4):
+            split = make_split(records, split_config(scheme="kfold", folds=4, fold=fold, seed=seed))
+            tested.update(split[r.sample_id] for r in records if r.knows("mask"))
+            assert {split[r.sample_id] for r in records if r.knows("mask")} == set(SPLITS)
+        assert tested["test"] == 8
+
+
+def test_labels_that_too_few_groups_have_change_nothing():
+    records = make(20, 2)
+    few = [replace(r, labels=("mask",) if r.group < "p02" else ("grade",)) for r in records]
+    config = split_config(scheme="holdout", seed=4)
+    assert make_split(few, config) == make_split(records, config)
