@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -200,12 +200,14 @@ def check_usable(family: str, folder: Path, problems: list[str], records: list[R
         raise DataError(f"Nothing to use below `{folder}`. {expected}")
 
 
-def note_on_copies(what: str, found: list[list[str]]) -> list[str]:
-    """Return a note on groups of samples, with the first few as examples; none where nothing was found.
+def notes_on_copies(found: Mapping[str, list[list[Record]]]) -> list[str]:
+    """Return a note on each sort of groups of samples, with the first few as examples; none where nothing was found.
 
     Args:
-        what: What is true of each group.
-        found: Sample ids by group.
+        found: By what is true of each group, the groups.
     """
-    examples = "; ".join(" = ".join(names[:SHOWN]) for names in found[:SHOWN])
-    return [f"{what}: {len(found)} ({examples}{'; ...' if len(found) > SHOWN else ''})."] if found else []
+    notes = []
+    for what, groups in found.items():
+        examples = "; ".join(" = ".join(record.sample_id for record in records[:SHOWN]) for records in groups[:SHOWN])
+        notes += [f"{what}: {len(groups)} ({examples}{'; ...' if len(groups) > SHOWN else ''})."] if groups else []
+    return notes

@@ -26,7 +26,7 @@ from mtl.core.types import Record, Sample
 from mtl.data.families.brain.files import CaseReader, Scan, head_box, scan_cases, state_of
 from mtl.data.families.brain.folders import SETS, Case, Picture, find_folders, list_cases, picture_folder, read_pictures
 from mtl.data.families.brain.tasks import MEMBERS, PRESENCE, REGIONS, TOGETHER, presence_task, region_tasks
-from mtl.data.families.folders import check_usable, note_on_copies
+from mtl.data.families.folders import check_usable, notes_on_copies
 from mtl.data.formats.duplicates import near_duplicates
 from mtl.data.formats.images import grey_channels, image_size, read_grey
 
@@ -333,15 +333,13 @@ class Brain(DataFamily):
 
     def _copies(self, index: _Index) -> list[str]:
         """Note copies of pictures, and those that lie in both folders."""
-        groups: dict[str, list[str]] = defaultdict(list)
-        for name, group in self._find_groups(index).items():
-            groups[group].append(name)
-        several = [names for names in groups.values() if len(names) > 1 and names[0].startswith("kaggle/")]
-        mixed = [names for names in several if len({name.split("/")[1] for name in names}) > 1]
-        return [
-            *note_on_copies("Pictures that are there more than once", several),
-            *note_on_copies("Copies in both `yes/` and `no/`", mixed),
-        ]
+        groups: dict[str, list[Record]] = defaultdict(list)
+        names = self._find_groups(index)
+        for record in index.records:
+            groups[names[record.sample_id]].append(record)
+        several = [records for records in groups.values() if len(records) > 1 and records[0].source == "kaggle"]
+        mixed = [records for records in several if len({record.sample_id.split("/")[1] for record in records}) > 1]
+        return notes_on_copies({"Pictures that are there more than once": several, "Copies in both `yes/` and `no/`": mixed})
 
 
 def _picture_record(picture: Picture) -> Record:

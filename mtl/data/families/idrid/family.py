@@ -24,7 +24,7 @@ from mtl.core.progress import track
 from mtl.core.registry import DATA_FAMILIES
 from mtl.core.task import Colour, TaskSpec
 from mtl.core.types import Objects, Record, Sample
-from mtl.data.families.folders import check_usable, find_sets_root, note_on_copies, unreadable_in
+from mtl.data.families.folders import check_usable, find_sets_root, notes_on_copies, unreadable_in
 from mtl.data.families.idrid.files import CODES, LANDMARKS, SETS, Contents, Picture, find_sets, read_contents
 from mtl.data.formats.duplicates import connected, near_duplicates
 from mtl.data.formats.images import image_size, read_mask, read_rgb
@@ -380,20 +380,15 @@ class Idrid(DataFamily):
         several = [records for records in groups.values() if len(records) > 1]
         grades = {name: picture.grades for name, picture in index.pictures.items()}
         graded = [[record for record in records if grades[record.sample_id]] for records in several]
-        found = {
-            "that are there more than once": several,
-            "that are in an official training part and in an official test part": [
+        return notes_on_copies({
+            "Photographs that are there more than once": several,
+            "Photographs that are in an official training part and in an official test part": [
                 records for records in several if len({record.official_split for record in records}) > 1
             ],
-            "whose copies have other grades": [
+            "Photographs whose copies have other grades": [
                 records for records in graded if any(grades[r.sample_id] != grades[records[0].sample_id] for r in records)
             ],
-        }
-        return [
-            note
-            for what, some in found.items()
-            for note in note_on_copies(f"Photographs {what}", [[record.sample_id for record in records] for records in some])
-        ]
+        })  # fmt: skip
 
 
 def _findings(masks: dict[str, np.ndarray]) -> dict[str, float | np.ndarray]:

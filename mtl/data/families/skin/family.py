@@ -25,7 +25,7 @@ from mtl.core.progress import track
 from mtl.core.registry import DATA_FAMILIES
 from mtl.core.task import Colour, TaskSpec
 from mtl.core.types import Record, Sample
-from mtl.data.families.folders import check_usable, find_root, note_on_copies, suggest_root
+from mtl.data.families.folders import check_usable, find_root, notes_on_copies, suggest_root
 from mtl.data.families.skin.files import Contents, Picture, find_layout, looks_alike, read_isic, read_native
 from mtl.data.families.skin.labels import Attributes
 from mtl.data.formats.duplicates import connected, near_duplicates
@@ -351,12 +351,7 @@ class Skin(DataFamily):
             groups[record.group].append(record)
         several = [records for records in groups.values() if len(records) > 1]
         mixed = [records for records in several if len({record.official_split for record in records}) > 1]
-        found = {"Groups of more than one image": several, "Groups in several official parts": mixed}
-        return [
-            note
-            for what, some in found.items()
-            for note in note_on_copies(what, [[record.sample_id for record in records] for records in some])
-        ]
+        return notes_on_copies({"Groups of more than one image": several, "Groups in several official parts": mixed})
 
 
 def _group_name(record: Record, units: tuple[str, ...]) -> str:
