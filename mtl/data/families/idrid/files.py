@@ -136,8 +136,9 @@ def _segmentation(part: _Part, negative: Sequence[str], contents: Contents) -> I
                 f"{path}: is the second {code} mask of this image, after {mine[code]}. Remove one of them."
             )
         mine.setdefault(code, path)
-    lost, gone = _unread_masks(orphans, found.others, masks)
-    contents.problems += [*lost, *_unread_lesions(folder, part.name, masks, negative)]
+    problems, gone, foreign = _unread_masks(orphans, found.others, masks)
+    contents.problems += [*problems, *_unread_lesions(folder, part.name, masks, negative)]
+    contents.notes += [f"{folder}: {some(foreign)} left out: neither an image nor a mask."] if foreign else []
     if gone:
         total = len(gone) + sum(map(len, masks.values()))
         why = f"no image and lesion of this set has the name of {some(gone)} in {folder}."
@@ -149,13 +150,13 @@ def _segmentation(part: _Part, negative: Sequence[str], contents: Contents) -> I
         yield part.picture(stem, masks=mine)
 
 
-def _unread_masks(orphans: list[Path], others: list[Path], images: Iterable[str]) -> tuple[list[str], list[str]]:
+def _unread_masks(orphans: list[Path], others: list[Path], images: Iterable[str]) -> tuple[list[str], list[str], list[str]]:
     """Sort the files that were not read: those of images that are there, which would be free of what these mark, are errors.
 
     Returns:
-        What is wrong, and the names of the other files.
+        What is wrong, the names of masks without an image, and those of the other files.
     """
-    names, problems, gone = ImageNames(images), list[str](), list[str]()
+    names, problems, gone, foreign = ImageNames(images), list[str](), list[str](), list[str]()
     for path in orphans:
         words = re.split(r"([\W_]+)", normal(path.stem))
         if any(names.find("".join(words[: 2 * count + 1])) for count in range(len(words) // 2 + 1)):
@@ -170,8 +171,8 @@ def _unread_masks(orphans: list[Path], others: list[Path], images: Iterable[str]
             expected = ", ".join(sorted(MASK_SUFFIXES))
             problems.append(f"{path}: is not read; expected a mask that ends in {expected}. Convert or remove it.")
         else:
-            gone.append(path.name)
-    return problems, gone
+            foreign.append(path.name)
+    return problems, gone, foreign
 
 
 def _unread_lesions(folder: Path, part: str, masks: dict[str, dict[str, Path]], negative: Sequence[str]) -> list[str]:
