@@ -60,8 +60,7 @@ def _from_runs(segmentation: dict[str, Any], size: tuple[int, int]) -> np.ndarra
         raise ValueError(f"its run lengths are for [height, width] {segmentation.get('size')}; the image has {list(size)}")
     counts = segmentation.get("counts")
     runs = _unpacked(counts) if isinstance(counts, str) else counts
-    whole = isinstance(runs, list) and all(type(run) is int and run >= 0 for run in runs)
-    if not whole or sum(runs) != size[0] * size[1]:
+    if not isinstance(runs, list) or not all(type(run) is int and run >= 0 for run in runs) or sum(runs) != size[0] * size[1]:
         raise ValueError("its run lengths do not fill the image")
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(size[::-1]).T
 
