@@ -15,7 +15,7 @@ from mtl.core.names import normal
 from mtl.core.types import Record
 from mtl.data.formats.tables import some
 
-LEFT_BY_SYSTEMS = frozenset({"thumbs.db", "desktop.ini"})  # of file managers; hidden files are left out anyway
+LEFT_BY_SYSTEMS = frozenset({".ds_store", "thumbs.db", "desktop.ini"})  # of file managers, in lower case: nobody's work
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ import numpy as np
 
 from mtl.core.errors import DataError
 from mtl.core.files import file_hash, partial_beside, remove_stale, write_json
+from mtl.data.families.folders import LEFT_BY_SYSTEMS
 
 MARK = ".generated.json"  # in a generated folder: hidden, so that readers leave it out
-LEFT_BY_SYSTEMS = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})  # of file managers, nobody's work
 
 
 def write_image(path: Path, image: np.ndarray, quality: int = 92) -> None:
@@ -100,8 +100,7 @@ def _names(folder: Path) -> list[str]:
     """List everything below a folder that is no folder, hidden files included, relative to it; links are not followed."""
     found = []
     for inner, folders, files in os.walk(folder):
+        here = Path(inner).relative_to(folder)
         links = [name for name in folders if (Path(inner) / name).is_symlink()]
-        found += [
-            (Path(inner) / name).relative_to(folder).as_posix() for name in (*files, *links) if name not in LEFT_BY_SYSTEMS
-        ]
+        found += [(here / name).as_posix() for name in (*files, *links) if name.casefold() not in LEFT_BY_SYSTEMS]
     return sorted(found)

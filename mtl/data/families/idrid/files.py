@@ -1,7 +1,8 @@
 """Folders and tables of the Indian Diabetic Retinopathy Image Dataset, as distributed: which file belongs to which image.
 
 `<root>/{A. Segmentation,B. Disease Grading,C. Localization}/1. Original Images/{a. Training Set,b. Testing Set}/IDRiD_*.jpg`,
-with `2. All Segmentation Groundtruths/<part>/<lesion>/IDRiD_NN_XX.tif` in A and CSV files below `2. Groundtruths` in B and C.
+with `2. All Segmentation Groundtruths/<part>/<lesion>/IDRiD_NN_XX.tif` (or `.png`, `.bmp`) in A and CSV files below
+`2. Groundtruths` in B and C.
 Copies of the data set rename folders and files a little, so words in their names count, not whole names. Opens no image.
 """
 

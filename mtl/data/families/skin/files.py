@@ -77,7 +77,7 @@ def find_layout(root: Path) -> str | None:
     try:
         if (root / "images").is_dir() and any((root / name).exists() for name in ("labels.json", "masks", "splits.json")):
             return "native"
-        if any(_is_image(path) for path in _isic_files(root)):
+        if any(_is_of_isic(path) and _is_image(path) for path in list_files(root).files):
             return "isic"
         return "native" if (root / "images").is_dir() else None
     except OSError:
@@ -151,12 +151,12 @@ def read_isic(root: Path, attributes: Attributes) -> Contents:
     contents = Contents()
     found = list_files(root)
     contents.problems += unreadable(found.unread)
-    mine = [path for path in _isic_files(root) if _is_image(path)]
+    named = [path for path in found.files if _is_of_isic(path)]
+    mine = [path for path in named if _is_image(path)]
     images = _by_name([(path, _part_of(path.relative_to(root))) for path in mine], contents)
     masks = [path for path in found.files if _ends_in_mask(path) and path.suffix.casefold() in MASK_SUFFIXES]
-    left = [path for path in _isic_files(root) if path not in {*mine, *masks} and not normal(path.stem).endswith(OTHER_ENDING)]
-    left = [path for path in left if path.suffix.casefold() not in TABLE_SUFFIXES]
-    if left:
+    known = {*mine, *masks, *(path for path in named if path.suffix.casefold() in TABLE_SUFFIXES)}
+    if left := [path for path in named if path not in known and not normal(path.stem).endswith(OTHER_ENDING)]:
         contents.notes.append(f"{root}: {some([path.name for path in left])} left out: neither an image nor a mask.")
     diagnosis = "diagnosis" if "diagnosis" in attributes else next(iter(attributes), None)
     labels: dict[str, dict[str, int]] = {}
@@ -168,11 +168,11 @@ def read_isic(root: Path, attributes: Attributes) -> Contents:
             for stem, value in read_diagnoses(rows, table, attributes[diagnosis], diagnosis, contents.problems).items():
                 if labels.setdefault(stem, {diagnosis: value}) != {diagnosis: value}:
                     contents.problems.append(f"{table}: gives `{stem}` another class than an earlier table. Remove one.")
-        for stem, texts in read_about(rows, table, ids, contents.problems).items():
-            known = about.setdefault(stem, {})
-            if strange := [key for key in texts if known.get(key, texts[key]) != texts[key]]:
+        for stem, values in read_about(rows, table, ids, contents.problems).items():
+            before = about.setdefault(stem, {})
+            if strange := [key for key in values if before.get(key, values[key]) != values[key]]:
                 contents.problems.append(f"{table}: gives `{stem}` another {strange[0]} than an earlier table. Correct one.")
-            about[stem] = {**texts, **known}
+            about[stem] = {**values, **before}
     if diagnosis is not None and (bare := [path.stem for stem, (path, _) in images.items() if stem not in labels]):
         contents.notes.append(f"{root}: no table gives a {diagnosis} for {some(bare)}.")
     contents.notes += ids.notes(root)
@@ -296,6 +296,5 @@ def _ends_in_mask(path: Path) -> bool:
     return normal(path.stem).endswith(MASK_ENDING)
 
 
-def _isic_files(root: Path) -> list[Path]:
-    """List the files below a folder that are named like images of ISIC."""
-    return [path for path in list_files(root).files if fnmatchcase(path.name, ISIC_IMAGES)]
+def _is_of_isic(path: Path) -> bool:
+    return fnmatchcase(path.name, ISIC_IMAGES)

@@ -207,8 +207,8 @@ def _cells(folder: Path, images: dict[str, Path], contents: Contents) -> dict[st
     found = find_files(folder, {".json"}, below=False).files
     coco = next((path for path in found if normal(path.name) == COCO), None)
     if coco is None and found:
-        there = some([path.name for path in found])
-        contents.problems.append(f"{folder}: there is no {COCO}, only {there}. Rename the file with the cells, or remove it.")
+        others = some([path.name for path in found])
+        contents.problems.append(f"{folder}: there is no {COCO}, only {others}. Rename the file with the cells, or remove it.")
         return {}
     if coco is None:
         contents.notes.append(f"{folder}: there is no {COCO}, so that no cell is labelled.")
