@@ -16,19 +16,6 @@ from pathlib import Path
 from mtl.core.errors import MtlError, nearest
 from mtl.core.version import __version__
 
-HYDRA_FLAGS = (
-    "-m",
-    "--multirun",
-    "--cfg",
-    "-c",
-    "--info",
-    "-i",
-    "--hydra-help",
-    "--shell-completion",
-    "-sc",
-    "--package",
-    "-p",
-)
 # What the operating system refuses for reasons the user can do something about.
 REFUSALS = {
     getattr(errno, name)

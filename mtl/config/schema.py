@@ -9,36 +9,67 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from mtl.config.bounds import (
+    AtLeastOne,
+    Batch,
+    Count,
+    Finite,
+    Grey,
+    Odd,
+    Rate,
+    Rising,
+    Seed,
+    Share,
+    Side,
+    Weight,
+    has_bool,
+    takes_bool,
+    text_problem,
+)
 from mtl.core.files import cache_folder
 
 Part = dict[str, Any]
-Probability = Annotated[float, Field(ge=0, le=1)]
+KernelSide = Annotated[int, Field(ge=1, le=255)]
+Batches = AtLeastOne | Annotated[float, Field(gt=0, le=1)]  # so many, or that share of them
+Devices = Literal[-1] | Annotated[int, Field(ge=1, le=10**4)]
+DeviceWord = Annotated[str, Field(pattern=r"^(-1|[0-9]+(,[0-9]+)*,?)$")]
+Factor = Annotated[float, Field(gt=0, le=100)]
 
 
 class Strict(BaseModel):
     """Refuses keys it does not know and values of the wrong type; nobody changes it once it is checked."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True, defer_build=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True, defer_build=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _plain(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true and false as numbers, and texts that are empty or hold a line break."""
+        if has_bool(value) and not takes_bool(cls.model_fields[str(info.field_name)].annotation):
+            raise ValueError("Expected no true or false here")
+        if wrong := text_problem(value):
+            raise ValueError(wrong)
+        return value
 
 
 class GeometryConfig(Strict):
     """How an image becomes network inputs (`mtl.imaging.geometry`)."""
 
     mode: Literal["stretch", "letterbox", "tiles"]
-    size: tuple[PositiveInt, PositiveInt]
-    scale: float = Field(gt=0)
-    overlap: int = Field(ge=0)
-    fill: int | list[int]
+    size: tuple[Side, Side]
+    scale: float = Field(gt=0, le=1000)
+    overlap: int = Field(ge=0, le=16384)
+    fill: Grey | Annotated[list[Grey], Field(min_length=1)]
     min_visible: float = Field(ge=0, le=1)
 
 
 class ClaheConfig(Strict):
     """Contrast limited adaptive histogram equalisation of the L channel of LAB."""
 
-    clip_limit: float = Field(2.5, gt=0)
-    tiles: PositiveInt = 16
+    clip_limit: float = Field(2.5, gt=0, le=1000)
+    tiles: int = Field(16, ge=1, le=256)
 
 
 class CropConfig(Strict):
@@ -52,14 +83,14 @@ class ForegroundConfig(Strict):
     """Standardise grey values inside the foreground, the brain of an MR image (`mtl.imaging.intensity`)."""
 
     method: Literal["zscore", "percentile"] = "zscore"
-    limit: float = Field(4.0, gt=0)
+    limit: float = Field(4.0, gt=0, le=1000)
 
 
 class StainConfig(Strict):
     """Bring the colours of stained tissue to one reference (`mtl.imaging.stain`)."""
 
     method: Literal["macenko", "reinhard"] = "macenko"
-    density: float = Field(0.15, gt=0)
+    density: float = Field(0.15, gt=0, le=10)
 
 
 class PreprocessingConfig(Strict):
@@ -70,71 +101,71 @@ class PreprocessingConfig(Strict):
     crop: CropConfig | None
     circle: bool
     clahe: ClaheConfig | None
-    mean: list[float] | None
-    std: list[float] | None
+    mean: Annotated[list[Annotated[float, Field(ge=-1000, le=1000)]], Field(min_length=1)] | None
+    std: Annotated[list[Annotated[float, Field(gt=0, le=1000)]], Field(min_length=1)] | None
 
 
 class AffineConfig(Strict):
     """Random scaling, shift, rotation (degrees) and shear (degrees)."""
 
-    probability: Probability
-    scale: tuple[float, float]
-    translate: float = Field(ge=0)
-    rotate: float = Field(ge=0)
-    shear: float = Field(ge=0)
+    probability: Share
+    scale: Annotated[tuple[Factor, Factor], Rising]
+    translate: Share
+    rotate: float = Field(ge=0, le=180)
+    shear: float = Field(ge=0, le=80)
 
 
 class ColorJitterConfig(Strict):
     """Random brightness, contrast, saturation and hue."""
 
-    probability: Probability
-    brightness: float = Field(ge=0)
-    contrast: float = Field(ge=0)
-    saturation: float = Field(ge=0)
+    probability: Share
+    brightness: Share
+    contrast: Share
+    saturation: Share
     hue: float = Field(ge=0, le=0.5)
 
 
 class StainJitterConfig(Strict):
     """Random amounts of the stains in haematoxylin-eosin-DAB space."""
 
-    probability: Probability
-    strength: float = Field(ge=0)
+    probability: Share
+    strength: Share
 
 
 class IntensityJitterConfig(Strict):
     """Random contrast and brightness of each channel inside the foreground, as shares of the value range."""
 
-    probability: Probability
-    contrast: float = Field(ge=0)
-    brightness: float = Field(ge=0)
+    probability: Share
+    contrast: Share
+    brightness: Share
 
 
 class BlurConfig(Strict):
     """Gaussian blur."""
 
-    probability: Probability
-    kernel: tuple[PositiveInt, PositiveInt]
+    probability: Share
+    kernel: Annotated[tuple[KernelSide, KernelSide], Odd]
 
 
 class NoiseConfig(Strict):
     """Gaussian noise; `std` as a share of the value range."""
 
-    probability: Probability
-    std: tuple[float, float]
+    probability: Share
+    std: Annotated[tuple[Share, Share], Rising]
 
 
 class AugmentationConfig(Strict):
     """Training-time transforms; image and every target move together (`mtl.data.pipeline.transforms`)."""
 
     random_offset: bool
-    horizontal_flip: Probability
-    vertical_flip: Probability
-    rotate90: Probability
+    horizontal_flip: Share
+    vertical_flip: Share
+    rotate90: Share
     affine: AffineConfig
     color_jitter: ColorJitterConfig
     stain_jitter: StainJitterConfig
     intensity_jitter: IntensityJitterConfig
-    channel_dropout: Probability
+    channel_dropout: Share
     blur: BlurConfig
     noise: NoiseConfig
 
@@ -143,11 +174,11 @@ class SplitConfig(Strict):
     """Which groups train, select and test (`mtl.data.pipeline.splits`)."""
 
     scheme: Literal["holdout", "kfold", "leave_one_out", "file", "official"]
-    ratios: tuple[float, float, float]
-    folds: int = Field(ge=2)
-    fold: int = Field(ge=0)
+    ratios: tuple[Share, Share, Share]
+    folds: int = Field(ge=2, le=10**6)
+    fold: int = Field(ge=0, le=10**6)
     val_group_by: str | None
-    seed: int
+    seed: Seed
     file: str | None
     stratify: bool
 
@@ -155,17 +186,17 @@ class SplitConfig(Strict):
 class LoaderConfig(Strict):
     """Batches."""
 
-    batch_size: PositiveInt
-    eval_batch_size: PositiveInt | None
-    num_workers: int = Field(ge=0)
-    prefetch: PositiveInt
+    batch_size: Batch
+    eval_batch_size: Batch | None
+    num_workers: int = Field(ge=0, le=512)
+    prefetch: int = Field(ge=1, le=1024)
     pin_memory: bool
     sampler: Literal["shuffle", "class_aware"]
     priority_class: str | None
-    samples_per_epoch: PositiveInt | None
+    samples_per_epoch: AtLeastOne | None
     mixing: Literal["mixed", "alternating"]
-    source_weights: dict[str, Annotated[float, Field(ge=0)]]
-    temperature: float = Field(gt=0)
+    source_weights: dict[str, Weight]
+    temperature: float = Field(gt=0, le=1e9)
 
 
 class CacheConfig(Strict):
@@ -209,19 +240,19 @@ class DataConfig(DataGenericConfig):
 class OptimizerPartConfig(Strict):
     """What one part does differently."""
 
-    lr: float | None = Field(None, ge=0)
-    floor: float | None = Field(None, ge=0)
-    weight_decay: float | None = Field(None, ge=0)
+    lr: Rate | None = None
+    floor: Rate | None = None
+    weight_decay: Rate | None = None
 
 
 class OptimizerConfig(Strict):
     """One optimizer, one parameter group per part (`mtl.training.optim`)."""
 
     name: str = "adamw"
-    lr: float = Field(1e-3, gt=0)
-    floor: float = Field(1e-6, ge=0)
-    weight_decay: float = Field(1e-4, ge=0)
-    options: dict[str, Any] = {}
+    lr: float = Field(1e-3, gt=0, le=1000)
+    floor: Rate = 1e-6
+    weight_decay: Rate = 1e-4
+    options: Annotated[dict[str, Any], Finite] = {}
     parts: dict[str, OptimizerPartConfig] = {}
 
 
@@ -238,25 +269,25 @@ class TrainerConfig(Strict):
 
     accelerator: str = "auto"
     strategy: str = "auto"
-    devices: int | str | list[int] = "auto"
-    num_nodes: PositiveInt = 1
-    precision: str | int = "32-true"
-    max_epochs: PositiveInt = 10
-    min_epochs: int | None = None
-    max_steps: int = -1
-    min_steps: int | None = None
+    devices: Devices | Literal["auto"] | DeviceWord | Annotated[list[Count], Field(min_length=1)] = "auto"
+    num_nodes: int = Field(1, ge=1, le=10**5)
+    precision: Literal["32-true", "32", 32, "16-mixed", "bf16-mixed"] = "32-true"
+    max_epochs: int = Field(10, ge=1, le=10**6)
+    min_epochs: Count | None = None
+    max_steps: int = Field(-1, ge=-1, le=10**9)
+    min_steps: Count | None = None
     max_time: str | None = None
-    limit_train_batches: int | float | None = None
-    limit_val_batches: int | float | None = None
-    overfit_batches: int | float = 0.0
+    limit_train_batches: Batches | None = None
+    limit_val_batches: Batches | None = None
+    overfit_batches: Batches | Literal[0] = 0.0
     fast_dev_run: Literal[False] = False
     val_check_interval: None = None
-    check_val_every_n_epoch: PositiveInt = 1
-    log_every_n_steps: PositiveInt = 50
+    check_val_every_n_epoch: int = Field(1, ge=1, le=10**6)
+    log_every_n_steps: AtLeastOne = 50
     enable_progress_bar: bool | None = None
     enable_model_summary: bool = False
-    accumulate_grad_batches: PositiveInt = 1
-    gradient_clip_val: float | None = None
+    accumulate_grad_batches: Batch = 1
+    gradient_clip_val: Weight | None = None
     gradient_clip_algorithm: Literal["norm", "value"] | None = None
     deterministic: bool | Literal["warn"] = False
     benchmark: bool | None = None
@@ -269,8 +300,8 @@ class TrainerConfig(Strict):
 class EarlyStoppingConfig(Strict):
     """Stop when the monitored metric has not improved for `patience` validations."""
 
-    patience: PositiveInt = 20
-    min_delta: float = 0.0
+    patience: int = Field(20, ge=1, le=10**6)
+    min_delta: Weight = 0.0
 
 
 class EmaConfig(Strict):
@@ -305,13 +336,13 @@ class LoggerConfig(Strict):
 class EvaluationConfig(Strict):
     """How results are scored and shown."""
 
-    bootstrap: int = Field(1000, ge=0)
-    hit_radius: float = Field(72.0, gt=0)
+    bootstrap: int = Field(1000, ge=0, le=10**6)
+    hit_radius: float = Field(72.0, gt=0, le=1e6)
     resolution: Literal["working", "native"] = "working"
-    score_weights: dict[str, float] = {}
+    score_weights: dict[str, Weight] = {}
     hd95: bool = False
     primary: dict[str, str] = {}
-    cases: int = Field(3, ge=0)
+    cases: int = Field(3, ge=0, le=1000)
 
 
 class RuntimeConfig(Strict):
@@ -335,11 +366,11 @@ class StageConfig(Strict):
     sources: list[str] | None = Field(None, min_length=1)
     start: str = "previous"
     freeze: list[str] = []
-    epochs: PositiveInt
-    optimizer: dict[str, Any] = {}
+    epochs: int = Field(ge=1, le=10**6)
+    optimizer: Annotated[dict[str, Any], Finite] = {}
     scheduler: Part | None = None
-    weights: dict[str, float] = {}
-    loader: dict[str, Any] = {}
+    weights: dict[str, Weight] = {}
+    loader: Annotated[dict[str, Any], Finite] = {}
     monitor: str | None = None
 
 
@@ -351,7 +382,7 @@ class Sections(Strict, Generic[Data]):
 
     suite: str
     name: str | None = None
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     plugins: list[str] = []
     tasks: list[str] = Field(min_length=1)
     backbone: Part

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mtl.config.bounds import SEEDS
 from mtl.config.parts import check_part, validate
 from mtl.config.schema import LoaderConfig, OptimizerConfig, RunConfig, StageConfig
 from mtl.core.errors import unknown
@@ -48,7 +49,7 @@ class Stage:
     @property
     def seed(self) -> int:
         """Seed of its order and augmentation; stages would repeat each other's epochs otherwise."""
-        return self.config.seed + 7919 * self.index
+        return (self.config.seed + 7919 * self.index) % (SEEDS + 1)
 
     @property
     def epochs(self) -> int:

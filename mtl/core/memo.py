@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mtl.core.files import write_text
+from mtl.core.json_text import parse_json
 
 FORMAT = 1
 Answer = TypeVar("Answer")
@@ -69,7 +70,7 @@ class Memo:
 
     def _read(self) -> dict[str, Any]:
         try:
-            content = json.loads(self.path.read_text(encoding="utf-8")) if self.path else {}
+            content = parse_json(self.path.read_text(encoding="utf-8")) if self.path else {}
         except (OSError, ValueError):
             return {}
         entries = content.get("entries") if isinstance(content, dict) and content.get("format") == FORMAT else None

@@ -100,7 +100,10 @@ def read_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
         raise CheckpointError(
             f"`{path}` has format {about['format']}; this release reads up to {FORMAT}. Update it with `{install_command()}`."
         )
-    return content | {"mtl": converted(about)}
+    try:
+        return content | {"mtl": converted(about)}
+    except RecursionError:
+        raise CheckpointError(f"The entry `mtl` of `{path}` is nested too deeply. {EXPECTED}") from None
 
 
 def config_of(about: dict[str, Any], path: str | os.PathLike[str]) -> RunConfig:

@@ -11,6 +11,7 @@ import numpy as np
 
 from mtl.core.errors import DataError
 from mtl.core.files import plain, write_table, write_text
+from mtl.core.json_text import parse_json
 from mtl.core.task import TaskSpec
 from mtl.metrics.evaluator import Evaluator
 from mtl.runs.stored import RECORDS_FORMAT, converted_records
@@ -133,7 +134,7 @@ def _decode(value: Any) -> Any:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(
             f"Cannot read `{path}`: {error.strerror}. Expected the {path.name} of a finished evaluation."

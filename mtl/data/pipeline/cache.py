@@ -25,6 +25,7 @@ import numpy as np
 from mtl.core.errors import DataError
 from mtl.core.family import DataFamily
 from mtl.core.files import cache_folder, write_text
+from mtl.core.json_text import parse_json
 from mtl.core.types import Record
 from mtl.imaging.preprocessing import Preprocessing
 
@@ -41,7 +42,7 @@ class RasterCache:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.entries: dict[str, Entry] = json.loads((folder / "index.json").read_text())["entries"]
+        self.entries: dict[str, Entry] = parse_json((folder / "index.json").read_text())["entries"]
         self._bytes: np.ndarray | None = None
 
     def __contains__(self, sample_id: str) -> bool:
@@ -139,7 +140,7 @@ def _length(entry: Entry) -> int:
 
 def _complete(folder: Path, records: list[Record]) -> bool:
     try:
-        index = json.loads((folder / "index.json").read_text())
+        index = parse_json((folder / "index.json").read_text())
         entries, size = index["entries"], (folder / "images.bin").stat().st_size
     except (OSError, ValueError, KeyError, TypeError):
         return False
@@ -153,7 +154,7 @@ def _resume(partial: Path) -> tuple[dict[str, Entry], int]:
     try:
         size = (partial / "images.bin").stat().st_size
         for line in (partial / "journal.jsonl").read_text().splitlines():
-            entry = json.loads(line)
+            entry = parse_json(line)
             if entry["offset"] != end or end + _length(entry) > size:
                 break
             entries[entry.pop("sample_id")] = entry

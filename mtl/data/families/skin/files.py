@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from mtl.core.errors import nearest
+from mtl.core.json_text import parse_json
 from mtl.data.families.skin.tables import read_about, read_diagnoses, rows_of
 from mtl.data.formats.images import IMAGE_SUFFIXES
 from mtl.data.formats.tables import image_stem, letters, some
@@ -322,7 +323,7 @@ def _load(path: Path, contents: Contents, form: type | tuple[type, ...], expecte
         return content
 
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
+        content = parse_json(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
     except OSError as error:
         contents.problems.append(f"{path}: cannot be read ({error.strerror}).")
         return None

@@ -7,12 +7,12 @@ its centre is in: a box whose centre lies beyond the border is left out, and one
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mtl.core.json_text import parse_json
 from mtl.data.formats.tables import image_stem, letters, some
 
 CELL = "lymphocyte"  # in the name of the category, where there are several
@@ -178,7 +178,7 @@ def _load(path: Path, listing: Listing) -> dict[str, Any] | None:
     """Parse the file; None, with a problem noted, where it is broken or something else."""
     expected = "an object with lists `images` and `annotations`"
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = parse_json(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         listing.problems.append(f"{path}: cannot be read ({error.strerror}).")
         return None
