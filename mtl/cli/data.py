@@ -7,10 +7,10 @@ from typing import Any
 
 from mtl.cli.help import config_help, wants_help
 from mtl.config.compose import choices, compose, take_plugins
+from mtl.config.data_schema import DataConfig
 from mtl.config.load import build_family, check_data, load_config
 from mtl.config.parts import validate
 from mtl.config.plan import lost_some, too_many_lost
-from mtl.config.schema import DataConfig
 from mtl.config.verbs import DataToolConfig, SynthConfig
 from mtl.core.causes import by_cause
 from mtl.core.disk import keeping

@@ -16,20 +16,6 @@ from mtl.core.disk import is_refusal, sentence
 from mtl.core.errors import MtlError, nearest
 from mtl.core.version import __version__
 
-HYDRA_FLAGS = (
-    "-m",
-    "--multirun",
-    "--cfg",
-    "-c",
-    "--info",
-    "-i",
-    "--hydra-help",
-    "--shell-completion",
-    "-sc",
-    "--package",
-    "-p",
-)
-
 
 @cache
 def verbs() -> dict[str, str]:

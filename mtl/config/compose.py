@@ -7,24 +7,38 @@ anything is reported, and nothing here imports torch.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mtl.config.environment import NOT_KEPT, as_written
+from mtl.config.words import EXAMPLE, Word, read_word, shown, value_of, written
 from mtl.core import plugins
 from mtl.core.distribution import install_command
 from mtl.core.errors import ConfigError, unknown
 
-MISSING = "???"
-_OVERRIDE = re.compile(r"^(?P<prefix>[+~]{0,2})(?P<key>[^=]+?)(?P<assign>=)?(?P<value>(?<==).*)?$", re.DOTALL)
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
-# Keys whose value is the name of a file, a folder or a run.
-FILES = frozenset(
-    {
-        "backbone.weights", "checkpoint", "data.cache.folder", "data.root", "data.split.file", "name", "output", "output_root",
-        "paths.output_root", "paths.run_dir", "source",
-    }
-)  # fmt: skip
+    from mtl.config.suites import SuiteLoader
+
+MISSING = "???"
+GROUP = re.compile(r"\w+(?:/\w+)*")
+
+
+@dataclass(frozen=True)
+class Composition:
+    """What words and YAML files make.
+
+    Attributes:
+        values: The resolved plain configuration; empty if Hydra could not make one.
+        problems: What is wrong so far.
+        left_out: What suites set for choices that are not in force.
+    """
+
+    values: dict[str, Any]
+    problems: list[str]
+    left_out: list[str]
 
 
 def configs_folder() -> Path:
@@ -53,26 +67,23 @@ def take_plugins(overrides: list[str]) -> tuple[list[str], list[str]]:
     """Make the plug-ins known that the word `plugins=` names; everything else is looked up among what they bring, too.
 
     Returns:
-        The overrides, with the paths of plug-ins made absolute and quoted for Hydra, and the problems found.
+        The overrides, with the paths of plug-ins made absolute, and the problems found.
     """
     ready, problems = [], []
     for override in overrides:
-        key, _, value = override.partition("=")
-        if key.lstrip("+") != "plugins":
+        if override.partition("=")[0].lstrip("+") != "plugins":
             ready.append(override)
             continue
-        import yaml  # slow to import
-
         try:
-            names = yaml.safe_load(value or "[]")
-        except yaml.YAMLError:
+            names = value_of(override) or []
+        except ConfigError:
             names = None
         names = [names] if isinstance(names, str) else names
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            problems.append(f"Cannot read `{override}`. Expected plugins=[<module or path>, ...].")
+            problems.append(f"Cannot read `{shown(override)}`. Expected plugins=[<module or path>, ...].")
             continue
         try:
-            ready.append(f"plugins=[{','.join(_in_quotes(name) for name in plugins.use(names))}]")
+            ready.append(written("plugins", plugins.use(names)))
         except ConfigError as error:
             problems += error.problems
     return ready, problems + _hidden_files()
@@ -90,11 +101,15 @@ def _hidden_files() -> list[str]:
     return problems
 
 
-def prepare_overrides(overrides: list[str]) -> tuple[list[str], list[str]]:
-    """Sort out group choices that do not exist and let unknown keys through to the schema.
+def prepare_overrides(overrides: list[str], sweep: bool = False) -> tuple[list[str], list[str]]:
+    """Make words ready for Hydra, sort out group choices that do not exist and let unknown keys through to the schema.
 
     Hydra stops at the first unknown key and does not know the nearest valid name, therefore `a.b=c` is passed on as
     `++a.b=c`: the schema then reports all unknown keys together.
+
+    Args:
+        overrides: As typed.
+        sweep: Whether commas separate values, each of which is tried.
 
     Returns:
         The overrides for Hydra, and the problems found.
@@ -103,79 +118,99 @@ def prepare_overrides(overrides: list[str]) -> tuple[list[str], list[str]]:
     ready = []
     folders = [configs_folder(), *plugins.config_folders()]
     for override in overrides:
-        match = _OVERRIDE.match(override)
-        if match is None or not (match["assign"] or match["prefix"].startswith("~")):
-            problems.append(
-                f"Cannot read `{override}`. Expected key=value, for example backbone=resnet50 or optimizer.lr=1e-4; "
-                "--help lists what there is."
-            )
+        try:
+            word = read_word(override)
+            prepared = word.ready(sweep)
+        except ConfigError as error:
+            problems += error.problems
             continue
-        group, value = match["key"].partition("@")[0], match["value"] or ""
-        if group == "hydra.searchpath":
+        if word.group == "hydra.searchpath":
             problems.append(
                 "`hydra.searchpath` is set by the program. Put the YAML files into a folder `configs` and name the folder that "
                 "holds it: plugins=[<folder>]."
             )
-        elif any((folder / group).is_dir() for folder in folders):
-            valid = choices(group)
-            wanted = [] if value in ("", "null") or value.startswith("[") else value.split(",")
-            wrong = [choice for choice in wanted if choice not in valid]
-            problems += [unknown(group, choice, valid, match["key"]) for choice in wrong]
+        elif word.group.startswith("hydra/"):
+            ready.append(prepared)
+        elif GROUP.fullmatch(word.group) and any((folder / word.group).is_dir() for folder in folders):
+            wrong = _wrong_choices(word)
+            problems += wrong
             if not wrong:
-                ready.append(override)
+                ready.append(prepared)
         else:
-            ready.append(override if match["prefix"] else f"++{override}")
+            ready.append(prepared if word.prefix else f"++{prepared}")
     if folders[1:]:
-        ready.append(f"hydra.searchpath=[{','.join(_in_quotes(f'file://{folder.as_posix()}') for folder in folders[1:])}]")
+        ready.append(written("hydra.searchpath", [f"file://{folder.as_posix()}" for folder in folders[1:]]))
     return ready, problems
 
 
-def quoted(override: str) -> str:
-    """Quote the name of a file for Hydra, whose grammar would stumble over `=`, `,`, `(`, `é` or a bare number in it."""
-    key, _, value = override.partition("=")
-    if key.lstrip("+") not in FILES or value in ("", "null") or value[0] in "'\"" or "${" in value:
-        return override
-    return f"{key}={_in_quotes(value)}"
+def _wrong_choices(word: Word) -> list[str]:
+    valid = choices(word.group)
+    return [unknown(word.group, choice, valid, word.key) for choice in word.choices() if choice not in valid]
 
 
-def _in_quotes(value: str) -> str:
-    escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
-    return f"'{escaped}'"
+def loader() -> SuiteLoader:
+    """Return what composes YAML files; Hydra is set up for it."""
+    from hydra import version
+    from hydra._internal.hydra import Hydra
+    from hydra._internal.utils import create_config_search_path
+
+    from mtl.config.suites import SuiteLoader
+
+    version.setbase("1.3")
+    composing = SuiteLoader(create_config_search_path(str(configs_folder())))
+    Hydra("train", composing)  # registers the resolvers
+    return composing
+
+
+def composition(config_name: str, overrides: list[str]) -> Composition:
+    """Compose a configuration file with the words of a command line."""
+    ready, problems = prepare_overrides(overrides)
+    return composed(config_name, ready, problems)
+
+
+def composed(config_name: str, ready: list[str], problems: list[str]) -> Composition:
+    """Compose a configuration file with words that are ready for Hydra; `problems` are what is already known to be wrong."""
+    import yaml
+    from hydra.errors import HydraException
+    from hydra.types import RunMode
+    from omegaconf.errors import OmegaConfBaseException
+
+    composing = loader()
+    try:
+        config = composing.load_configuration(config_name, ready, RunMode.RUN, from_shell=False)
+        values, left_out = _resolved(config), composing.left_out
+        return Composition(values, problems + _unknown_stages(composing, config_name, ready), left_out)
+    except (HydraException, OmegaConfBaseException) as error:
+        return Composition({}, problems or [hydra_sentence(error, config_name)], [])
+    except (yaml.YAMLError, UnicodeDecodeError) as error:  # in a file of a plug-in, or an edited one of ours
+        sentence = f"A YAML file of the configuration is damaged: {' '.join(str(error).split())}. Correct it."
+        return Composition({}, problems or [sentence], [])
+    except RecursionError:
+        return Composition({}, problems or ["A value is nested too deeply. Expected settings, lists of them and mappings."], [])
 
 
 def compose(config_name: str, overrides: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """Compose a configuration file with overrides.
+    """Compose a configuration file that knows no suites.
 
     Returns:
         The resolved plain configuration (empty if Hydra could not make one) and the problems found so far.
     """
-    import yaml
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    ready, problems = prepare_overrides(overrides)
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(str(configs_folder()), version_base="1.3"):
-            return resolved(hydra_compose(config_name, overrides=[quoted(override) for override in ready])), problems
-    except (HydraException, OmegaConfBaseException) as error:
-        return {}, problems or [hydra_sentence(error, config_name)]
-    except (yaml.YAMLError, UnicodeDecodeError) as error:  # in a file of a plug-in, or an edited one of ours
-        return {}, problems or [f"A YAML file of the configuration is damaged: {' '.join(str(error).split())}. Correct it."]
+    made = composition(config_name, overrides)
+    return made.values, made.problems
 
 
-def unknown_stages(config_name: str, overrides: list[str]) -> list[str]:
-    """Name the stages that overrides want to change but no file describes; `+stages.<name>={...}` adds one on purpose.
+def _unknown_stages(composing: SuiteLoader, config_name: str, ready: list[str]) -> list[str]:
+    """Name the stages that words want to change but no file describes; `+stages.<name>={...}` adds one on purpose.
 
     Names of stages are free, so that the schema would take a misspelt one for a further stage.
     """
-    changed = [word for word in overrides if word.startswith("stages.")]
+    from hydra.types import RunMode
+
+    changed = [word for word in ready if word.startswith("++stages.")]
     if not changed:
         return []
-    described = compose(config_name, [word for word in overrides if word not in changed])[0].get("stages", {})
+    others = [word for word in ready if word not in changed]
+    described = _resolved(composing.load_configuration(config_name, others, RunMode.RUN, from_shell=False)).get("stages", {})
     names = dict.fromkeys(word.partition("=")[0].split(".")[1] for word in changed)
     if not described:
         listed = ", ".join(f"`stages.{name}`" for name in names)
@@ -186,16 +221,18 @@ def unknown_stages(config_name: str, overrides: list[str]) -> list[str]:
     return [f"{unknown('stage', name, described, 'stages')} {hint}" for name in names if name not in described]
 
 
-def resolved(config: Any) -> dict[str, Any]:
+def _resolved(config: DictConfig) -> dict[str, Any]:
     """Turn an omegaconf node into dicts and lists with all references resolved, but those of `mtl.config.environment`."""
-    from omegaconf import OmegaConf
+    from omegaconf import OmegaConf, open_dict
 
+    with open_dict(config):
+        del config["hydra"]
     values = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
     assert isinstance(values, dict)
     for section in NOT_KEPT:
         if section in values:
             values[section] = as_written(values[section], OmegaConf.to_container(config[section], resolve=False), section)
-    return {str(key): _without_missing(value) for key, value in values.items() if key != "hydra" and value != MISSING}
+    return {str(key): _without_missing(value) for key, value in values.items() if value != MISSING}
 
 
 def _without_missing(value: Any) -> Any:
@@ -207,6 +244,10 @@ def _without_missing(value: Any) -> Any:
 
 def hydra_sentence(error: Exception, config_name: str) -> str:
     """Return a composition error of Hydra as one line."""
+    from hydra.errors import OverrideParseException
+
+    if isinstance(error, OverrideParseException):
+        return f"Cannot read `{shown(error.override.lstrip('+'))}`. {EXAMPLE}"
     text = " ".join(str(error).split())
     missing = re.search(r"You must specify '(\w+)'", text)
     if missing:

@@ -7,8 +7,9 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 
+from mtl.config.data_schema import DataGenericConfig
 from mtl.config.load import check_parts
-from mtl.config.schema import DataGenericConfig, RunConfig
+from mtl.config.schema import RunConfig
 from mtl.core.files import plain
 
 

@@ -11,8 +11,9 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from mtl.config.compose import compose
+from mtl.config.data_schema import DataConfig, DataGenericConfig
 from mtl.config.parts import HEAD_KEYS, check_part, plugins_of, validate
-from mtl.config.schema import ComposedConfig, DataConfig, DataGenericConfig, RunConfig
+from mtl.config.schema import ComposedConfig, RunConfig
 from mtl.config.stages import check_score_weights, check_stages, part_names
 from mtl.core import plugins
 from mtl.core.decision import deciding_problem

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
+from mtl.config.bounds import RANGES, has_bool, part_problems, takes_bool
+from mtl.config.words import shown
 from mtl.core.declarations import Entry
 from mtl.core.errors import nearest, unknown
 from mtl.core.registry import HEADS, LOSSES, Registry
@@ -49,10 +51,11 @@ def check_part(
     problems += [
         f"`{where}.{key}` is `{value!r}`. Input should be a number."  # pydantic would take true for 1
         for key, value in own.items()
-        if isinstance(value, bool) and {int, float} >= {*_kinds(entry.parameters[key].annotation)} - {type(None)}
+        if has_bool(value) and (key in RANGES or not takes_bool(entry.parameters[key].annotation))
     ]
     values, found = validate(_model(registry.package, name, entry), own, where)
-    problems += found
+    sound = {key: value for key, value in values.items() if not any(f"`{where}.{key}" in line for line in problems + found)}
+    problems += found + part_problems(sound, where, ours=not entry.plugin)
     for key, (nested, consumed) in NESTED.items():
         if key in entry.parameters and isinstance(values.get(key), dict):
             values[key], found = check_part(nested, values[key], f"{where}.{key}", consumed)
@@ -98,7 +101,8 @@ def _line(problem: Any, model: type[BaseModel], where: str, groups: tuple[str, .
     hint = ""
     if problem["type"] == "literal_error" and isinstance(problem["input"], str):
         hint = nearest(problem["input"], re.findall(r"'([^']*)'", problem["ctx"]["expected"]))
-    return f"`{path}` is `{problem['input']!r}`. {problem['msg']}.{hint}"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"`{path}` is `{shown(repr(problem['input']))}`. {message}.{hint}"
 
 
 def _valid_keys(model: type[BaseModel], location: list[str]) -> list[str]:
@@ -112,11 +116,6 @@ def _valid_keys(model: type[BaseModel], location: list[str]) -> list[str]:
         models = [entry for entry in candidates if isinstance(entry, type) and issubclass(entry, BaseModel)]
         current = models[0] if models else current
     return list(getattr(current, "model_fields", {}))
-
-
-def _kinds(annotation: Any) -> tuple[Any, ...]:
-    """Return the members of a union, or the annotation itself."""
-    return get_args(annotation) or (annotation,)
 
 
 def _model(package: str, name: str, entry: Entry) -> type[BaseModel]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from mtl.config.compose import compose, unknown_stages
+from mtl.config.compose import Composition, composition
 from mtl.config.load import build_family, check_run_config, stored_config, without_collection
 from mtl.config.schema import RunConfig
 from mtl.config.stages import Stage, stages_of
@@ -28,12 +28,14 @@ class Plan:
         family: Reads the data.
         specs: The active tasks in the order of `tasks`, with the metrics that judge them and the scale they are seen at.
         stages: At least one.
+        left_out: What its suite sets for choices that are not in force, one line for each section.
     """
 
     config: RunConfig
     family: DataFamily
     specs: dict[str, TaskSpec]
     stages: tuple[Stage, ...]
+    left_out: tuple[str, ...] = ()
 
     @classmethod
     @without_collection()
@@ -43,10 +45,18 @@ class Plan:
         Raises:
             ConfigError: With one line for everything that is wrong.
         """
-        composed, problems = compose(config_name, words)
-        if not composed:
-            raise ConfigError(problems)
-        return cls.from_config(composed, problems + unknown_stages(config_name, words))
+        return cls.from_composition(composition(config_name, words))
+
+    @classmethod
+    def from_composition(cls, made: Composition) -> Plan:
+        """Plan the run of what was composed.
+
+        Raises:
+            ConfigError: With one line for everything that is wrong.
+        """
+        if not made.values:
+            raise ConfigError(made.problems)
+        return replace(cls.from_config(made.values, made.problems), left_out=tuple(made.left_out))
 
     @classmethod
     def from_config(cls, composed: dict[str, Any], problems: Iterable[str] = ()) -> Plan:

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mtl.config.bounds import SEEDS
+from mtl.config.data_schema import LoaderConfig
 from mtl.config.parts import check_part, validate
-from mtl.config.schema import LoaderConfig, OptimizerConfig, RunConfig, StageConfig
+from mtl.config.schema import OptimizerConfig, RunConfig, StageConfig
 from mtl.core.errors import unknown
 from mtl.core.parts import covers
 from mtl.core.registry import SCHEDULERS
@@ -48,7 +50,7 @@ class Stage:
     @property
     def seed(self) -> int:
         """Seed of its order and augmentation; stages would repeat each other's epochs otherwise."""
-        return self.config.seed + 7919 * self.index
+        return (self.config.seed + 7919 * self.index) % (SEEDS + 1)
 
     @property
     def epochs(self) -> int:

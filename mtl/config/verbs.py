@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import AfterValidator, Field
 
-from mtl.config.schema import Part, Strict
+from mtl.config.bounds import Batch, Seed
+from mtl.config.strict import Part, Strict
 from mtl.core.places import Place
+
+
+def _once(seeds: list[int]) -> list[int]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError("Expected each seed once: a run trained twice would count twice")
+    return seeds
 
 
 class DataRootConfig(Strict):
@@ -24,9 +31,9 @@ class EvaluateConfig(Strict):
     split: Literal["train", "val", "test", "all"] | None = None
     output: Place | None = None
     data: DataRootConfig = DataRootConfig()
-    batch_size: PositiveInt | None = None
+    batch_size: Batch | None = None
     device: str = "auto"
-    bootstrap: int | None = Field(None, ge=0)
+    bootstrap: int | None = Field(None, ge=0, le=10**6)
     report: bool = True
     plugins: list[str] = []
 
@@ -34,7 +41,7 @@ class EvaluateConfig(Strict):
 class SlideConfig(Strict):
     """What prediction has to know of whole-slide images."""
 
-    spacing: float | None = Field(None, gt=0)
+    spacing: float | None = Field(None, gt=0, le=1e6)
     tissue_masks: Place | None = None
     min_saturation: float | None = Field(0.05, gt=0, lt=1)
     tumor_bulk: bool = False
@@ -50,7 +57,7 @@ class PredictConfig(Strict):
     checkpoint: Place
     source: Place
     output: Place = "predictions"
-    batch_size: PositiveInt = 4
+    batch_size: Batch = 4
     device: str = "auto"
     overlays: bool = True
     masks: bool = True
@@ -58,7 +65,7 @@ class PredictConfig(Strict):
     classes: list[str] | None = None
     thresholds: dict[str, float | dict[str, float]] = {}
     when: dict[str, float | dict[str, float]] = {}
-    pixel_scale: float | None = Field(None, gt=0)
+    pixel_scale: float | None = Field(None, gt=0, le=1e6)
     plugins: list[str] = []
     slide: SlideConfig = SlideConfig()
 
@@ -67,10 +74,10 @@ class SynthConfig(Strict):
     """`mtl data synth`: generate a small data set in the native layout."""
 
     output: Place
-    patients: PositiveInt = 8
-    fields: PositiveInt = 5
-    seed: int = 0
-    width: PositiveInt | None = None
+    patients: int = Field(8, ge=1, le=10**5)
+    fields: int = Field(5, ge=1, le=10**4)
+    seed: Seed = 0
+    width: int | None = Field(None, ge=1, le=65536)
     kind: str | None = None
     overwrite: bool = False
     plugins: list[str] = []
@@ -81,8 +88,8 @@ class DataToolConfig(Strict):
 
     data: Part
     output: Place = "data_report"
-    count: PositiveInt = 6
-    seed: int = 0
+    count: int = Field(6, ge=1, le=10**4)
+    seed: Seed = 0
     plugins: list[str] = []
 
 
@@ -90,11 +97,11 @@ class CompareConfig(Strict):
     """`mtl compare`: train the arms of a comparison and table them."""
 
     suite: str
-    seeds: PositiveInt | list[int] = 3
+    seeds: Annotated[int, Field(ge=1, le=1000)] | Annotated[list[Seed], Field(min_length=1), AfterValidator(_once)] = 3
     arms: str | list[str] | dict[str, list[str]] | None = None
     overrides: list[str] = []
     name: str | None = None
     output_root: Place = "runs/compare"
     reference: str | None = None
-    bootstrap: int = Field(1000, ge=0)
+    bootstrap: int = Field(1000, ge=0, le=10**6)
     plugins: list[str] = []

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from mtl.core.digest import with_digest, without_digest
 from mtl.core.files import write_text
+from mtl.core.json_text import parse_json
 
 FORMAT = 1
 Answer = TypeVar("Answer")
@@ -71,7 +72,7 @@ class Memo:
     def _read(self) -> dict[str, Any]:
         try:
             text = without_digest(self.path.read_text(encoding="utf-8")) if self.path else None
-            content = json.loads(text or "{}")
+            content = parse_json(text or "{}")
         except (OSError, ValueError):
             return {}
         entries = content.get("entries") if isinstance(content, dict) and content.get("format") == FORMAT else None

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from mtl.config.data_schema import GeometryConfig
 from mtl.config.keys import ALLOWED, EPOCHS, FREE, SHARED, VOLATILE
 from mtl.config.plan import Plan
-from mtl.config.schema import GeometryConfig
 from mtl.config.verbs import CompareConfig
+from mtl.config.words import written
 from mtl.core.errors import ConfigError, DataError, TrainingError, unknown
 from mtl.core.files import file_hash
 from mtl.core.names import folder_name_problem
@@ -85,7 +86,7 @@ def compare(
     from mtl.experiments.comparison import write_comparison
 
     named = use(plugins)
-    shared = [*([f"plugins={json.dumps(named)}"] if named else []), *overrides]  # the runs are processes of their own
+    shared = [*([written("plugins", named)] if named else []), *overrides]  # the runs are processes of their own
     arms = ["mtl", "stl"] if arms is None else arms
     if problem := folder_name_problem(suite if name is None else name, "suite" if name is None else "name"):
         raise ConfigError(problem)
@@ -267,8 +268,8 @@ def _plan(suite: str, seeds: int | list[int], arms: dict[str, list[str]], overri
                 place = folder / arm / (task or "") / f"seed{seed}"
                 own_suite = [word for word in extra if word.startswith("task=")] or [f"task={suite}"]
                 others = [word for word in extra if not word.startswith("task=")]
-                words = [*own_suite, *overrides, *others, f"seed={seed}", f"paths.run_dir={place}"]
-                runs.append(Run(arm, task, seed, place, (*words, *([f"tasks=[{task}]"] if task else []))))
+                words = [*own_suite, *overrides, *others, f"seed={seed}", written("paths.run_dir", str(place))]
+                runs.append(Run(arm, task, seed, place, (*words, *([written("tasks", [task])] if task else []))))
     return runs
 
 
@@ -288,7 +289,7 @@ def _bring_up_to_date(run: Run, plan: Plan) -> str:
         if place.metrics.is_file():
             return "finished before"
         again = [key for key in ALLOWED if key in changed or (key == "plugins" and now[key])]  # plug-ins are named each time
-        words = [f"resume={run.folder}", *(f"{key}={json.dumps(now[key])}" for key in again)]
+        words = [written("resume", str(run.folder)), *(written(key, now[key]) for key in again)]
         state = "resumed"
     else:
         words, state = list(run.overrides), "trained"
@@ -312,14 +313,6 @@ def _command(suite: str, seeds: Any, arms: Any, overrides: list[str], given: dic
     """Repeat the settings as shell words, for the page that documents the comparison."""
     defaults = CompareConfig.model_validate({"suite": suite}).model_dump()
 
-    def inner(value: Any) -> str:
-        if isinstance(value, dict):
-            return "{" + ",".join(f"{key}:{inner(entry)}" for key, entry in value.items()) + "}"
-        if isinstance(value, list):
-            return "[" + ",".join(inner(entry) for entry in value) + "]"
-        text = str(value)
-        return f'"{text}"' if any(sign in text for sign in "=,[]{}: ") else text
-
-    words = [f"suite={suite}", f"seeds={inner(seeds)}", f"arms={inner(arms)}"]
-    words += [f"{key}={inner(value)}" for key, value in given.items() if value != defaults[key]]
+    words = [written("suite", suite), written("seeds", seeds), written("arms", arms)]
+    words += [written(key, value) for key, value in given.items() if value != defaults[key]]
     return " ".join(shlex.quote(word) for word in ["mtl", "compare", *words, *(["--", *overrides] if overrides else [])])

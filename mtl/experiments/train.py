@@ -63,6 +63,8 @@ def _close(plan: Plan, run_dir: Path, stop: BaseException) -> None:
 
 def _train(plan: Plan, run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     start_log(run_dir)
+    for line in plan.left_out:
+        log.info("%s", line)
     run = RunFolder(run_dir)
     resume_from = run.last if plan.config.resume else None
     if resume_from is not None and not resume_from.is_file():

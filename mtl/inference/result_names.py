@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from mtl.core.files import PARTIAL, write_json
+from mtl.core.files import write_json
+from mtl.core.json_text import parse_json
 from mtl.core.names import normal
 from mtl.data.formats.images import IMAGE_SUFFIXES
 from mtl.data.formats.slides import SLIDE_SUFFIXES
 from mtl.data.formats.volumes import SUFFIXES, is_volume
 
 LONGEST = 255  # bytes of a file name
-BESIDE = len(PARTIAL.format(name="", process="4294967295"))  # what a file is called until it is complete
 DIGEST = 8  # hexadecimal digits that stand for a name
 TABLE, FIRST_COLUMNS = "predictions.csv", ["image", "width", "height"]
 MARK = ".mtl-predictions"  # which files of a folder are results
@@ -43,7 +42,7 @@ def output_names(paths: Iterable[Path], endings: Sequence[str] = (".json",)) -> 
         endings: What may follow; no result of one input may be called like one of another.
     """
     files = list(dict.fromkeys(paths))
-    room = LONGEST - BESIDE - max(len(ending.encode()) for ending in endings)
+    room = LONGEST - max(len(ending.encode()) for ending in endings)
     groups: dict[str, list[Path]] = defaultdict(list)
     for path in files:
         groups[normal(stem(path))].append(path)
@@ -139,7 +138,7 @@ class EarlierResults:
 def _marked(folder: Path) -> tuple[set[str], set[str]]:
     """Return the names and endings of the results in a folder; those of a release that left no mark by its table."""
     try:
-        content = json.loads((folder / MARK).read_text(encoding="utf-8"))
+        content = parse_json((folder / MARK).read_text(encoding="utf-8"))
         return set(content["names"]), set(content["endings"])
     except (OSError, ValueError, KeyError, TypeError):
         return _of_table(folder)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mtl.core.json_text import parse_json
 from mtl.drawing.paint import fit
 from mtl.drawing.palette import colours_of
 from mtl.inference.pictures import draw_example
@@ -94,5 +94,5 @@ def _draw(evaluation: Evaluation, image: np.ndarray, result: ImageResult, thresh
 
 
 def _read(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    content: dict[str, Any] = parse_json(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return content

@@ -7,7 +7,7 @@ from typing import Any
 
 from mtl.balancing.base import Balancer
 from mtl.config.plan import Plan
-from mtl.config.schema import Part
+from mtl.config.strict import Part
 from mtl.core.family import DataFamily
 from mtl.core.registry import BALANCERS, STUDY_METRICS
 from mtl.core.task import TaskSpec

@@ -116,7 +116,10 @@ def read_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
         )
     if not has_digest(Path(path)):
         _note_missing_digest(Path(path))
-    return content | {"mtl": converted(about)}
+    try:
+        return content | {"mtl": converted(about)}
+    except RecursionError:
+        raise CheckpointError(f"The entry `mtl` of `{path}` is nested too deeply. {EXPECTED}") from None
 
 
 @cache

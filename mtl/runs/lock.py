@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mtl.core.errors import ConfigError, TrainingError
+from mtl.core.json_text import parse_json
 from mtl.core.processes import Process, this_process
 from mtl.runs.folder import RunFolder, is_main_process
 
@@ -127,7 +128,7 @@ def _holder(file: IO[str]) -> tuple[Process, dict[str, Any]] | None:
     """Return who holds the lock; nobody does where the file is new or was left half written."""
     file.seek(0)
     try:
-        about = json.loads(file.read())
+        about = parse_json(file.read())
         return Process(str(about["host"]), int(about["pid"]), str(about["began"])), about
     except (ValueError, KeyError, TypeError):
         return None

@@ -12,6 +12,7 @@ import numpy as np
 from mtl.core.digest import with_digest, without_digest
 from mtl.core.errors import DataError
 from mtl.core.files import plain, write_table, write_text
+from mtl.core.json_text import parse_json
 from mtl.core.task import TaskSpec
 from mtl.metrics.evaluator import Evaluator
 from mtl.runs.stored import RECORDS_FORMAT, converted_records
@@ -140,7 +141,7 @@ def _read(path: Path) -> dict[str, Any]:
         text = without_digest(path.read_text(encoding="utf-8").rstrip("\n"))
         if text is None:
             raise DataError(f"`{path}` is not what was written: it was edited or is damaged. Evaluate the run again.")
-        content = json.loads(text)
+        content = parse_json(text)
     except OSError as error:
         raise DataError(
             f"Cannot read `{path}`: {error.strerror}. Expected the {path.name} of a finished evaluation."

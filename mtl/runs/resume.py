@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import yaml
-
 from mtl.config.compose import take_plugins
 from mtl.config.keys import ALLOWED
 from mtl.config.plan import Plan
+from mtl.config.words import read_word, shown, value_of
 from mtl.core.errors import ConfigError
 from mtl.runs.folder import RunFolder
 from mtl.runs.stored import read_config
@@ -30,18 +29,18 @@ def resumed_plan(run_dir: str, overrides: list[str]) -> Plan:
     run_dir = str(Path(run_dir).expanduser())
     config = read_config(RunFolder(Path(run_dir)))
     for override in overrides:
-        key, _, value = override.lstrip("+").partition("=")
+        key = read_word(override).key
         if key == "plugins":  # taken above; the run goes on recording its own
             continue
         if key not in ALLOWED:
             raise ConfigError(
-                f"`{override}` cannot be combined with resume=: a run goes on with its own configuration. "
+                f"`{shown(override)}` cannot be combined with resume=: a run goes on with its own configuration. "
                 f"Only these may change: {', '.join(ALLOWED)}. Start a new run for anything else."
             )
         *parents, last = key.split(".")
         section = config
         for parent in parents:
             section = section[parent]
-        section[last] = yaml.safe_load(value)
+        section[last] = value_of(override)
     config["resume"] = run_dir
     return Plan.from_config(config)

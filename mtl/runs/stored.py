@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from mtl.config.defaults import completed
 from mtl.core.errors import ConfigError, DataError
+from mtl.core.json_text import parse_json
 from mtl.runs.folder import RunFolder
 
 # Version of the entry `mtl` of a checkpoint; a file with a higher one was written by a newer release.
@@ -75,7 +75,7 @@ def read_config(run: RunFolder) -> dict[str, Any]:
     path = run.config
     remedy = "Restore it, or remove the folder and train the run again."
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(
             f"`{run.path}` is not a run: it has no {path.name}. Give the directory that train.py printed as `run:`."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ import numpy as np
 
 from mtl.core.errors import DataError
 from mtl.core.files import file_hash, partial_beside, remove_stale, write_json
+from mtl.core.json_text import parse_json
 from mtl.data.families.folders import LEFT_BY_SYSTEMS
 
 MARK = ".generated.json"  # in a generated folder: hidden, so that readers leave it out
@@ -77,9 +77,9 @@ def _refuse_foreign(output: Path) -> None:
         return
     hint = "Nothing is replaced; choose another output, or remove it by hand."
     try:
-        listed = json.loads((output / MARK).read_text(encoding="utf-8"))["files"]
+        listed = parse_json((output / MARK).read_text(encoding="utf-8"))["files"]
         known = {str(name): str(content) for name, content in listed.items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         raise DataError(
             f"`{output}` was not made by this command, since it has no `{MARK}` that says so: it holds `{names[0]}`. {hint}"
         ) from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -12,6 +11,7 @@ from typing import Any
 
 from mtl.core.errors import DataError
 from mtl.core.family import LostLabels
+from mtl.core.json_text import parse_json
 from mtl.core.names import normal
 from mtl.data.formats.images import IMAGE_SUFFIXES
 
@@ -75,10 +75,7 @@ def read_json(path: Path) -> Any:
                 raise ValueError(f"`{key}` is there twice with different values")
         return content
 
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
+    return parse_json(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
 
 
 def base_name(name: str) -> str:

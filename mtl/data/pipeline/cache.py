@@ -31,6 +31,7 @@ from mtl.core.digest import with_digest, without_digest
 from mtl.core.errors import DataError
 from mtl.core.family import DataFamily
 from mtl.core.files import cache_folder, remove_stale, write_text
+from mtl.core.json_text import parse_json
 from mtl.core.progress import progress_of
 from mtl.core.types import Record
 from mtl.imaging.preprocessing import Preprocessing
@@ -188,7 +189,7 @@ def _read_index(folder: Path) -> dict[str, Any]:
     """
     try:
         text = without_digest((folder / INDEX).read_text(encoding="utf-8"))
-        index = json.loads(text or "")
+        index = parse_json(text or "")
         if all("crc32" in entry for entry in index["entries"].values()) and isinstance(index["bytes"], int):
             return dict(index)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -216,7 +217,7 @@ def _resume(partial: Path) -> tuple[dict[str, Entry], int]:
     try:
         with (partial / PIXELS).open("rb") as pixels:
             for line in (partial / JOURNAL).read_text(encoding="utf-8").splitlines():
-                entry = json.loads(_checked_line(line))
+                entry = parse_json(_checked_line(line))
                 if entry["offset"] != end or zlib.crc32(pixels.read(_length(entry))) != entry["crc32"]:
                     break
                 entries[entry.pop("sample_id")] = entry

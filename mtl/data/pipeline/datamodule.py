@@ -10,8 +10,8 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
+from mtl.config.data_schema import DataConfig, LoaderConfig
 from mtl.config.plan import Plan
-from mtl.config.schema import DataConfig, LoaderConfig
 from mtl.core.errors import ConfigError, DataError, unknown
 from mtl.core.family import DataFamily
 from mtl.core.task import TaskSpec

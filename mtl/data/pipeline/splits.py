@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mtl.config.schema import SplitConfig
+from mtl.config.data_schema import SplitConfig
 from mtl.core.errors import ConfigError, DataError, unknown
 from mtl.core.files import file_hash, write_table
 from mtl.core.memo import Memo

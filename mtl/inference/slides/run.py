@@ -16,6 +16,7 @@ from mtl.config.verbs import SlideConfig
 from mtl.core.decision import DEFAULT_THRESHOLD
 from mtl.core.errors import DataError
 from mtl.core.files import plain, write_json
+from mtl.core.json_text import parse_json
 from mtl.core.names import readable
 from mtl.data.formats.slides import SlideFile, open_slide
 from mtl.drawing.palette import colours_of
@@ -119,7 +120,7 @@ class SlidePredictor:
 
     def _finished(self, folder: Path, fingerprint: str) -> dict[str, Any] | None:
         try:
-            summary = json.loads((folder / SCORE).read_text(encoding="utf-8"))
+            summary = parse_json((folder / SCORE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
         complete = isinstance(summary, dict) and all((folder / name).is_file() for name in self.files)

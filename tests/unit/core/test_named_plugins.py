@@ -154,7 +154,7 @@ def test_words_with_awkward_paths_reach_hydra(tmp_path: Path):
     ready, problems = take_plugins(["seed=1", f"plugins=[{file}]"])
     assert problems == [] and ready[0] == "seed=1"
     assert ready[1] == "plugins=['" + str(file).replace("'", "\\'") + "']"
-    for wrong in ("plugins={a: b}", "plugins=[1]", "plugins=['"):
+    for wrong in ("plugins={a: b}", "plugins=[1]", "plugins=[[a]]"):
         assert "Cannot read" in take_plugins([wrong])[1][0]
 
 

@@ -28,8 +28,8 @@ from tiger_tools import (
 
 from mtl.cli.data import run
 from mtl.config.compose import compose
+from mtl.config.data_schema import DataConfig
 from mtl.config.load import build_family, check_data
-from mtl.config.schema import DataConfig
 from mtl.core.errors import ConfigError, DataError
 from mtl.core.types import REGION
 from mtl.data.families.tiger.family import Tiger

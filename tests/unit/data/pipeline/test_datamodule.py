@@ -11,7 +11,7 @@ import torch
 import yaml
 from data_fakes import FakeFamily, data_config
 
-from mtl.config.schema import DataConfig
+from mtl.config.data_schema import DataConfig
 from mtl.core.errors import ConfigError, DataError
 from mtl.core.task import TaskSpec
 from mtl.data.pipeline.datamodule import MultiTaskDataModule
