@@ -300,6 +300,7 @@ class LoggerConfig(Strict):
 
     tensorboard: bool = False
     wandb: WandbConfig | None = None
+    examples: int = Field(4, ge=0)
 
 
 class EvaluationConfig(Strict):

@@ -82,6 +82,7 @@ def compare(
         TrainingError: A run failed; its log is named.
     """
     from mtl.experiments.comparison import write_comparison
+    from mtl.report.comparison import ONE_SEED
 
     named = use(plugins)
     shared = [*([f"plugins={json.dumps(named)}"] if named else []), *overrides]  # the runs are processes of their own
@@ -96,6 +97,8 @@ def compare(
     if base not in arm_overrides:
         raise ConfigError(unknown("arm", base, arm_overrides, "reference"))
     console = Console()
+    if len({run.seed for run in runs}) == 1 and len(arm_overrides) > 1:
+        console.print(f"note: {ONE_SEED}", markup=False)
     for index, run in enumerate(runs):
         started = time.monotonic()
         state = _bring_up_to_date(run, plans[run])

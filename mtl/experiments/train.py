@@ -16,7 +16,7 @@ from mtl.runs.environment import environment
 from mtl.runs.folder import RunFolder, is_main_process, new_run_dir, start_log
 from mtl.runs.history import read_history
 from mtl.training.fit import check_validation, error_of_rank, fit, interrupted, log, what_is_kept
-from mtl.training.loggers import close_loggers
+from mtl.training.loggers import close_loggers, log_results, loggers_at_the_end
 from mtl.training.quiet import ignore_noise
 
 
@@ -72,4 +72,7 @@ def _train(plan: Plan, run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         # The module is back on the CPU now; the device it was trained on is free again. Other ranks need not wait.
         metrics = evaluate_run(plan, run_dir, device=str(trainer.strategy.root_device))
         log.info("report: %s", run.report)
+        if metrics and trainer.loggers:
+            loggers = loggers_at_the_end(trainer.loggers, plan.config, run_dir)
+            log_results(loggers, plan.config, metrics, run.report, int(read_history(run_dir)[-1]["step"]))
     return metrics, {**objects, "run_dir": run_dir}

@@ -16,12 +16,13 @@ from mtl.config.stages import Stage
 from mtl.core.errors import TrainingError
 from mtl.core.types import TaskBatch
 from mtl.heads.base import Output
-from mtl.inference.scoring import WholeImageScorer
+from mtl.inference.scoring import KeepImages, WholeImageScorer
 from mtl.metrics.evaluator import Evaluator
 from mtl.model import MultiTaskModel
 from mtl.runs.folder import LAST
 from mtl.runs.stored import FORMAT, converted
 from mtl.training.distributed import gather_objects, global_counts, mean_over_ranks, sum_over_ranks
+from mtl.training.loss_terms import LossTerms, latest_losses
 from mtl.training.optim import build_optimizer, inactive_parts, split_parts
 from mtl.training.schedules import build_scheduler
 
@@ -59,6 +60,9 @@ class MultiTaskModule(pl.LightningModule):
         self.split_rows: list[dict[str, str]] = []
         self.pretraining: list[str] = []
         self._sums: dict[str, Tensor] = {}
+        self.terms = LossTerms()
+        self.step_losses: dict[str, Tensor] = {}
+        self.keep_images: KeepImages | None = None
         self._validated = False
         self._scorer: WholeImageScorer | None = None
         self._plateau: dict[str, Any] | None = None
@@ -91,6 +95,7 @@ class MultiTaskModule(pl.LightningModule):
             self._validated = False
             torch.manual_seed(hash((self.stage.seed, self.current_epoch, self.global_rank)) % 2**31)
             self._sums = {}
+            self.terms.reset("train")
             for head in self._heads:
                 head.set_progress(self.current_epoch / self.config.trainer.max_epochs)
 
@@ -104,6 +109,8 @@ class MultiTaskModule(pl.LightningModule):
         if not bool(torch.isfinite(loss.detach())):
             raise TrainingError(self._not_finite(losses, batch))
         self._add("train", losses, counts, loss)
+        self.terms.add("train", batch.present)
+        self.step_losses = latest_losses(losses, counts, loss)
         self._watch("train", outputs, batch)
         return loss
 
@@ -133,7 +140,7 @@ class MultiTaskModule(pl.LightningModule):
     def _loss(self, task: str, outputs: dict[str, Output], batch: TaskBatch) -> Tensor:
         """Sum the loss terms of one head over this rank's labelled samples."""
         head: Any = self.model.heads[task]
-        return torch.stack(list(head.loss(outputs[task], batch.targets[task], batch.present[task]).values())).sum()
+        return self.terms.sum_of(task, head.loss(outputs[task], batch.targets[task], batch.present[task]))
 
     def _not_finite(self, losses: dict[str, Tensor], batch: TaskBatch) -> str:
         broken = [task for task, loss in losses.items() if not bool(torch.isfinite(loss.detach()))] or ["balancer"]
@@ -150,7 +157,8 @@ class MultiTaskModule(pl.LightningModule):
         """Start with empty records."""
         self.evaluator.reset()
         trainer: Any = self.trainer
-        self._scorer = WholeImageScorer(self.model, self.evaluator, trainer.datamodule.dataset("val").truth)
+        self._scorer = WholeImageScorer(self.model, self.evaluator, trainer.datamodule.dataset("val").truth, self.keep_images)
+        self.terms.reset("val")
         for key in [key for key in self._sums if key.startswith("val/")]:
             del self._sums[key]
 
@@ -164,6 +172,7 @@ class MultiTaskModule(pl.LightningModule):
         loader: Any = self.trainer.val_dataloaders
         if not getattr(loader.sampler, "filler", False):
             self._add("val", losses, counts, None)
+            self.terms.add("val", batch.present)
             self._watch("val", outputs, batch)
         assert self._scorer is not None
         self._scorer.update(outputs, batch)
@@ -258,7 +267,7 @@ class MultiTaskModule(pl.LightningModule):
         }
         if split == "val":
             means["val/loss"] = sum(means[key] for key in mine if means[key] == means[key])
-        self.log_dict(means)
+        self.log_dict(means | self.terms.means(split, self))
 
 
 def _share(local: Tensor, total: float, world_size: int) -> Tensor:

@@ -21,6 +21,7 @@ from mtl.data.pipeline.cache import RasterCache, prepare
 from mtl.data.pipeline.collate import Collate
 from mtl.data.pipeline.dataset import SampleDataset
 from mtl.data.pipeline.sampling import EpochSampler, Mixing, WindowShardSampler, item_weights
+from mtl.data.pipeline.split_words import split_row, unused_words
 from mtl.data.pipeline.splits import (
     LEFT_OUT,
     SPLITS,
@@ -184,18 +185,16 @@ class MultiTaskDataModule(pl.LightningDataModule):
         return counts
 
     @property
+    def split_sizes(self) -> list[dict[str, Any]]:
+        """One row per split (`split_row`): what a run uses of it; of train, what training draws."""
+        return [split_row(name, self._used(name), self.split) for name in SPLITS]
+
+    @property
     def split_table(self) -> list[dict[str, Any]]:
-        """One row per split: images, groups, windows and objects per class; of train, what training draws."""
-        used = {name: self._used(name) for name in SPLITS}
+        """The same with windows and objects per class."""
         return [
-            {
-                "split": name,
-                "images": len(records),
-                "groups": len({record.group for record in records}),
-                "windows": len(self.dataset(name)),
-                "classes": self.class_counts(name),
-            }
-            for name, records in used.items()
+            row | {"windows": len(self.dataset(row["split"])), "classes": self.class_counts(row["split"])}
+            for row in self.split_sizes
         ]
 
     def split_rows(self) -> list[dict[str, str]]:
@@ -204,12 +203,13 @@ class MultiTaskDataModule(pl.LightningDataModule):
 
     def describe_split(self) -> str:
         """Return one line that says what is in each split and which unit was kept apart."""
-        config = self.config.split
+        config, table = self.config.split, self.split_table
         parts = [
             f"{row['split']} {row['images']} images of {row['groups']} groups"
             + (f" ({', '.join(f'{name} {count}' for name, count in row['classes'].items())})" if row["classes"] else "")
-            for row in self.split_table
+            for row in table
         ]
+        parts += [unused_words(table)] if unused_words(table) else []
         if left_out := sum(name == LEFT_OUT for name in self.split.values()):
             parts.append(f"left out {left_out} official training images that share a group with a test image")
         finer = f" (train and val by {config.val_group_by})" if config.val_group_by else ""
