@@ -74,5 +74,5 @@ def _train(plan: Plan, run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         log.info("report: %s", run.report)
         if metrics and trainer.loggers:
             loggers = loggers_at_the_end(trainer.loggers, plan.config, run_dir)
-            log_results(loggers, plan.config, metrics, run.report, int(read_history(run_dir)[-1]["step"]))
+            log_results(loggers, plan.config, metrics, run.report, metrics["training"]["steps"])
     return metrics, {**objects, "run_dir": run_dir}

@@ -77,13 +77,16 @@ def log_results(loggers: Sequence[Logger], config: RunConfig, metrics: Mapping[s
     scores = scores_of(metrics)
     for logger in loggers:
         try:
-            logger.log_metrics(scores, step)
             if isinstance(logger, TensorBoardLogger):
+                # The table of hyper-parameters logs the score itself.
+                final = scores.get("test/score", float("nan"))
+                logger.log_metrics({name: value for name, value in scores.items() if name != "test/score"}, step)
+                logger.log_hyperparams(settings(config), {"test/score": final}, step)
                 logger.experiment.add_text("report", f"`{report}`", step)
-                _add_to_table(logger, config, [name for name in ("test/score", config.monitor) if name])
-            elif isinstance(logger, WandbLogger):
+            else:
+                logger.log_metrics(scores, step)
+            if isinstance(logger, WandbLogger):
                 _add_report(logger, report)
-            logger.save()
             logger.finalize("success")
         except Exception as error:  # what a library raises that talks to a server is not known
             log.warning(f"{type(logger).__name__} did not take the results ({error}); they are in {report.parent}.")
@@ -109,18 +112,6 @@ def settings(config: RunConfig) -> dict[str, bool | int | float | str]:
 
     walk(config.model_dump(mode="json"), "")
     return found
-
-
-def _add_to_table(logger: TensorBoardLogger, config: RunConfig, names: Sequence[str]) -> None:
-    """Put the run into the table of hyper-parameters, with the last value of some scalars.
-
-    The logger's own way would log these scalars once more, at step 0.
-    """
-    from torch.utils.tensorboard.summary import hparams
-
-    writer = logger.experiment._get_file_writer()
-    for summary in hparams(settings(config), dict.fromkeys(names, 0.0)):
-        writer.add_summary(summary)
 
 
 def _add_report(logger: WandbLogger, report: Path) -> None:

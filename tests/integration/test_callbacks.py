@@ -216,7 +216,7 @@ def test_tensorboard_gets_the_figures(smears: Path, tmp_path: Path) -> None:
     settings = HParamsPluginData.FromString(events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content)
     assert settings.session_start_info.hparams["optimizer.lr"].number_value == 0.001
     table = HParamsPluginData.FromString(events.SummaryMetadata("_hparams_/experiment").plugin_data.content)
-    assert [info.name.tag for info in table.experiment.metric_infos] == ["test/score", "val/score"]
+    assert [info.name.tag for info in table.experiment.metric_infos] == ["test/score"]
 
 
 def test_wandb_works_offline_and_ends_with_the_run(smears: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

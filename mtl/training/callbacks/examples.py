@@ -53,17 +53,17 @@ class ExamplePictures(Callback):
         module.keep_images = keep
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draw what was kept, at the thresholds that this validation has chosen, and hand it on."""
+        """Make pictures of what was kept, at the thresholds that this validation has chosen, and hand them on."""
         if trainer.sanity_checking:
             return
-        pictures = {name: self._draw(name, trainer, pl_module) for name in self._kept}
+        pictures = {name: self._picture(name, trainer, pl_module) for name in self._kept}
         self._kept = {}
         for others in gather_objects(pictures, pl_module):
             pictures = others | pictures
         if trainer.is_global_zero:
             log_pictures(trainer.loggers, dict(sorted(pictures.items())), self._recorder.before[1] + trainer.global_step)
 
-    def _draw(self, name: str, trainer: pl.Trainer, pl_module: pl.LightningModule) -> np.ndarray:
+    def _picture(self, name: str, trainer: pl.Trainer, pl_module: pl.LightningModule) -> np.ndarray:
         module, data = _parts(trainer, pl_module)
         prediction, truth = self._kept[name]
         if name not in self._images:

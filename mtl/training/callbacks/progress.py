@@ -124,7 +124,7 @@ class TrainingBar(ProgressBar):
 
     def on_validation_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int,
-        dataloader_idx: int = 0,
+        *_: Any,
     ) -> None:  # fmt: skip
         """Move the bar of the validation."""
         words = "first validation" if trainer.sanity_checking else f"{epoch_words(trainer)} validation"

@@ -40,7 +40,7 @@ def test_a_logger_that_fails_costs_a_warning(caplog: pytest.LogCaptureFixture) -
     taken: list[Any] = []
     broken: Any = SimpleNamespace(log_metrics=refuse)
     working: Any = SimpleNamespace(
-        log_metrics=lambda values, step: taken.append((values["test/score"], step)), save=lambda: None, finalize=taken.append
+        log_metrics=lambda values, step: taken.append((values["test/score"], step)), finalize=taken.append
     )
     config: Any = SimpleNamespace(monitor="val/score")
     with caplog.at_level(logging.WARNING, "mtl"):
