@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import sys
@@ -18,6 +19,7 @@ log = logging.getLogger("mtl")
 READ_EVERY = 1.0  # seconds between looks at the loss, for each of which the host waits for the device
 REFRESH_EVERY = 0.1
 LINE_EVERY = 60.0
+WIDTH = 16  # of the bar, so that all there is to say fits into 80 columns
 
 
 def progress_callbacks(enabled: bool | None) -> list[Callback]:
@@ -77,6 +79,19 @@ def loss_words(module: pl.LightningModule) -> str:
     """Return the loss of the last step: of this rank where there are several. The host waits for the device."""
     losses: Any = module.step_losses
     return f"loss {float(losses['train/loss']):.4f}" if losses else ""
+
+
+class AboveBar(io.StringIO):
+    """Takes the lines of the log while a bar is shown: they stand above it, as long as they are."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def write(self, text: str) -> int:
+        """Print whole lines."""
+        self._console.print(text.removesuffix("\n"), soft_wrap=True, markup=False, highlight=False)
+        return len(text)
 
 
 class TrainingBar(ProgressBar):
@@ -147,19 +162,19 @@ class TrainingBar(ProgressBar):
         if not self._enabled or self._progress is not None:
             return
         columns = (
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"),
-            TextColumn("{task.fields[left]}"),
+            TextColumn("{task.description}"), BarColumn(bar_width=WIDTH), MofNCompleteColumn(),
+            TextColumn("{task.fields[loss]}"), TextColumn("{task.fields[left]}"),
         )  # fmt: skip
         before = sys.stdout
         # Drawn by hand: a thread that draws could hold a lock while workers are forked.
         self._progress = Progress(*columns, console=Console(force_terminal=True), transient=True, auto_refresh=False)
-        self._row = self._progress.add_task("", loss="", left="")
+        self._row = self._progress.add_task("", visible=False, loss="", left="")
         self._progress.start()
         # What the log writes has to pass the display, which else would be drawn into its lines.
         for handler in log.handlers:
             if isinstance(handler, logging.StreamHandler) and handler.stream is before:
                 self._moved.append((handler, before))
-                handler.setStream(sys.stdout)
+                handler.setStream(AboveBar(self._progress.console))
 
     def _close(self) -> None:
         if self._progress is not None:
@@ -172,7 +187,9 @@ class TrainingBar(ProgressBar):
     def _show(self, words: str, done: int, total: float, left: str = "") -> None:
         if self._progress is None:
             return
-        self._progress.update(self._row, description=words, completed=done, total=total, loss=self._loss, left=left)
+        self._progress.update(
+            self._row, visible=True, description=words, completed=done, total=total, loss=self._loss, left=left
+        )
         if done >= total or time.monotonic() - self._drawn >= REFRESH_EVERY:
             self._progress.refresh()
             self._drawn = time.monotonic()
