@@ -121,6 +121,7 @@ class LoggerConfig(Strict):
 
     tensorboard: bool = False
     wandb: WandbConfig | None = None
+    examples: int = Field(4, ge=0)
 
 
 class EvaluationConfig(Strict):

@@ -65,7 +65,7 @@ def kind_named(name: str) -> Kind:
 def _lower_is_better() -> frozenset[str]:
     declared = [kind_named(name).lower_is_better for name in KINDS.names()]
     declared += [frozenset(entry.constants.get("lower_is_better", ())) for entry in STUDY_METRICS.entries().values()]
-    return frozenset({"loss"}).union(*declared)
+    return frozenset({"loss", "loss_*"}).union(*declared)
 
 
 def higher_is_better(metric: str) -> bool:

@@ -110,7 +110,11 @@ def compare(
 
 
 def _train_all(runs: list[Run], plans: dict[Run, Plan], folder: Path) -> None:
+    from mtl.report.comparison import ONE_SEED
+
     console = Console()
+    if len({run.seed for run in runs}) == 1 and len({run.arm for run in runs}) > 1:
+        console.print(f"note: {ONE_SEED}", markup=False)
     for index, run in enumerate(runs):
         started = time.monotonic()
         state = _bring_up_to_date(run, plans[run])

@@ -13,15 +13,17 @@ from mtl.core.errors import ConfigError
 from mtl.core.files import table_text, write_text
 from mtl.core.task import TaskSpec, higher_is_better
 from mtl.evaluation.summaries import RunSummary
+from mtl.metrics.base import ratio
 from mtl.metrics.evaluator import Evaluator
 from mtl.metrics.statistics import (
     GroupBootstrap,
     mean_over_runs,
     paired_intervals,
+    percentile_interval,
     resampled_scores,
     spread,
 )
-from mtl.report.comparison import Gains, comparison_text
+from mtl.report.comparison import Gain, Gains, comparison_text
 
 # What must agree between arms, with the words used in the refusal.
 IDENTITY = {
@@ -94,9 +96,10 @@ def comparison_table(
     arms = [first, *[arm for arm in arms if arm != first]]
     whole = _joined(runs)
     values = {arm: _values([run for run in whole if run.arm == arm]) for arm in arms}
-    differences = _differences(whole, arms, bootstrap, seed)
-    rows = _rows(values, differences, arms)
-    gains = _gains(runs, values, arms)
+    samples = _resampled(whole, bootstrap, seed) if len(arms) > 1 else {}
+    few = [name for run in whole for name in run.evaluator.names if run.evaluator.labelled_groups(name) < 2]
+    rows = _rows(values, _differences(samples, arms, few), arms)
+    gains = _gains(runs, values, arms, samples, few)
     return comparison_text(runs, whole, rows, gains, arms, bootstrap, _references(runs, values[arms[0]], gains)), rows
 
 
@@ -111,11 +114,13 @@ def write_comparison(
     return page
 
 
-def signed_gain(ours: float, reference: float, metric: str) -> float:
-    """Return the relative gain in percent, positive where ours is better whatever the direction of the metric."""
-    if not np.isfinite(ours) or not np.isfinite(reference) or reference == 0:
-        return float("nan")
-    return 100.0 * (ours - reference) / abs(reference) * (1 if higher_is_better(metric) else -1)
+def signed_gain(ours: Any, reference: Any, metric: str) -> np.ndarray:
+    """Return the relative gain in percent, positive where ours is better whatever the direction of the metric.
+
+    Of numbers or of arrays of them; NaN where one side is not finite or the reference is 0.
+    """
+    gain = 100.0 * ratio(np.subtract(ours, reference), np.abs(reference)) * (1 if higher_is_better(metric) else -1)
+    return np.where(np.isfinite(gain), gain, np.nan)
 
 
 def delta_m(ours: dict[str, float], reference: dict[str, float], specs: dict[str, TaskSpec]) -> float:
@@ -125,7 +130,7 @@ def delta_m(ours: dict[str, float], reference: dict[str, float], specs: dict[str
     is defined, and where a reference is exactly 0. A reference near 0 is not treated differently, since every remedy is another
     measure; the page of a comparison names such tasks.
     """
-    gains = [signed_gain(ours[task], reference[task], specs[task].primary_metric) for task in ours if task in reference]
+    gains = [float(signed_gain(ours[task], reference[task], specs[task].primary_metric)) for task in ours if task in reference]
     return float(np.mean(gains)) if gains else float("nan")
 
 
@@ -138,6 +143,8 @@ def rows_to_csv(rows: list[dict[str, Any]]) -> str:
 # -- numbers -----------------------------------------------------------------------------------------------------------
 
 Values = dict[str, dict[str, dict[int, float]]]
+Resampled = dict[str, dict[str, np.ndarray]]
+Samples = dict[str, dict[int, Resampled]]
 
 
 def _arms(runs: list[RunSummary]) -> list[str]:
@@ -191,23 +198,25 @@ def _values(runs: list[RunSummary]) -> Values:
     return found
 
 
-def _differences(runs: list[RunSummary], arms: list[str], bootstrap: int, seed: int) -> dict[str, dict[str, dict[str, Any]]]:
-    """Paired intervals of every arm against the first, by arm, task and metric."""
+def _resampled(runs: list[RunSummary], bootstrap: int, seed: int) -> Samples:
+    """By arm and seed, what every metric is in each resample of the groups; empty where there is nothing to resample."""
     resampling = GroupBootstrap([group for run in runs for group in run.evaluator.groups], bootstrap, seed)
-    if len(resampling.names) < 2 or len(arms) < 2 or bootstrap < 1:
+    found: Samples = {}
+    if len(resampling.names) < 2 or bootstrap < 1:
+        return found
+    for run in runs:
+        step: Callable[[np.ndarray], Any] = run.evaluator.compute_by_group(run.thresholds, resampling.names)
+        found.setdefault(run.arm, {})[run.seed] = resampled_scores(step, resampling)
+    return found
+
+
+def _differences(samples: Samples, arms: list[str], few: list[str]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Paired intervals of every arm against the first, by arm, task and metric; none for tasks with labels of one group."""
+    if not samples:
         return {}
-
-    def samples(arm: str) -> dict[str, dict[str, np.ndarray]]:
-        mine = [run for run in runs if run.arm == arm]
-        steps: list[Callable[[np.ndarray], Any]] = [
-            run.evaluator.compute_by_group(run.thresholds, resampling.names) for run in mine
-        ]
-        return mean_over_runs([resampled_scores(step, resampling) for step in steps])
-
-    reference = samples(arms[0])
-    few = {name for run in runs for name in run.evaluator.names if run.evaluator.labelled_groups(name) < 2}
+    means = {arm: mean_over_runs(list(samples[arm].values())) for arm in arms}
     return {
-        arm: {name: found for name, found in paired_intervals(samples(arm), reference).items() if name not in few}
+        arm: {name: found for name, found in paired_intervals(means[arm], means[arms[0]]).items() if name not in few}
         for arm in arms[1:]
     }
 
@@ -232,8 +241,8 @@ def _rows(values: dict[str, Values], differences: dict[str, Any], arms: list[str
     return rows
 
 
-def _gains(runs: list[RunSummary], values: dict[str, Values], arms: list[str]) -> Gains:
-    """By arm: Δm per seed against the first arm, and the tasks that both have."""
+def _gains(runs: list[RunSummary], values: dict[str, Values], arms: list[str], samples: Samples, few: list[str]) -> Gains:
+    """By arm: Δm per seed against the first arm, its interval, and the tasks that both have."""
     specs = {task: spec for run in runs for task, spec in run.evaluator.specs.items()}
 
     def primaries(arm: str, seed: int) -> dict[str, float]:
@@ -243,15 +252,46 @@ def _gains(runs: list[RunSummary], values: dict[str, Values], arms: list[str]) -
     found = {}
     for arm in arms[1:]:
         seeds = sorted({run.seed for run in runs if run.arm == arm})
-        shared = [task for task in specs if task in values[arm] and task in values[arms[0]]]
-        found[arm] = ([delta_m(primaries(arm, seed), primaries(arms[0], seed), specs) for seed in seeds], shared)
+        shared = {task: specs[task].primary_metric for task in specs if task in values[arm] and task in values[arms[0]]}
+        per_seed = [delta_m(primaries(arm, seed), primaries(arms[0], seed), specs) for seed in seeds]
+        if lonely := [task for task in shared if task in few]:
+            interval, missing = None, f"the labels of {', '.join(lonely)} belong to one group"
+        elif not samples:
+            interval, missing = None, "there is one group only, or bootstrap=0"
+        else:
+            interval = _gain_interval(samples[arm], samples[arms[0]], shared)
+            missing = "" if interval else "it is not defined in most resamples"
+        found[arm] = Gain(per_seed, list(shared), interval, missing)
     return found
+
+
+def _gain_interval(
+    ours: dict[int, Resampled], reference: dict[int, Resampled], primaries: dict[str, str]
+) -> list[float] | None:
+    """Return the 95 % interval of Δm over groups: per resample the mean over seeds, and in each seed the mean over tasks.
+
+    Args:
+        ours: By seed.
+        reference: By seed.
+        primaries: Metric by task.
+    """
+    per_seed = []
+    for seed in ours.keys() & reference.keys():
+        sides = ours[seed], reference[seed]
+        gains = [
+            signed_gain(sides[0][task][metric], sides[1][task][metric], metric)
+            for task, metric in primaries.items()
+            if all(task in side for side in sides)
+        ]
+        if gains:
+            per_seed.append(np.mean(gains, axis=0))
+    return percentile_interval(np.mean(per_seed, axis=0)) if per_seed else None
 
 
 def _references(runs: list[RunSummary], reference: Values, gains: Gains) -> dict[str, float]:
     """By task of a gain, the smallest primary metric of the reference over its seeds."""
     specs = {task: spec for run in runs for task, spec in run.evaluator.specs.items()}
-    shared = {task for _, tasks in gains.values() for task in tasks}
+    shared = {task for gain in gains.values() for task in gain.tasks}
     return {
         task: min(map(abs, reference[task][spec.primary_metric].values())) for task, spec in specs.items() if task in shared
     }

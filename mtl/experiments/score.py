@@ -27,7 +27,7 @@ from mtl.runs.build import build_evaluator
 from mtl.runs.folder import ResultFolder, RunFolder, checkpoint_path
 from mtl.runs.history import read_history, training_summary
 from mtl.runs.loading import PRETRAINING_NOTE, LoadedModel, load_model
-from mtl.runs.results import metrics_content, save_cases, save_records, write_metrics
+from mtl.runs.results import metrics_content, save_cases, save_records, save_tables, write_metrics
 from mtl.runs.stages import trained_in
 
 log = logging.getLogger("mtl")
@@ -219,6 +219,7 @@ def write_results(evaluation: Evaluation, place: ResultFolder, run_dir: Path, re
     )
     save_records(place.records, evaluation.evaluator)
     save_cases(place.cases, metrics["cases"])
+    save_tables(place, evaluation.evaluator, evaluation.loaded.thresholds)
     if report:
         from mtl.report.run_report import write_run_report
 

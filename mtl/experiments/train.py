@@ -16,7 +16,7 @@ from mtl.runs.environment import environment
 from mtl.runs.folder import RunFolder, forget_start, is_main_process, new_run_dir, note_in_log, start_log, without_empty_folder
 from mtl.runs.lock import held, require_held
 from mtl.training.fit import check_validation, fit, log
-from mtl.training.loggers import close_loggers
+from mtl.training.loggers import close_loggers, log_results, loggers_at_the_end
 from mtl.training.quiet import ignore_noise
 from mtl.training.stops import stop_of
 
@@ -85,4 +85,7 @@ def _train(plan: Plan, run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         metrics = evaluate_run(plan, run_dir, device=str(trainer.strategy.root_device))
         require_held(run_dir)
         log.info("report: %s", run.report)
+        if metrics and trainer.loggers:
+            loggers = loggers_at_the_end(trainer.loggers, plan.config, run_dir)
+            log_results(loggers, plan.config, metrics, run.report, metrics["training"]["steps"])
     return metrics, {**objects, "run_dir": run_dir}

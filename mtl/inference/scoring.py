@@ -23,6 +23,10 @@ class Truth(Protocol):
     def __call__(self, sample_id: str, native: bool = False) -> ImageResult: ...  # noqa: D102
 
 
+# Is handed (prediction, truth) of every image that is finished.
+KeepImages = Callable[[ImageResult, ImageResult], None]
+
+
 class WholeImageScorer:
     """Decodes batches, joins windows to images and feeds an evaluator.
 
@@ -38,7 +42,7 @@ class WholeImageScorer:
         model: MultiTaskModel,
         evaluator: Evaluator,
         truth: Truth,
-        keep: Callable[[ImageResult, ImageResult], None] | None = None,
+        keep: KeepImages | None = None,
     ) -> None:
         self.model = model
         self.evaluator = evaluator

@@ -236,6 +236,22 @@ class TaskKind(Kind):
         """Return the values of `columns`, from what `summary` gave."""
         return {}
 
+    def scored(self, spec: TaskSpec, record: Mapping[str, Any], thresholds: Mapping[str, float]) -> dict[str, Any]:
+        """Return by column what is annotated and what is predicted in one image, for the table of an evaluation.
+
+        Args:
+            spec: The task.
+            record: Of its metric.
+            thresholds: Of the task.
+        """
+        return {}
+
+    def scored_objects(
+        self, spec: TaskSpec, record: Mapping[str, Any], thresholds: Mapping[str, float]
+    ) -> list[dict[str, Any]]:  # fmt: skip
+        """Return the same of every annotated object of an image, where a prediction is made for each; else nothing."""
+        return []
+
     def maps(self, found: TaskPrediction) -> Iterator[tuple[str, str, np.ndarray]]:
         """Yield (what it is, class, pixels) of every picture file, at the size of the original image.
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from mtl.core.decision import predicted_classes
 from mtl.core.task import TaskSpec
-from mtl.kinds.base import RecordChange, TrainingStatistics
+from mtl.kinds.base import DIGITS, RecordChange, TrainingStatistics
 
 
 def class_entry(
@@ -52,6 +52,18 @@ def class_values(spec: TaskSpec, entry: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of `class_columns` from a `class_entry`."""
     values = {f"{spec.name}_class_name": entry["class_name"], f"{spec.name}_confidence": entry["confidence"]}
     return values | {f"{spec.name}_p_{name}": value for name, value in entry["probabilities"].items()}
+
+
+def scored_class(
+    spec: TaskSpec, label: Any, probabilities: np.ndarray, thresholds: Mapping[str, float]
+) -> dict[str, Any]:  # fmt: skip
+    """Return by column the annotated class, the predicted one and the probabilities; empty where nothing was predicted."""
+    annotated = {"annotated": spec.classes[int(label)]}
+    if np.isnan(probabilities).any():
+        return annotated
+    entry = class_entry(probabilities, spec, thresholds, DIGITS)
+    said = {"predicted": entry["class_name"], "confidence": entry["confidence"]}
+    return annotated | said | {f"p_{name}": value for name, value in entry["probabilities"].items()}
 
 
 def most_frequent(spec: TaskSpec, statistics: TrainingStatistics) -> int:

@@ -12,7 +12,7 @@ from mtl.core.task import TaskSpec
 from mtl.core.types import Arrays, Record
 from mtl.imaging.outlines import Size
 from mtl.kinds.base import DIGITS, Annotations, RecordChange, TaskKind, TaskPrediction, TrainingStatistics
-from mtl.kinds.classes import class_columns, class_entry, class_values, image_entry, majority, most_frequent
+from mtl.kinds.classes import class_columns, class_entry, class_values, image_entry, majority, most_frequent, scored_class
 from mtl.metrics.classification import ClassificationMetric
 from mtl.stitching.joiners import MeanJoiner
 
@@ -71,6 +71,10 @@ class Classification(TaskKind):
     def column_values(self, spec: TaskSpec, entry: Mapping[str, Any]) -> dict[str, Any]:
         """Return the class and its probabilities."""
         return class_values(spec, entry)
+
+    def scored(self, spec: TaskSpec, record: Mapping[str, Any], thresholds: Mapping[str, float]) -> dict[str, Any]:
+        """Return the annotated and the predicted class."""
+        return scored_class(spec, record["label"], record["probabilities"], thresholds)
 
     def slice_counts(self, spec: TaskSpec, entries: Iterable[Mapping[str, Any]]) -> dict[str, int]:
         """Return in how many slices each class is the stated one."""

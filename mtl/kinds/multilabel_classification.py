@@ -77,6 +77,16 @@ class MultilabelClassification(TaskKind):
         values: dict[str, Any] = {f"{spec.name}_{name}": int(name in entry["found"]) for name in spec.classes}
         return values | {f"{spec.name}_p_{name}": value for name, value in entry["probabilities"].items()}
 
+    def scored(self, spec: TaskSpec, record: Mapping[str, Any], thresholds: Mapping[str, float]) -> dict[str, Any]:
+        """Return 1 or 0 per class as annotated (empty where it is not known) and as predicted, and the probabilities."""
+        claimed = predicted_labels(record["probabilities"], spec, thresholds)
+        annotated = ["" if np.isnan(value) else int(value) for value in record["truth"]]
+        return {
+            **{f"annotated_{name}": value for name, value in zip(spec.classes, annotated, strict=True)},
+            **{f"predicted_{name}": int(said) for name, said in zip(spec.classes, claimed, strict=True)},
+            **{f"p_{name}": rounded(p) for name, p in zip(spec.classes, record["probabilities"], strict=True)},
+        }
+
     def slice_counts(self, spec: TaskSpec, entries: Iterable[Mapping[str, Any]]) -> dict[str, int]:
         """Return in how many slices each class was found."""
         found = [entry["found"] for entry in entries]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from mtl.core.decision import box_probabilities
+from mtl.core.decision import DEFAULT_THRESHOLD, box_probabilities
 from mtl.core.task import TaskSpec
 from mtl.core.types import Arrays, Objects
 from mtl.imaging.outlines import Size
@@ -69,6 +69,14 @@ class FoundObjects(ObjectKind):
             for place, score, label in zip(*kept.values(), strict=True)
         ]  # fmt: skip
         return {"objects" if self.finds == "boxes" else "points": rows}
+
+    def scored(self, spec: TaskSpec, record: Mapping[str, Any], thresholds: Mapping[str, float]) -> dict[str, Any]:
+        """Return per class how many objects are annotated, are predicted at the threshold, and are predicted rightly."""
+        kept = record["scores"] >= float(thresholds.get("score", DEFAULT_THRESHOLD))
+        labels, hits = record["labels"][kept], record["hits"][kept] & 1  # of boxes the first bit stands for an IoU of 0.5
+        found: dict[str, Any] = {f"annotated_{name}": int(n) for name, n in zip(spec.classes, record["truth"], strict=True)}
+        found |= {f"predicted_{name}": int((labels == index).sum()) for index, name in enumerate(spec.classes)}
+        return found | {f"hits_{name}": int(hits[labels == index].sum()) for index, name in enumerate(spec.classes)}
 
     def baselines(self, spec: TaskSpec, statistics: TrainingStatistics) -> dict[str, RecordChange]:
         """Find nothing."""

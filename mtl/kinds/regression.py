@@ -67,6 +67,13 @@ class Regression(TaskKind):
         """Return the number and its standard deviation."""
         return {spec.name: entry["value"], f"{spec.name}_spread": entry.get("spread", "")}
 
+    def scored(self, spec: TaskSpec, record: Mapping[str, Any], thresholds: Mapping[str, float]) -> dict[str, Any]:
+        """Return the annotated and the predicted number with their unit, and the standard deviation where there is one."""
+        numbers = {"annotated": record["truth"], "predicted": record["value"]}
+        numbers |= {"spread": record["spread"]} if "spread" in record else {}
+        found: dict[str, Any] = {name: float(f"{float(value):.6g}") for name, value in numbers.items()}
+        return found | ({"unit": spec.unit} if spec.unit else {})
+
     def words(self, found: TaskPrediction) -> str:
         """Return the number with its unit."""
         spread = f" ± {float(found.arrays['spread']):.2g}" if "spread" in found.arrays else ""

@@ -15,9 +15,9 @@ from mtl.core.task import TaskSpec
 from mtl.core.types import Arrays
 from mtl.drawing.layers import Layers
 from mtl.imaging.outlines import Size, fill_outlines
-from mtl.kinds.base import Annotations, RecordChange, TaskKind, TaskPrediction, TrainingStatistics
+from mtl.kinds.base import Annotations, RecordChange, TaskKind, TaskPrediction, TrainingStatistics, rounded
 from mtl.kinds.objects import members
-from mtl.metrics.segmentation import SegmentationMetric
+from mtl.metrics.segmentation import SegmentationMetric, overlap
 from mtl.stitching.joiners import MapJoiner
 
 
@@ -81,6 +81,20 @@ class Segmentation(TaskKind):
     def column_values(self, spec: TaskSpec, entry: Mapping[str, Any]) -> dict[str, Any]:
         """Return the shares."""
         return {f"{spec.name}_{key}": share for key, share in entry.items() if key.endswith("_area_ratio")}
+
+    def scored(self, spec: TaskSpec, record: Mapping[str, Any], thresholds: Mapping[str, float]) -> dict[str, Any]:
+        """Return per class the annotated and the predicted share of the compared pixels, in mm3 where known, and the Dice."""
+        metric = SegmentationMetric(spec)
+        metric.add([dict(record)])
+        hits, predicted, truth = (table[0] for table in metric.counts(dict(thresholds)))
+        found: dict[str, Any] = {}
+        for side, counts in (("annotated", truth), ("predicted", predicted)):
+            for name, count in zip(spec.classes, counts.tolist(), strict=True):
+                found[f"{side}_{name}_share"] = round(count / max(int(record["pixels"]), 1), 6)
+                if np.isfinite(record.get("voxel", np.nan)):
+                    found[f"{side}_{name}_mm3"] = round(count * float(record["voxel"]), 3)
+        dice, _ = overlap(hits, predicted, truth)
+        return found | {f"dice_{name}": rounded(value) for name, value in zip(spec.classes, dice, strict=True)}
 
     def maps(self, found: TaskPrediction) -> Iterator[tuple[str, str, np.ndarray]]:
         """Yield the mask (class values, or 0 and 255) and how sure it is (16 bit), for each independent channel."""

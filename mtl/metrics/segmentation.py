@@ -229,7 +229,7 @@ class SegmentationMetric(TaskMetric):
         Pixels to ignore are in neither.
         """
         column = self.spec.classes.index(name)
-        _, predicted, truth = self._counts(thresholds)
+        _, predicted, truth = self.counts(thresholds)
         return predicted[:, column] * self.stacked("pixel_area"), truth[:, column] * self.stacked("pixel_area")
 
     def _measured(self, key: str) -> bool:
@@ -275,7 +275,7 @@ class SegmentationMetric(TaskMetric):
 
     def _case_counts(self, thresholds: dict[str, float], weight: np.ndarray) -> Cases:
         key = ("counts", tuple(sorted(thresholds.items())))
-        return sum_cases(self, *self.cached(key, lambda: self._counts(thresholds)), weight)
+        return sum_cases(self, *self.cached(key, lambda: self.counts(thresholds)), weight)
 
     def _case_distances(self) -> np.ndarray:
         """[cases, K]; every slice of a case holds the distance of the case."""
@@ -287,7 +287,7 @@ class SegmentationMetric(TaskMetric):
         other = self.stacked("hd95_mm") != self.distances_in_mm
         return np.where(other[:, None], np.nan, self.stacked(key))
 
-    def _counts(self, thresholds: dict[str, float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def counts(self, thresholds: dict[str, float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Hits, predicted and annotated pixels at the thresholds, each [records, K]."""
         column = (
             [_column(thresholds[name]) for name in self.spec.classes] if self.spec.multilabel else [0] * len(self.spec.classes)
@@ -297,12 +297,12 @@ class SegmentationMetric(TaskMetric):
 
     def _per_image(self, thresholds: dict[str, float]) -> tuple[np.ndarray, np.ndarray]:
         key = ("per_image", tuple(sorted(thresholds.items())))
-        return self.cached(key, lambda: overlap(*self._counts(thresholds)))
+        return self.cached(key, lambda: overlap(*self.counts(thresholds)))
 
     def _pooled(self, thresholds: dict[str, float], weight: np.ndarray) -> tuple[np.ndarray, ...]:
         """Dice, IoU, precision and recall from the pixels of all images, each [K]; NaN for classes that do not occur."""
         key = ("counts", tuple(sorted(thresholds.items())))
-        hits, predicted, truth = (weight @ counts for counts in self.cached(key, lambda: self._counts(thresholds)))
+        hits, predicted, truth = (weight @ counts for counts in self.cached(key, lambda: self.counts(thresholds)))
         absent = np.where(truth > 0, 0.0, np.nan)
         precision, recall, dice = precision_recall_f1(hits, predicted, truth)
         return dice + absent, ratio(hits, predicted + truth - hits) + absent, precision + absent, recall + absent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,30 @@ if TYPE_CHECKING:
 
 # A relative gain over less than this says little: a change that nobody would notice is a large share of it.
 SMALL = 0.05
-Gains = dict[str, tuple[list[float], list[str]]]
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Δm of an arm against the reference.
+
+    Attributes:
+        per_seed: One per seed.
+        tasks: Those that both have.
+        interval: 95 % over groups, of the mean over seeds; None where there is none.
+        missing: Why there is none.
+    """
+
+    per_seed: list[float]
+    tasks: list[str]
+    interval: list[float] | None = None
+    missing: str = ""
+
+
+Gains = dict[str, Gain]
+ONE_SEED = (
+    "One seed: no spread over seeds can be given. The intervals tell how much the test images matter, not whether the arms "
+    "would rank alike if they were trained again; three seeds or more (`seeds=3`) do."
+)
 
 
 def comparison_text(
@@ -28,24 +52,25 @@ def comparison_text(
         runs: As given.
         whole: One per arm and seed, with all of its tasks.
         rows: One per arm and metric, with the keys `FIELDS`.
-        gains: By arm, Δm per seed against the first arm and the tasks that both have.
+        gains: By arm, Δm against the first arm.
         arms: The first is the reference.
         bootstrap: Resamples of the intervals.
         references: By task, the smallest primary metric of the reference.
     """
     groups = sorted({group for run in runs for group in run.evaluator.groups})
-    group_by, one = runs[0].evaluator.group_by, runs[0]
+    group_by, one, seeds = runs[0].evaluator.group_by, runs[0], len({run.seed for run in runs})
     tasks = dict.fromkeys(task for run in runs for task in run.evaluator.specs)
     labelled = {
         task: min(run.evaluator.labelled_groups(task) for run in whole if task in run.evaluator.specs) for task in tasks
     }
     lines = [
-        f"Test images of {counted(len(groups), group_by)}; {counted(len({run.seed for run in runs}), 'seed')}; "
+        f"Test images of {counted(len(groups), group_by)}; {counted(seeds, 'seed')}; "
         f"budget {one.budget:,} training samples per run{_seen(runs)}; network input {one.image_size or 'as configured'}; "
         f"thresholds from {one.thresholds_source}.",
         "",
         f"Cells: mean ± standard deviation over seeds{_in_brackets(arms, bootstrap)}.",
-        *(group_notes(len(groups), group_by) + task_group_notes(labelled, len(groups), group_by) if len(arms) > 1 else []), "",
+        *(group_notes(len(groups), group_by) + task_group_notes(labelled, len(groups), group_by) if len(arms) > 1 else []),
+        *([ONE_SEED] if seeds == 1 and len(arms) > 1 else []), "",
     ]  # fmt: skip
     for task in dict.fromkeys(row["task"] for row in rows):
         baselines = [mean_baseline(whole, task), mean_baseline(whole, task, "from_source")]
@@ -53,7 +78,8 @@ def comparison_text(
     if gains:
         lines += [f"### Δm against {arms[0]}", "", "| arm | Δm (%) | tasks |", "|---|---|---|"]
         lines += [
-            f"| {arm} | {_mean_std(per_seed, 1)} | {', '.join(tasks) or 'none'} |" for arm, (per_seed, tasks) in gains.items()
+            f"| {arm} | {_mean_std(gain.per_seed, 1)}{_interval(gain)} | {', '.join(gain.tasks) or 'none'} |"
+            for arm, gain in gains.items()
         ]
         lines += ["", *_gain_notes(arms[0], gains, references)]
     if shared := [note for note in one.notes if all(note in run.notes for run in runs)]:
@@ -64,7 +90,12 @@ def comparison_text(
 def _gain_notes(reference: str, gains: Gains, references: dict[str, float]) -> list[str]:
     """Return notes where Δm has no meaning, or little."""
     lines: list[str] = []
-    if any(not np.isfinite(per_seed).all() for per_seed, _ in gains.values()):
+    if any(gain.interval for gain in gains.values()):
+        lines += ["In brackets the 95 % bootstrap interval of Δm over groups, paired.", ""]
+    for arm, gain in gains.items():
+        if gain.missing and gain.tasks and np.isfinite(gain.per_seed).all():
+            lines += [f"Δm of `{arm}` has no interval over groups: {gain.missing}.", ""]
+    if any(not np.isfinite(gain.per_seed).all() for gain in gains.values()):
         lines += [f"A dash: a metric of `{reference}` is 0 or undefined, and a relative gain over it has no meaning.", ""]
     if listed := ", ".join(f"{task} ({value:.3f})" for task, value in references.items() if 0 < value < SMALL):
         lines += [
@@ -135,6 +166,10 @@ def _mean_and_spread(row: dict[str, Any] | None) -> str:
 
 def _number(value: Any, digits: int = 3) -> str:
     return "–" if value is None or value == "" or not np.isfinite(value) else f"{value:.{digits}f}"
+
+
+def _interval(gain: Gain) -> str:
+    return f" [{gain.interval[0]:+.1f}, {gain.interval[1]:+.1f}]" if gain.interval and np.isfinite(gain.per_seed).all() else ""
 
 
 def _mean_std(values: list[float], digits: int) -> str:

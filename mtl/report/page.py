@@ -58,6 +58,7 @@ class ReportContent:
         best_stage: Name of that stage; empty without a curriculum.
         kept_apart: What the split keeps apart, in a sentence or two; empty where nothing is known of it.
         split_sizes: (images, groups) by split, for the header.
+        split_note: What these numbers leave out.
         examples: Gallery.
         colours: By class.
         notes: Warnings of data, weights and training; those of the evaluator are added.
@@ -74,6 +75,7 @@ class ReportContent:
     best_stage: str = ""
     kept_apart: str = ""
     split_sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    split_note: str = ""
     examples: list[Example] = field(default_factory=list)
     colours: dict[str, Colour] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -141,7 +143,7 @@ def _header(content: ReportContent, metrics: dict[str, Any]) -> list[tuple[str, 
                       f"{tables.counted(metrics.get('n_groups'), unit)}"),
         ("Masks compared", RESOLUTIONS.get(metrics.get("resolution", ""), "") if _has_masks(metrics) else ""),
         ("Kept apart", content.kept_apart),
-        ("Data of the run", "; ".join(sizes)),
+        ("Data of the run", "; ".join([*sizes, *([content.split_note] if content.split_note else [])])),
         ("Checkpoint", metrics.get("checkpoint")),
         ("Seed", metrics.get("seed")),
         ("Commit", content.commit),

@@ -8,20 +8,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mtl.core.json_text import parse_json
+from mtl.data.pipeline.split_words import unused_words
+from mtl.data.pipeline.splits import SPLITS
 from mtl.drawing.paint import fit
 from mtl.drawing.palette import colours_of
-from mtl.inference.pictures import draw_example
-from mtl.kinds.base import rules_of
-from mtl.report.grid import draw_grid, wants_grid
+from mtl.evaluation.pictures import draw_pair
 from mtl.report.page import Example, ReportContent, write_report
 from mtl.runs.folder import RunFolder
 from mtl.runs.history import history_columns, read_history
 
 if TYPE_CHECKING:
-    from mtl.core.task import TaskSpec
-    from mtl.core.types import ImageResult
     from mtl.evaluation.results import Evaluation
 
+ALL_COUNTED = "every image of the split is counted, also those that the run did not use"
 LONGEST = 760  # pixels of the longer side of a panel; the page holds a dozen of them
 
 
@@ -30,6 +29,7 @@ def write_run_report(evaluation: Evaluation, metrics: dict[str, Any], folder: Pa
     plan = evaluation.plan
     rows = read_history(run_dir)
     history, _ = history_columns(rows)
+    sizes, split_note = split_sizes(evaluation)
     environment = _read(RunFolder(run_dir).environment)
     content = ReportContent(
         metrics=metrics,
@@ -40,7 +40,8 @@ def write_run_report(evaluation: Evaluation, metrics: dict[str, Any], folder: Pa
         best_epoch=float(evaluation.loaded.epoch),
         best_stage=evaluation.loaded.stage,
         kept_apart=evaluation.chosen.kept_apart,
-        split_sizes=_split_sizes(evaluation),
+        split_sizes=sizes,
+        split_note=split_note,
         examples=_examples(evaluation),
         colours=colours_of(evaluation.loaded.model.specs.values()),
         config=plan.to_dict(),
@@ -49,12 +50,20 @@ def write_run_report(evaluation: Evaluation, metrics: dict[str, Any], folder: Pa
     return write_report(folder, content)
 
 
-def _split_sizes(evaluation: Evaluation) -> dict[str, tuple[int, int]]:
+def split_sizes(evaluation: Evaluation) -> tuple[dict[str, tuple[int, int]], str]:
+    """Return (images, groups) by split as the log of the run counts them, and what beside them is not used.
+
+    Of images from elsewhere only the split that the checkpoint holds is at hand, which counts all images.
+    """
+    if evaluation.datamodule.has_split:
+        table = evaluation.datamodule.split_sizes
+        return {row["split"]: (row["images"], row["groups"]) for row in table}, unused_words(table)
     rows = evaluation.loaded.split
-    return {
+    sizes = {
         name: (sum(row["split"] == name for row in rows), len({row["group"] for row in rows if row["split"] == name}))
-        for name in ("train", "val", "test")
+        for name in SPLITS
     }
+    return sizes, ALL_COUNTED
 
 
 def _examples(evaluation: Evaluation) -> list[Example]:
@@ -69,28 +78,11 @@ def _examples(evaluation: Evaluation) -> list[Example]:
         stored = evaluation.datamodule.family.read_image(records[name])
         image = fit(window.cut(model.preprocessing.picture(stored)), LONGEST)
         example = Example(name, evaluation.examples.scores[name], image, group=group)
-        if wants_grid(model.specs):
-            example.prediction = draw_grid(
-                image, truth.tasks, prediction.tasks, model.specs, window.working_size, thresholds
-            )  # fmt: skip
-        else:
-            _add_references(truth, prediction, model.specs)
-            example.prediction = _draw(evaluation, image, prediction, thresholds)
-            example.truth = _draw(evaluation, image, truth, None)
+        example.prediction, example.truth = draw_pair(
+            image, truth, prediction, model.specs, thresholds, LONGEST, evaluation.evaluator.study
+        )
         examples.append(example)
     return examples
-
-
-def _add_references(truth: ImageResult, prediction: ImageResult, specs: dict[str, TaskSpec]) -> None:
-    """Give the annotation what is needed to draw it like the prediction, so that both show the same panels."""
-    for task, arrays in truth.tasks.items():
-        if task in prediction.tasks:
-            truth.tasks[task] = rules_of(specs[task]).reference(specs[task], arrays, prediction.tasks[task])
-
-
-def _draw(evaluation: Evaluation, image: np.ndarray, result: ImageResult, thresholds: Any) -> np.ndarray:
-    specs, study = evaluation.loaded.model.specs, evaluation.evaluator.study
-    return draw_example(image, result.tasks, specs, result.window.working_size, thresholds, LONGEST, study)
 
 
 def _read(path: Path) -> dict[str, Any]:

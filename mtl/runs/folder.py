@@ -45,6 +45,15 @@ class ResultFolder:
         """Return where the table of the volumes is."""
         return self.path / "predictions" / "cases.csv"
 
+    def table(self, task: str) -> Path:
+        """Return where the annotation and the prediction of every image for a task are."""
+        path = self.path / "predictions" / f"{task}.csv"
+        return path if path != self.cases else path.with_name(f"task_{task}.csv")
+
+    def object_table(self, task: str) -> Path:
+        """Return where those of every annotated object are, of a task that classifies objects."""
+        return self.path / "predictions" / "objects" / f"{task}.csv"
+
     @property
     def figures(self) -> Path:
         """Return the folder of the figures."""
@@ -114,6 +123,12 @@ class RunFolder(ResultFolder):
     def tensorboard(self) -> Path:
         """Return the folder of the events of TensorBoard."""
         return self.path / "tensorboard"
+
+    @property
+    def wandb_id(self) -> str | None:
+        """Return the id under which Weights & Biases knows the run, which its folder ends with; None before it began."""
+        begun = sorted((self.path / "wandb").glob("*run-*-*"))
+        return begun[-1].name.rpartition("-")[2] if begun else None
 
     @property
     def checkpoints(self) -> Path:

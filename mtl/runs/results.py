@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from mtl.core.errors import DataError
 from mtl.core.files import plain, write_table, write_text
 from mtl.core.json_text import parse_json
 from mtl.core.task import TaskSpec
+from mtl.kinds.base import rules_of
 from mtl.metrics.evaluator import Evaluator
+from mtl.runs.folder import ResultFolder
 from mtl.runs.stored import RECORDS_FORMAT, converted_records
 
 # Shown beside the first metrics of a task: what challenges rank by and readers look for.
@@ -87,6 +89,28 @@ def save_cases(path: Path, cases: dict[str, Any]) -> None:
     ]
     if rows:
         write_table(path, rows, CASE_FIELDS)
+
+
+def save_tables(place: ResultFolder, evaluator: Evaluator, thresholds: Mapping[str, Mapping[str, float]]) -> None:
+    """Write for every task what is annotated and what is predicted as CSV, one row per image; none where no image is labelled.
+
+    A task that classifies annotated objects also gets a table with one row per object.
+
+    Args:
+        place: Folder of the evaluation.
+        evaluator: Holds the records.
+        thresholds: Decision thresholds by task.
+    """
+    for task, spec in evaluator.specs.items():
+        rules, own, images, objects = rules_of(spec), thresholds.get(task, {}), [], []
+        for record in evaluator.metrics[task].records:
+            known = {key: record[key] for key in ("sample_id", "group", "source", "case") if key in record}
+            images.append(known | rules.scored(spec, record, own))
+            rows = enumerate(rules.scored_objects(spec, record, own), start=1)
+            objects += [known | {"object": number} | row for number, row in rows]
+        for path, table in ((place.table(task), images), (place.object_table(task), objects)):
+            if table:
+                write_table(path, table, list(dict.fromkeys(column for row in table for column in row)))
 
 
 def load_records(path: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Callback, EarlyStopping
+from pytorch_lightning.callbacks import Callback, EarlyStopping, ProgressBar
 from pytorch_lightning.profilers import AdvancedProfiler, Profiler, SimpleProfiler
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
@@ -30,10 +30,12 @@ from mtl.runs.history import rows_before
 from mtl.runs.loading import PRETRAINING_NOTE
 from mtl.runs.stages import hand_over, incomparable, keep_stage, stage_of, start_file
 from mtl.training.callbacks.ema import ExponentialAverage
+from mtl.training.callbacks.examples import ExamplePictures
 from mtl.training.callbacks.handover import HandOverCheck
 from mtl.training.callbacks.limit import StepLimit
 from mtl.training.callbacks.progress import progress_callbacks
 from mtl.training.callbacks.recorder import RunRecorder
+from mtl.training.callbacks.step_values import StepValues
 from mtl.training.checkpoint_io import AtomicCheckpointIO
 from mtl.training.loggers import build_loggers
 from mtl.training.module import MultiTaskModule
@@ -119,7 +121,9 @@ def _fit_stage(plan: Plan, stage: Stage, run_dir: Path, data: MultiTaskDataModul
     log.info(describe_selection(basis, data.family.group_by))
     for line in few_examples(basis):
         log.warning(line)
-    trainer = build_trainer(stage.config, run_dir, [recorder, *callbacks, *_callbacks(stage.config)], bool(callbacks))
+    callbacks += for_loggers(stage.config, recorder)
+    validate_first = any(isinstance(callback, HandOverCheck) for callback in callbacks)
+    trainer = build_trainer(stage.config, run_dir, [recorder, *callbacks, *_callbacks(stage.config)], validate_first)
     datamodule = data.for_stage(stage.tasks, stage.sources, stage.config.data.loader, stage.seed)
     started = time.monotonic()
     try:
@@ -219,7 +223,8 @@ def build_trainer(config: RunConfig, run_dir: Path, callbacks: list[Callback], v
     settings = config.trainer
     progress = progress_callbacks(settings.enable_progress_bar)
     arguments = {key: value for key, value in settings.model_dump().items() if value is not None and key not in HANDLED_HERE}
-    arguments |= {"enable_progress_bar": bool(progress), "profiler": _profiler(settings.profiler, run_dir)}
+    bar = any(isinstance(callback, ProgressBar) for callback in progress)
+    arguments |= {"enable_progress_bar": bar, "profiler": _profiler(settings.profiler, run_dir)}
     for library in ("pytorch_lightning", "lightning_fabric", "lightning"):
         logging.getLogger(library).setLevel(logging.WARNING)
     try:
@@ -244,6 +249,14 @@ def _profiler(name: str | None, run_dir: Path) -> Profiler | None:
         "advanced": AdvancedProfiler,
     }
     return kinds[name](dirpath=run_dir, filename="profile") if name in kinds else None
+
+
+def for_loggers(config: RunConfig, recorder: RunRecorder) -> list[Callback]:
+    """Return what feeds the loggers beside the figures of epochs; nothing without loggers."""
+    if not config.logger.tensorboard and config.logger.wandb is None:
+        return []
+    pictures = [ExamplePictures(config.logger.examples, recorder)] if config.logger.examples else []
+    return [StepValues(recorder), *pictures]
 
 
 def _callbacks(config: RunConfig) -> list[Callback]:

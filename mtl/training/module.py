@@ -17,12 +17,13 @@ from mtl.core.errors import TrainingError
 from mtl.core.types import TaskBatch
 from mtl.heads.base import Output
 from mtl.inference.finite import NotFiniteError
-from mtl.inference.scoring import WholeImageScorer
+from mtl.inference.scoring import KeepImages, WholeImageScorer
 from mtl.metrics.evaluator import Evaluator
 from mtl.model import MultiTaskModel
 from mtl.runs.stored import FORMAT, converted
 from mtl.training.distributed import gather_objects, global_counts, mean_over_ranks, sum_over_ranks
 from mtl.training.divergence import check_weights, diverged
+from mtl.training.loss_terms import LossTerms, latest_losses
 from mtl.training.monitor import SMOOTHED, moving_mean, watched
 from mtl.training.optim import build_optimizer, inactive_parts, split_parts
 from mtl.training.schedules import build_scheduler
@@ -63,6 +64,9 @@ class MultiTaskModule(pl.LightningModule):
         self.monitored: list[float] = []  # one value per validation of this stage
         self._sums: dict[str, Tensor] = {}
         self._batch_index = 0
+        self.terms = LossTerms()
+        self.step_losses: dict[str, Tensor] = {}
+        self.keep_images: KeepImages | None = None
         self._validated = False
         self._scorer: WholeImageScorer | None = None
         self._plateau: dict[str, Any] | None = None
@@ -95,6 +99,7 @@ class MultiTaskModule(pl.LightningModule):
             self._validated = False
             torch.manual_seed(hash((self.stage.seed, self.current_epoch, self.global_rank)) % 2**31)
             self._sums = {}
+            self.terms.reset("train")
             for head in self._heads:
                 head.set_progress(self.current_epoch / self.config.trainer.max_epochs)
 
@@ -109,6 +114,8 @@ class MultiTaskModule(pl.LightningModule):
         if not bool(torch.isfinite(loss.detach())):
             raise self._not_finite(losses, batch)
         self._add("train", losses, counts, loss)
+        self.terms.add("train", batch.present)
+        self.step_losses = latest_losses(losses, counts, loss)
         self._watch("train", outputs, batch)
         return loss
 
@@ -145,7 +152,7 @@ class MultiTaskModule(pl.LightningModule):
     def _loss(self, task: str, outputs: dict[str, Output], batch: TaskBatch) -> Tensor:
         """Sum the loss terms of one head over this rank's labelled samples."""
         head: Any = self.model.heads[task]
-        return torch.stack(list(head.loss(outputs[task], batch.targets[task], batch.present[task]).values())).sum()
+        return self.terms.sum_of(task, head.loss(outputs[task], batch.targets[task], batch.present[task]))
 
     def _not_finite(self, losses: dict[str, Tensor], batch: TaskBatch) -> TrainingError:
         broken = [task for task, loss in losses.items() if not bool(torch.isfinite(loss.detach()))] or ["balancer"]
@@ -159,7 +166,8 @@ class MultiTaskModule(pl.LightningModule):
         check_weights(self)
         self.evaluator.reset()
         trainer: Any = self.trainer
-        self._scorer = WholeImageScorer(self.model, self.evaluator, trainer.datamodule.dataset("val").truth)
+        self._scorer = WholeImageScorer(self.model, self.evaluator, trainer.datamodule.dataset("val").truth, self.keep_images)
+        self.terms.reset("val")
         for key in [key for key in self._sums if key.startswith("val/")]:
             del self._sums[key]
 
@@ -178,6 +186,7 @@ class MultiTaskModule(pl.LightningModule):
         loader: Any = self.trainer.val_dataloaders
         if not getattr(loader.sampler, "filler", False):
             self._add("val", losses, counts, None)
+            self.terms.add("val", batch.present)
             self._watch("val", outputs, batch)
 
     def on_validation_epoch_end(self) -> None:
@@ -289,7 +298,7 @@ class MultiTaskModule(pl.LightningModule):
             raise diverged(self, f"The mean {broken[0]}")
         if split == "val":
             means["val/loss"] = self._balanced({task: means[f"val/{task}/loss"] for task in self.stage.tasks})
-        self.log_dict(means)
+        self.log_dict(means | self.terms.means(split, self))
         return means
 
     def _balanced(self, losses: dict[str, float]) -> float:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_type_hints
 
 import numpy as np
@@ -94,7 +95,7 @@ def test_trainer(base: dict[str, Any], tmp_path: Path, restored: None) -> None:
         "limit_train_batches": Flip(3),
         "limit_val_batches": Flip(3),
         "overfit_batches": Flip(2),
-        "enable_progress_bar": Flip(True),
+        "enable_progress_bar": Flip(False),
         "gradient_clip_val": Flip(0.5),
         "gradient_clip_algorithm": Flip("value"),
         "deterministic": Flip("warn"),
@@ -134,13 +135,16 @@ def test_loggers(base: dict[str, Any], tmp_path: Path) -> None:
 
     def observe(config: dict[str, Any]) -> Any:
         seen = []
-        for logger in build_loggers(Plan.from_stored({**base, "logger": config}, "config.json").config, tmp_path):
+        run = Plan.from_stored({**base, "logger": config}, "config.json")
+        for logger in build_loggers(run.config, tmp_path):
             asked = {key: value for key, value in getattr(logger, "_wandb_init", {}).items() if key != "config"}
             seen.append([type(logger).__name__, plain_state(asked), getattr(logger, "_offline", None)])
-        return seen
+        callbacks = training.for_loggers(run.config, SimpleNamespace())
+        return seen, [getattr(callback, "count", type(callback).__name__) for callback in callbacks]
 
     off, on = schema.LoggerConfig().model_dump(), schema.WandbConfig().model_dump()
     assert dead_keys(observe, off, {"tensorboard": Flip(True), "wandb": Flip(on)}) == []
+    assert dead_keys(observe, {**off, "tensorboard": True}, {"examples": Flip(0)}) == []
     flips = {
         "wandb.project": Flip("other"),
         "wandb.entity": Flip("us"),

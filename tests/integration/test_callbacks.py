@@ -6,10 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import patch
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from tiny_runs import DENSE, before_step, checkpoint, differing, history, tiny_run
 
+from mtl.runs.folder import RunFolder
 from mtl.runs.loading import load_model
 from mtl.training.module import MultiTaskModule
 
@@ -170,10 +173,50 @@ def test_debug_profile_says_where_time_went(smears: Path, tmp_path: Path) -> Non
 def test_tensorboard_gets_the_figures(smears: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-    tiny_run(smears, tmp_path / "run", *SHORT, "logger=tensorboard")
-    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
-    assert {"train/loss", "val/score", "val/heatmap/mse"} <= set(events.Tags()["scalars"])
+    seen: list[dict[str, float]] = []
+
+    def rates(module: MultiTaskModule, batch: object, index: int) -> None:
+        seen.append({group["name"]: group["lr"] for group in module.optimizers().param_groups})
+
+    words = ("tasks=[detection,segmentation]", "head@heads.detection=fcos", "logger=tensorboard", "logger.examples=1")
+    with before_step(rates):
+        metrics, objects = tiny_run(
+            smears, tmp_path / "run", *words, "trainer.max_epochs=2", "trainer.log_every_n_steps=3", score=True
+        )
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"), {"images": 0}).Reload()
+
+    def values(name: str) -> list[tuple[int, float]]:
+        return [(event.step, event.value) for event in events.Scalars(name)]
+
+    rows = history(tmp_path / "run")
+    for name in ("train/loss", "val/score", "val/detection/map50", "train/detection/loss_box", "val/detection/loss_box"):
+        assert [step for step, _ in values(name)] == [4, 8]
+        assert [value for _, value in values(name)] == pytest.approx([float(row[name]) for row in rows])
+    terms = [f"train/detection/loss_{term}" for term in ("classification", "box", "centredness")]
+    for row in rows:  # the terms add up to the loss of the task; a task with one term has none beside it
+        assert sum(float(row[term]) for term in terms) == pytest.approx(float(row["train/detection/loss"]))
+    assert not any("segmentation/loss_" in name for name in rows[0])
+    # Every third step, and the rates at the ends of epochs.
+    assert [step for step, _ in values("train/loss_step")] == [3, 6] == [s for s, _ in values("train/detection/loss_step")]
+    assert [step for step, _ in values("lr/backbone")] == [3, 4, 6, 8]
+    assert values("lr/backbone")[0][1] == pytest.approx(seen[3]["backbone"])  # what step 3 leaves for the next one
+    assert values("test/score") == [(8, pytest.approx(metrics["score"]))]
+    assert values("test/detection/count_mae") == [(8, pytest.approx(metrics["tasks"]["detection"]["count_mae"]))]
+    (picture,) = events.Tags()["images"]
+    assert picture.removeprefix("examples/") in {
+        row["sample_id"] for row in objects["module"].split_rows if row["split"] == "val"
+    }
+    assert [event.step for event in events.Images(picture)] == [4, 8]
+    shown = cv2.imdecode(np.frombuffer(events.Images(picture)[-1].encoded_image_string, np.uint8), cv2.IMREAD_COLOR)
+    green = (shown[..., 1] > 120) & (shown[..., 2] < 60) & (shown[..., 0] < 100)
+    assert green.any()  # the outlines of cells
+    assert "report.html" in str(events.Tensors("report/text_summary")[0])
+    settings = HParamsPluginData.FromString(events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content)
+    assert settings.session_start_info.hparams["optimizer.lr"].number_value == 0.001
+    table = HParamsPluginData.FromString(events.SummaryMetadata("_hparams_/experiment").plugin_data.content)
+    assert [info.name.tag for info in table.experiment.metric_infos] == ["test/score"]
 
 
 def test_wandb_works_offline_and_ends_with_the_run(smears: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,6 +224,21 @@ def test_wandb_works_offline_and_ends_with_the_run(smears: Path, tmp_path: Path,
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     for name in ("first", "second"):
-        tiny_run(smears, tmp_path / name, *SHORT, "logger=wandb", "logger.wandb.tags=[tiny]")
+        tiny_run(
+            smears,
+            tmp_path / name,
+            *SHORT,
+            "logger=wandb",
+            "trainer.log_every_n_steps=2",
+            "logger.wandb.tags=[tiny]",
+            score=name == "first",
+        )
         assert wandb.run is None
         assert len(list((tmp_path / name / "wandb").glob("offline-run-*/*.wandb"))) == 1
+    (file,) = (tmp_path / "first" / "wandb").glob("offline-run-*/*.wandb")
+    content = file.read_bytes()
+    for name in (b"test/score", b"train/loss_step", b"lr/head.heatmap", b"report.html", b"val/heatmap/mse"):
+        assert name in content, name
+    assert len(list(file.parent.glob("files/media/images/examples_*.png"))) == 2
+    assert RunFolder(tmp_path / "first").wandb_id == file.stem.removeprefix("run-")  # a resumed run goes on under it
+    assert "did not take" not in (tmp_path / "first" / "log.txt").read_text()

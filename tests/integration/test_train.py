@@ -19,7 +19,8 @@ from mtl.training.module import MultiTaskModule
 
 RUN_FILES = {
     "config.json", "split.csv", "checkpoints/best.ckpt", "checkpoints/last.ckpt", "metrics.csv", "metrics.json",
-    "predictions/records.json", "report.html", "log.txt", "environment.json",
+    "predictions/records.json", "report.html", "log.txt", "environment.json", "predictions/objects/roi.csv",
+    *(f"predictions/{task}.csv" for task in ("detection", "roi", "segmentation", "heatmap")),
 }  # fmt: skip
 
 

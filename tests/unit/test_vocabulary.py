@@ -14,7 +14,9 @@ ROOT = Path(__file__).parents[2]
 SPEECH = ("Say", "Says", "Tell", "Tells", "Word", "Words")
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 BIOLOGY = ("data/families", "inference", "metrics/til", "metrics/base", "config/verbs")  # where a name may speak of cells
-PICTURES = ("drawing", "report", "kinds", "inference/pictures", "inference/slides/outputs")
+PICTURES = (
+    "drawing", "report", "kinds", "inference/pictures", "inference/slides/outputs", "evaluation/grid", "evaluation/pictures",
+)  # fmt: skip
 VOLUMES = ("data/families/brain", "data/pipeline/dataset", "core/types", "inference", "metrics", "report", "runs")
 SHORT = frozenset({"cfg", "idx", "pred", "gt", "bbox", "thr", "num", "conf", "tmp", "ckpt", "arr", "msg", "cnt"})
 FOREIGN = frozenset({"set_cell_anchors", "num_nodes", "num_workers", "batch_idx"})  # names of other libraries

@@ -9,6 +9,7 @@ from mtl.core.decision import DEFAULT_THRESHOLD, positive_class
 from mtl.core.errors import DataError
 from mtl.core.task import TaskSpec
 from mtl.core.types import Record
+from mtl.data.pipeline.split_words import unused_words
 from mtl.kinds.base import rules_of
 
 
@@ -25,6 +26,7 @@ def split_line(scheme: str, table: Sequence[Mapping[str, Any]], left_out: int) -
         + (f" ({', '.join(f'{name} {count}' for name, count in row['classes'].items())})" if row["classes"] else "")
         for row in table
     ]
+    parts += [unused] if (unused := unused_words(table)) else []
     if left_out:
         parts.append(f"left out {left_out} official training images that share a group with a test image")
     return f"split {scheme}: {'; '.join(parts)}."

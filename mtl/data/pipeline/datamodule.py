@@ -23,6 +23,7 @@ from mtl.data.pipeline.dataset import SampleDataset
 from mtl.data.pipeline.readable import check_readable
 from mtl.data.pipeline.sampling import EpochSampler, Mixing, WindowShardSampler
 from mtl.data.pipeline.separation import separation
+from mtl.data.pipeline.split_words import split_row
 from mtl.data.pipeline.splits import (
     LEFT_OUT,
     SPLITS,
@@ -192,18 +193,16 @@ class MultiTaskDataModule(pl.LightningDataModule):
         return counts
 
     @property
+    def split_sizes(self) -> list[dict[str, Any]]:
+        """One row per split (`split_row`): what a run uses of it; of train, what training draws."""
+        return [split_row(name, self._used(name), self.split) for name in SPLITS]
+
+    @property
     def split_table(self) -> list[dict[str, Any]]:
-        """One row per split: images, groups, windows and objects per class; of train, what training draws."""
-        used = {name: self._used(name) for name in SPLITS}
+        """The same with windows and objects per class."""
         return [
-            {
-                "split": name,
-                "images": len(records),
-                "groups": len({record.group for record in records}),
-                "windows": len(self.dataset(name)),
-                "classes": self.class_counts(name),
-            }
-            for name, records in used.items()
+            row | {"windows": len(self.dataset(row["split"])), "classes": self.class_counts(row["split"])}
+            for row in self.split_sizes
         ]
 
     def split_rows(self) -> list[dict[str, str]]:

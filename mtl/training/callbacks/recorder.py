@@ -8,6 +8,7 @@ import multiprocessing
 import signal
 import time
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,7 @@ class RunRecorder(Checkpoint):
         }
         row: Row = {
             **({"stage": self.stage} if self.stage else {}), "epoch": epoch, "step": steps + trainer.global_step,
-            "samples": self.samples, **values, **_learning_rates(trainer),
+            "samples": self.samples, **values, **learning_rates(trainer),
             "seconds": round(time.monotonic() - self._started, 3),
         }  # fmt: skip
         self.rows.append(row)
@@ -176,8 +177,13 @@ class RunRecorder(Checkpoint):
         parts += [f"{key} {row[key]:.4f}" for key in ("val/loss", "val/score") if key in row]
         if self.monitor not in ("val/loss", "val/score") and self.monitor in row:
             parts.append(f"{self.monitor} {row[self.monitor]:.4f}")
-        return "  ".join([*parts, f"{row['seconds']:.1f} s", *(["best"] if improved and self.select == "best" else [])])
+        mine = [earlier["seconds"] for earlier in self.rows if earlier.get("stage", "") == self.stage]
+        rest = round(sum(mine) / max(len(mine), 1) * ((epochs or 0) - epoch - 1))
+        left = [f"{timedelta(seconds=rest)} left"] if rest > 0 and not self.stopped else []
+        best = ["best"] if improved and self.select == "best" else []
+        return "  ".join([*parts, f"{row['seconds']:.1f} s", *left, *best])
 
 
-def _learning_rates(trainer: pl.Trainer) -> dict[str, float]:
+def learning_rates(trainer: pl.Trainer) -> dict[str, float]:
+    """Return the learning rate of every part."""
     return {f"lr/{group['name']}": float(group["lr"]) for optimizer in trainer.optimizers for group in optimizer.param_groups}

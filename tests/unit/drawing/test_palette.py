@@ -13,9 +13,10 @@ from mtl.core.registry import DATA_FAMILIES
 from mtl.core.task import Colour, TaskSpec
 from mtl.core.types import Objects, Sample
 from mtl.drawing.palette import BRIGHTEST, PALETTE, colours_of, hexadecimal, on_white
+from mtl.evaluation import grid
 from mtl.inference.pictures import layers_of
 from mtl.inference.slides.outputs import draw_overview
-from mtl.report import figures, grid
+from mtl.report import figures
 from mtl.report.data_pages import class_colours, plot
 from mtl.runs.build import model_config
 

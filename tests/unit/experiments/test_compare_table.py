@@ -21,6 +21,7 @@ from mtl.core.types import ImageResult, Window
 from mtl.evaluation.summaries import RunSummary
 from mtl.experiments.comparison import check_comparable, comparison_table, delta_m, rows_to_csv, signed_gain, write_comparison
 from mtl.metrics.evaluator import Evaluator
+from mtl.metrics.statistics import GroupBootstrap
 from mtl.report.comparison import mean_baseline
 
 SPECS = {
@@ -65,7 +66,7 @@ def test_arm_of_single_task_runs_meets_a_multi_task_arm() -> None:
     assert (same["difference"], same["low"], same["high"]) == (0, 0, 0)
     assert "| *baseline: always x* |" in markdown and "0.550" in markdown
     # mae halves: +50 %, accuracy stays: 0 %.
-    assert "| mtl | +25.0 ± 0.0 | a, b |" in markdown
+    assert "| mtl | +25.0 ± 0.0 [+25.0, +25.0] | a, b |" in markdown and "One seed" not in markdown
     assert "mae ↓" in markdown and "accuracy ↑" in markdown
 
 
@@ -236,6 +237,41 @@ def test_one_patient_gives_no_interval() -> None:
     assert ours["grade", "accuracy"]["low"] != "" and "All labels of small, large belong to one patient" in markdown
 
 
+def judged(arm: str, right: int, of: int = 50, seed: int = 0) -> RunSummary:
+    """One image of each of fifty patients, the first `right` of which are classified rightly."""
+    evaluator = Evaluator({"b": SPECS["b"]})
+    window = Window(0, 1, (1, 1), (0, 0), (0, 0), (8, 8), (8, 8), (8, 8), (8, 8))
+    for index in range(of):
+        pair = ({"b": {"probabilities": np.eye(2)[int(index >= right)]}}, {"b": {"label": np.array(0)}})
+        evaluator.update(*(ImageResult(f"i{index:02d}", f"p{index:02d}", "s", window, found) for found in pair))
+    return RunSummary(arm, seed, evaluator, evaluator.default_thresholds(), "hash", 1000)
+
+
+def test_one_seed_is_called_one_seed_and_its_gain_has_an_interval_over_groups() -> None:
+    page, _ = comparison_table([judged("stl", 25), judged("mtl", 30)], "stl", bootstrap=200)
+    assert "One seed: no spread over seeds can be given." in page and "would rank alike if they were trained again" in page
+    counts = GroupBootstrap([f"p{index:02d}" for index in range(50)], 200, 0).counts
+    reference, ours = counts[:, :25].sum(1), counts[:, :30].sum(1)
+    low, high = np.percentile(100 * (ours - reference) / reference, [2.5, 97.5])
+    assert 0 < low < 20 < high and f"| mtl | +20.0 [{low:+.1f}, {high:+.1f}] | b |" in page
+    assert "95 % bootstrap interval of Δm over groups" in page and "has no interval" not in page
+    # Two seeds: per resample the mean of both, of which one gains twice as much.
+    pairs = [judged("stl", 25), judged("mtl", 30), judged("stl", 25, seed=1), judged("mtl", 35, seed=1)]
+    both, _ = comparison_table(pairs, "stl", bootstrap=200)
+    low, high = np.percentile(50 * (ours + counts[:, :35].sum(1) - 2 * reference) / reference, [2.5, 97.5])
+    assert f"| mtl | +30.0 ± 14.1 [{low:+.1f}, {high:+.1f}] | b |" in both and "One seed" not in both
+
+
+def test_a_gain_without_an_interval_says_why() -> None:
+    without, _ = comparison_table([judged("stl", 25), judged("mtl", 30)], "stl", bootstrap=0)
+    assert (
+        "| mtl | +20.0 | b |" in without and "Δm of `mtl` has no interval over groups: " in without and "bootstrap=0" in without
+    )
+    runs = [retina(arm, 0, ("grade", "small"), skill, groups=1) for arm, skill in (("stl", 0.8), ("mtl", 0.9))]
+    lonely, _ = comparison_table(runs, "stl", bootstrap=50)
+    assert "has no interval over groups: the labels of small belong to one group." in lonely
+
+
 @pytest.mark.parametrize(("patients", "bootstrap", "interval"), [(1, 20, False), (2, 20, True), (2, 1, True), (2, 0, False)])
 def test_intervals_need_two_patients_and_one_resample(patients: int, bootstrap: int, interval: bool) -> None:
     def judged(arm: str, error: float) -> RunSummary:
@@ -254,19 +290,11 @@ def test_intervals_need_two_patients_and_one_resample(patients: int, bootstrap: 
 
 
 def test_reference_of_zero_gives_a_dash_and_a_small_one_a_warning() -> None:
-    def judged(arm: str, right: int, of: int = 50) -> RunSummary:
-        evaluator = Evaluator({"b": SPECS["b"]})
-        window = Window(0, 1, (1, 1), (0, 0), (0, 0), (8, 8), (8, 8), (8, 8), (8, 8))
-        for index in range(of):
-            pair = ({"b": {"probabilities": np.eye(2)[int(index >= right)]}}, {"b": {"label": np.array(0)}})
-            evaluator.update(*(ImageResult(f"i{index:02d}", f"p{index:02d}", "s", window, found) for found in pair))
-        return RunSummary(arm, 0, evaluator, evaluator.default_thresholds(), "hash", 1000)
-
     zero, rows = comparison_table([judged("stl", 0), judged("mtl", 25)], "stl", bootstrap=20)
     assert "| mtl | – | b |" in zero and "is 0 or undefined" in zero and "inf" not in zero and "nan" not in zero
     assert "inf" not in rows_to_csv(rows)
     small, _ = comparison_table([judged("stl", 1), judged("mtl", 2)], "stl", bootstrap=20)
-    assert "| mtl | +100.0 | b |" in small and "which is small for b (0.020)" in small
+    assert "| mtl | +100.0 [" in small and "which is small for b (0.020)" in small
     plain, _ = comparison_table([judged("stl", 25), judged("mtl", 30)], "stl", bootstrap=20)
     assert "which is small" not in plain and "is 0 or undefined" not in plain
 

@@ -10,10 +10,10 @@ from slide_tools import CELLS, TISSUE, generate, make_predictor
 
 from mtl.core.task import TaskSpec
 from mtl.drawing.paint import paint
+from mtl.evaluation.grid import draw_grid
 from mtl.inference.outputs import PredictionWriter, csv_columns
 from mtl.inference.pictures import draw_example, layers_of
 from mtl.inference.predictor import Outcome
-from mtl.report.grid import draw_grid
 
 YELLOW = (255, 235, 0)
 TWO = {"cells": TaskSpec("cells", "points", ("lymphocyte", "plasma"), colours=(YELLOW, None))}

@@ -126,7 +126,8 @@ def content() -> ReportContent:
     return ReportContent(
         metrics, evaluator.curves(thresholds), commit="c1a63eb", duration=4321.0, best_epoch=15, examples=examples,
         kept_apart="The patient is known for 2 of 3 images.",
-        split_sizes={"train": (140, 28), "val": (30, 6), "test": (12, 4)}, notes=["Boxes are derived from points."],
+        split_sizes={"train": (140, 28), "val": (30, 6), "test": (12, 4)}, split_note="not used: train 3",
+        notes=["Boxes are derived from points."],
         config={"suite": "malaria_mttl", "seed": 0}, environment={"torch": "2.15.0"},
     )  # fmt: skip
 
@@ -181,7 +182,7 @@ def test_page_says_everything(page: str, content: ReportContent) -> None:
     text = " ".join(" ".join(parsed(page).text).split())
     for words in (
         "malaria_mttl <&>", "12 images of 4 patients", "The patient is known for 2 of 3 images",
-        "train 140 images of 28 patients",
+        "train 140 images of 28 patients", "test 12 images of 4 patients; not used: train 3",
         "1 h 12 min", "c1a63eb", "Boxes are derived from points.", "nothing detected", "Worst examples", "Best examples",
         "Per source", "polygons", "4 groups (patient)", "MAE per patient", "Threshold from validation: score",
         "AUPR, pixels pooled", "class AP (IoU .50:.95) AP50", "Masks compared at the size at which the network works",

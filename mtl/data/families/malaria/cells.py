@@ -56,6 +56,10 @@ class MalariaCells(DataFamily):
         self.group_by = group_by
         self._notes: list[str] = []
 
+    def notes(self) -> list[str]:
+        """Return what lies in the folders and is not read; known once the data set is indexed."""
+        return list(self._notes)
+
     def specs(self) -> dict[str, TaskSpec]:
         """Return the one task, `cell`."""
         return self.with_colours(TaskSpec("cell", "classification", CLASSES, label="class:cell"))
@@ -147,7 +151,7 @@ class MalariaCells(DataFamily):
         except DataError as error:
             report.errors.append(str(error))
             return report
-        report.notes += self._notes
+        report.notes += self.notes()
         report.counts = {
             "images": len(records),
             "patients": len({record.groups["patient"] for record in records}),

@@ -16,6 +16,7 @@ from mtl.core.errors import ConfigError, DataError
 from mtl.core.task import TaskSpec
 from mtl.data.pipeline.datamodule import MultiTaskDataModule
 from mtl.data.pipeline.splits import load_split
+from mtl.report.run_report import split_sizes
 
 DEFAULT = Path(__file__).parents[4] / "configs" / "data" / "default.yaml"
 
@@ -185,8 +186,22 @@ def test_training_draws_less_than_the_split_that_is_scored(tmp_path, stretch):
         assert [meta.sample_id for batch in one.evaluation_dataloader("train") for meta in batch.meta] == whole
         assert [one.unaugmented("train").truth(name).sample_id for name in whole] == whole
         assert {row["split"]: row["images"] for row in one.split_table} == {"train": 4, "val": 3, "test": 3}
+        assert [row["unused"] for row in one.split_sizes] == [8, 0, 0]
     assert len(module.dataset("val")) == len(module.dataset("test")) == 3
     assert module.for_stage(["grade"], ("elsewhere",), module.config.loader, seed=3).training_records == []
+
+
+def test_log_and_report_count_the_same_images(tmp_path, stretch):
+    module = make(Sparse(tmp_path, fields=3).generate(), stretch)
+    module.setup("fit")
+    unused = "not used, because no active task has a label there or the image only serves evaluation: train 8"
+    assert "train 4 images of 4 groups" in module.describe_split() and module.describe_split().endswith(unused)
+    evaluation = SimpleNamespace(datamodule=module, loaded=SimpleNamespace(split=module.split_rows()))
+    assert split_sizes(evaluation) == ({"train": (4, 4), "val": (3, 1), "test": (3, 1)}, unused)
+    # Images from elsewhere: the stored split is all that is known of the run, and the page says so.
+    elsewhere = SimpleNamespace(datamodule=SimpleNamespace(has_split=False), loaded=evaluation.loaded)
+    sizes, note = split_sizes(elsewhere)
+    assert sizes["train"] == (12, 4) and "also those that the run did not use" in note
 
 
 def test_class_aware_sampling_prefers_the_priority_class(family, tiles):

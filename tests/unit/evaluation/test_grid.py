@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from mtl.core.task import TaskSpec
-from mtl.report import grid
-from mtl.report.grid import COLUMNS, GAP, draw_grid, tint, wants_grid
+from mtl.evaluation import grid
+from mtl.evaluation.grid import COLUMNS, GAP, draw_grid, tint, wants_grid
 
 LESIONS = {
     "lesions_ma": "microaneurysms", "lesions_he": "haemorrhages", "lesions_ex": "hard_exudates", "lesions_se": "soft_exudates",
