@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 from data_fakes import FakeFamily, data_config
 
 from mtl.core.errors import DataError
+from mtl.data.families.brain.family import Brain
+from mtl.data.families.idrid.family import Idrid
+from mtl.data.formats.duplicates import near_duplicates
+from mtl.data.formats.tables import unmatched_rows
 from mtl.data.pipeline.datamodule import MultiTaskDataModule
 from mtl.data.pipeline.readable import check_readable
 from mtl.imaging.preprocessing import Preprocessing
@@ -71,3 +76,34 @@ def test_a_changed_file_or_setting_is_read_again(tmp_path: Path) -> None:
     for _ in range(2):  # an error is not remembered
         with pytest.raises(DataError, match=r"s05.png` cannot be decoded"):
             decoded(limit=1)
+
+
+def test_masks_and_volumes_are_files_too(retinas: Path, brains: Path, tmp_path: Path) -> None:
+    """A file that ends early has a fine header; all that a family opens beside the image itself is decoded."""
+    eyes = shutil.copytree(retinas, tmp_path / "retinas")
+    mask = sorted(eyes.rglob("*_EX.tif"))[0]
+    family = Idrid(root=str(eyes), sets=["segmentation"], group_by="image")
+    records = family.records()
+    assert sum(str(mask) in family.files_of(record) for record in records) == 1
+    mask.write_bytes(mask.read_bytes()[:-40])
+    with pytest.raises(DataError, match=mask.name):
+        check_readable(family, records, {})
+    heads = Brain(root=str(brains / "brats"), modalities=["flair", "t1"])
+    case = next(record for record in heads.records() if record.case)
+    kinds = sorted(Path(file).name.removesuffix(".nii.gz").rpartition("_")[2] for file in heads.files_of(case))
+    assert kinds == ["flair", "seg", "t1"]
+
+
+def test_all_images_that_a_search_for_copies_cannot_decode_are_named(tmp_path: Path) -> None:
+    family = FakeFamily(tmp_path).generate()
+    damage(family, 1, 4)
+    with pytest.raises(DataError) as caught:
+        near_duplicates([record.path for record in family.records()])
+    assert "2 errors in the images" in str(caught.value) and "2 files, first" in str(caught.value)
+
+
+def test_rows_about_images_that_are_simply_not_here_are_no_loss() -> None:
+    table = Path("grades.csv")
+    assert unmatched_rows("rows", table, ["a", "b", "c"], bare=0, used=10) == []
+    (lost,) = unmatched_rows("rows", table, ["a", "b", "c"], bare=2, used=8)
+    assert (lost.lost, lost.total) == (2, 10) and str(lost).startswith("2 of 10 rows cannot be used: grades.csv names them")
