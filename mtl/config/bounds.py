@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, Field
 
@@ -23,6 +23,11 @@ Weight = Annotated[float, Field(ge=0, le=1e9)]
 Side = Annotated[int, Field(ge=1, le=16384)]
 Batch = Annotated[int, Field(ge=1, le=65536)]
 Grey = Annotated[int, Field(ge=0, le=255)]
+KernelSide = Annotated[int, Field(ge=1, le=255)]
+Batches = AtLeastOne | Annotated[float, Field(gt=0, le=1)]  # so many, or that share of them
+Devices = Literal[-1] | Annotated[int, Field(ge=1, le=10**4)]
+DeviceWord = Annotated[str, Field(pattern=r"^(-1|[0-9]+(,[0-9]+)*,?)$")]
+Factor = Annotated[float, Field(gt=0, le=100)]
 
 
 def _rising(values: tuple[float, float]) -> tuple[float, float]:
@@ -104,7 +109,7 @@ def texts(value: Any) -> Iterator[str]:
 
 
 def text_problem(value: Any) -> str | None:
-    """Say what is wrong with a text, or with one inside a value; None where nothing is."""
+    """Return what is wrong with a text, or with one inside a value; None where nothing is."""
     if value == "":
         return "It is empty. Give a value, or null"
     if any(CONTROL.search(text) for text in texts(value)):

@@ -9,14 +9,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import ConfigDict, Field
 
 from mtl.config.bounds import (
     AtLeastOne,
     Batch,
+    Batches,
     Count,
+    Devices,
+    DeviceWord,
+    Factor,
     Finite,
     Grey,
+    KernelSide,
     Odd,
     Rate,
     Rising,
@@ -24,34 +29,11 @@ from mtl.config.bounds import (
     Share,
     Side,
     Weight,
-    has_bool,
-    takes_bool,
-    text_problem,
-)
+)  # fmt: skip
+from mtl.config.strict import Strict
 from mtl.core.files import cache_folder
 
 Part = dict[str, Any]
-KernelSide = Annotated[int, Field(ge=1, le=255)]
-Batches = AtLeastOne | Annotated[float, Field(gt=0, le=1)]  # so many, or that share of them
-Devices = Literal[-1] | Annotated[int, Field(ge=1, le=10**4)]
-DeviceWord = Annotated[str, Field(pattern=r"^(-1|[0-9]+(,[0-9]+)*,?)$")]
-Factor = Annotated[float, Field(gt=0, le=100)]
-
-
-class Strict(BaseModel):
-    """Refuses keys it does not know and values of the wrong type; nobody changes it once it is checked."""
-
-    model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True, defer_build=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _plain(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse true and false as numbers, and texts that are empty or hold a line break."""
-        if has_bool(value) and not takes_bool(cls.model_fields[str(info.field_name)].annotation):
-            raise ValueError("Expected no true or false here")
-        if wrong := text_problem(value):
-            raise ValueError(wrong)
-        return value
 
 
 class GeometryConfig(Strict):

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from mtl.config.bounds import Batch, Seed
-from mtl.config.schema import Part, Strict
+from mtl.config.schema import Part
+from mtl.config.strict import Strict
 
 
 def _once(seeds: list[int]) -> list[int]:

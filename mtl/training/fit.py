@@ -47,6 +47,7 @@ from mtl.training.checkpoint_io import AtomicCheckpointIO
 from mtl.training.loggers import build_loggers
 from mtl.training.module import MultiTaskModule
 from mtl.training.optim import build_optimizer, inactive_parts, split_parts
+from mtl.training.single_image import check_single_images
 
 log = logging.getLogger("mtl")
 HANDLED_HERE = ("fast_dev_run", "max_steps")
@@ -74,6 +75,7 @@ def prepare_data(plan: Plan, run_dir: Path) -> MultiTaskDataModule:
         log.warning(f"No validation image is labelled for {', '.join(unseen)}: nothing can choose thresholds for it.")
     for line in undecided_thresholds(model.specs, data.records_by_split["val"]):
         log.warning(line)
+    check_single_images(model, min(stage.config.data.loader.batch_size for stage in plan.stages))
     for stage in plan.stages if plan.stages[0].name else ():
         try:
             model.train_only(stage.tasks, stage.freeze)

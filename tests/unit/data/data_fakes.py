@@ -11,7 +11,8 @@ import yaml
 
 from mtl.config.compose import configs_folder
 from mtl.config.parts import validate
-from mtl.config.schema import DataConfig, SplitConfig, Strict
+from mtl.config.schema import DataConfig, SplitConfig
+from mtl.config.strict import Strict
 from mtl.core.errors import ConfigError, DataError
 from mtl.core.family import CheckReport, DataFamily
 from mtl.core.task import TaskSpec
