@@ -109,7 +109,7 @@ def texts(value: Any) -> Iterator[str]:
 
 
 def text_problem(value: Any) -> str | None:
-    """Say what is wrong with a text, or with one inside a value; None where nothing is."""
+    """Return what is wrong with a text, or with one inside a value; None where nothing is."""
     if value == "":
         return "It is empty. Give a value, or null"
     if any(CONTROL.search(text) for text in texts(value)):

@@ -18,7 +18,7 @@ class Strict(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _plain(cls, value: Any, info: ValidationInfo) -> Any:
+    def _meaningful(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuse true and false as numbers, and texts that are empty or hold a line break."""
         if has_bool(value) and not takes_bool(cls.model_fields[str(info.field_name)].annotation):
             raise ValueError("Expected no true or false here")

@@ -82,9 +82,9 @@ class SuiteLoader(ConfigLoaderImpl):
     def _parse_overrides_and_create_caching_repo(
         self, config_name: str | None, overrides: list[str]
     ) -> tuple[list[Override], CachingConfigRepository]:
-        self._words, plain = super()._parse_overrides_and_create_caching_repo(config_name, overrides)
+        self._words, repository = super()._parse_overrides_and_create_caching_repo(config_name, overrides)
         self._name = config_name
-        self._repository = _Repository(plain, self._without)
+        self._repository = _Repository(repository, self._without)
         return self._words, self._repository
 
     def _compose_config_from_defaults_list(self, defaults: list[ResultDefault], repo: IConfigRepository) -> DictConfig:
@@ -175,8 +175,8 @@ class SuiteLoader(ConfigLoaderImpl):
 class _Repository(CachingConfigRepository):
     """Reads the files, without overrides that have lost their target."""
 
-    def __init__(self, plain: IConfigRepository, without: set[tuple[str, str]]) -> None:
-        self.delegate = plain
+    def __init__(self, delegate: IConfigRepository, without: set[tuple[str, str]]) -> None:
+        self.delegate = delegate
         self.cache = {}
         self.without = without
 

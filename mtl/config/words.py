@@ -33,8 +33,8 @@ _FUNCTION = re.compile(
 _CHOICE = re.compile(r"choice\s*\((?P<inner>.*)\)", re.DOTALL)
 _SWEEP = re.compile(r"(?:choice|range|interval|tag|sort|shuffle|glob)\s*\(.*\)", re.DOTALL)
 _ARGUMENT = re.compile(r"\s*[A-Za-z_]\w*\s*=")
-_PLAIN = re.compile(r"(?:[A-Za-z0-9_/\-+.$%*@?|: \t]|\\[\\()\[\]{}:=, \t]|\\(?=[A-Za-z0-9_/])|\$\{[^{}'\"]*\})*")
-_BARE = re.compile(r"(?!(?:true|false|null|inf|nan)$)[A-Za-z_][A-Za-z0-9_./-]*", re.IGNORECASE)
+_READABLE = re.compile(r"(?:[A-Za-z0-9_/\-+.$%*@?|: \t]|\\[\\()\[\]{}:=, \t]|\\(?=[A-Za-z0-9_/])|\$\{[^{}'\"]*\})*")
+_BARE = re.compile(r"(?!(?:true|false|null|inf|nan)$)[A-Za-z_/][A-Za-z0-9_./-]*", re.IGNORECASE)
 _CLOSES = {"[": "]", "{": "}", "(": ")"}
 
 
@@ -176,7 +176,7 @@ def _element(text: str, name: bool = False, depth: int = 0) -> str:
         return f"{function['name']}({','.join(_argument(part, name, depth + 1) for part in _split(function['inner'], ','))})"
     if name:
         return _name(text)
-    return text if _PLAIN.fullmatch(text) else _in_quotes(text)
+    return text if _READABLE.fullmatch(text) else _in_quotes(text)
 
 
 def _pair(text: str, depth: int) -> str:

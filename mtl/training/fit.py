@@ -41,6 +41,7 @@ from mtl.training.loggers import build_loggers
 from mtl.training.module import MultiTaskModule
 from mtl.training.monitor import watched
 from mtl.training.optim import build_optimizer, inactive_parts, split_parts
+from mtl.training.single_image import check_single_images
 from mtl.training.stops import interrupted
 
 log = logging.getLogger("mtl")
@@ -66,6 +67,7 @@ def prepare_data(plan: Plan, run_dir: Path) -> MultiTaskDataModule:
         data.save_split(split_file)
     log.info(data.describe_split())
     log_notes(run_dir, [*plan.notes, *data.gaps])
+    check_single_images(model, min(stage.config.data.loader.batch_size for stage in plan.stages))
     for stage in plan.stages if plan.stages[0].name else ():
         try:
             model.train_only(stage.tasks, stage.freeze)
