@@ -195,7 +195,7 @@ def step_rows(plan: Plan, folder: Path, repetitions: int) -> list[Row]:
     relay = Relay(batch, bare_step(plan.config, twin), device, repetitions, block=10 if device.type == "cuda" else 1)
     run_dir = folder / "step"
     run_dir.mkdir(parents=True, exist_ok=True)
-    limits = {"limit_val_batches": 0, "max_epochs": 1, "enable_progress_bar": False}
+    limits = {"check_val_every_n_epoch": 2, "max_epochs": 1, "enable_progress_bar": False}
     monitor = plan.config.monitor
     trainer = build_trainer(
         changed(plan, {"trainer": limits}).config, run_dir, [RunRecorder(run_dir, monitor, higher_is_better(monitor))]

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from mtl.config.bounds import text_problem
 from mtl.config.compose import compose
 from mtl.config.data_schema import DataConfig, DataGenericConfig
 from mtl.config.parts import HEAD_KEYS, check_part, plugins_of, validate
@@ -109,7 +110,9 @@ def check_run_config(config: dict[str, Any], problems: Iterable[str] = ()) -> tu
 def _check_folder_names(values: dict[str, Any]) -> list[str]:
     """Check what names the folder of a new run; one that is resumed has its folder."""
     names = {} if values.get("resume") else {key: values.get(key) for key in ("suite", "name")}
-    found = [folder_name_problem(name, key) for key, name in names.items() if isinstance(name, str)]
+    # Empty texts and control characters were refused with the other values.
+    told = {key: name for key, name in names.items() if isinstance(name, str) and not text_problem(name)}
+    found = [folder_name_problem(name, key) for key, name in told.items()]
     return [problem for problem in found if problem]
 
 

@@ -20,6 +20,8 @@ NESTED: dict[str, tuple[Registry, frozenset[str]]] = {
     "loss": (LOSSES, frozenset()), "expert": (HEADS, HEAD_KEYS), "detector": (HEADS, HEAD_KEYS),
 }  # fmt: skip
 
+FORM = re.compile(r"constrained-\w+|int|float|str|bool|[a-z-]+\[.*\]", re.DOTALL)
+
 
 def check_part(
     registry: Registry, config: Any, where: str, extra: frozenset[str] = frozenset()
@@ -85,13 +87,21 @@ def validate(model: type[BaseModel], values: Any, where: str, groups: tuple[str,
     try:
         return model.model_validate(values).model_dump(mode="python"), []
     except ValidationError as error:
-        return (dict(values) if isinstance(values, dict) else {}), [
-            _line(problem, model, where, groups) for problem in error.errors()
-        ]
+        # Of the forms that a value may have, one says enough: the one that it has, where it is one of them.
+        found: dict[tuple[str, ...], Any] = {}
+        for problem in sorted(error.errors(), key=lambda problem: problem["type"].endswith(("_type", "_parsing"))):
+            found.setdefault(tuple(_keys(problem["loc"])), problem)
+        lines = [_line(problem, model, where, groups) for problem in found.values()]
+        return (dict(values) if isinstance(values, dict) else {}), lines
+
+
+def _keys(location: tuple[int | str, ...]) -> list[str]:
+    """Return the keys in the place of a problem, without the forms of a value that pydantic adds (`constrained-int`)."""
+    return [step for step in map(str, location) if not FORM.fullmatch(step)]
 
 
 def _line(problem: Any, model: type[BaseModel], where: str, groups: tuple[str, ...]) -> str:
-    location = [str(step) for step in problem["loc"]]
+    location = _keys(problem["loc"])
     path = ".".join([*([where] if where else []), *location])
     if problem["type"] == "extra_forbidden":
         valid = [*_valid_keys(model, location[:-1]), *(groups if len(location) == 1 else ())]

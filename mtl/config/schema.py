@@ -121,7 +121,7 @@ class LoggerConfig(Strict):
 
     tensorboard: bool = False
     wandb: WandbConfig | None = None
-    examples: int = Field(4, ge=0)
+    examples: int = Field(4, ge=0, le=1000)
 
 
 class EvaluationConfig(Strict):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from mtl.config.bounds import Batch, Seed
+from mtl.config.bounds import Batch, Seed, Share
 from mtl.config.strict import Part, Strict
 from mtl.core.places import Place
 
@@ -63,8 +63,8 @@ class PredictConfig(Strict):
     masks: bool = True
     tasks: list[str] | None = None
     classes: list[str] | None = None
-    thresholds: dict[str, float | dict[str, float]] = {}
-    when: dict[str, float | dict[str, float]] = {}
+    thresholds: dict[str, Share | dict[str, Share]] = {}
+    when: dict[str, Share | dict[str, Share]] = {}
     pixel_scale: float | None = Field(None, gt=0, le=1e6)
     plugins: list[str] = []
     slide: SlideConfig = SlideConfig()

@@ -103,11 +103,6 @@ def evaluate_run(plan: Plan, run_dir: Path, device: str) -> dict[str, Any]:
         )
     loaded = load_model(best, device)
     evaluation = score(loaded, "test", plan=plan)
-    last = plan.stages[-1]
-    validated = evaluation.datamodule.records_by_split["val"]
-    basis = selection_basis(last, loaded.model.specs, monitored_tasks(last, evaluation.evaluator.study), validated)
-    evaluation.summary["selection"] = basis
-    evaluation.notes += [describe_selection(basis, plan.family.group_by) + ".", *few_examples(basis)]
     stages = score_stages(plan, run_dir, device, evaluation.datamodule)
     evaluation.summary |= {"stages": stages} if stages else {}
     metrics = write_results(evaluation, run, run_dir, report=True)
@@ -175,6 +170,12 @@ def score(
     notes += summary.pop("notes")
     summary["baseline"] = baseline_summary(evaluator, training_statistics(datamodule, evaluator))
     notes += source_notes(summary["tasks"], summary["baseline"])
+    if chosen.trained:
+        stage = next((stage for stage in plan.stages if stage.name == loaded.stage), plan.stages[-1])
+        validated = datamodule.records_by_split["val"]
+        basis = selection_basis(stage, model.specs, monitored_tasks(stage, evaluator.study), validated)
+        summary["selection"] = basis
+        notes += [describe_selection(basis, plan.family.group_by) + ".", *few_examples(basis)]
     return Evaluation(summary, evaluator, loaded, plan, datamodule, chosen, list(dict.fromkeys(notes)), kept)
 
 

@@ -201,8 +201,6 @@ def check_validation(trainer: TrainerConfig) -> None:
     Raises:
         ConfigError: No epoch of the run would be validated.
     """
-    if trainer.limit_val_batches == 0:
-        raise ConfigError("`trainer.limit_val_batches=0` leaves nothing to select a checkpoint with. Use 1 or more, or 1.0.")
     if trainer.check_val_every_n_epoch > trainer.max_epochs:
         raise ConfigError(
             f"`trainer.check_val_every_n_epoch={trainer.check_val_every_n_epoch}` exceeds trainer.max_epochs="

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from mtl.config import schema, verbs
+from mtl.config import data_schema, schema, verbs
 from mtl.config.compose import choices, configs_folder
 from mtl.config.load import DATA_KEYS, NECK_KEYS
 from mtl.config.parts import HEAD_KEYS, NESTED
@@ -249,9 +249,9 @@ def test_data_default_lists_every_shared_key() -> None:
             if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
                 check(values[key], field.annotation, f"{where}.{key}")
             elif key == "augmentation":
-                check(values[key], schema.AugmentationConfig, f"{where}.{key}")
+                check(values[key], data_schema.AugmentationConfig, f"{where}.{key}")
 
-    check(read("data/default.yaml"), schema.DataGenericConfig, "data")
+    check(read("data/default.yaml"), data_schema.DataGenericConfig, "data")
 
 
 @pytest.mark.parametrize("name", sorted(ENTRY_MODELS))

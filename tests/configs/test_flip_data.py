@@ -13,7 +13,7 @@ import torch
 from flip_tools import Flip, dead_keys, flips_for, leaf_keys, part_flips, put, tree
 from pydantic import BaseModel
 
-from mtl.config import schema, verbs
+from mtl.config import data_schema, verbs
 from mtl.config.compose import choices, compose
 from mtl.config.load import DATA_KEYS, build_family, check_data
 from mtl.config.plan import Plan
@@ -38,7 +38,7 @@ def annotations_of(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-GENERIC = annotations_of(schema.DataGenericConfig)
+GENERIC = annotations_of(data_schema.DataGenericConfig)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def module_of(data: dict[str, Any], tasks: tuple[str, ...] = ("detection", "segm
     """The data module of a `data` section, checked as a run would check it."""
     checked, problems = check_data(data)
     assert not problems, problems
-    section = schema.DataConfig.model_validate(checked)
+    section = data_schema.DataConfig.model_validate(checked)
     family = build_family(section)
     normalization = {"mean": [0.5] * 3, "std": [0.25] * 3}
     preprocessing = Preprocessing.from_config(checked["geometry"], checked["preprocessing"], normalization)
@@ -223,19 +223,19 @@ def test_preprocessing(data: dict[str, Any]) -> None:
     assert dead_keys(observe_windows, data, flips_for(keys_below(data, "preprocessing"), data, table, GENERIC)) == []
     equalised = put(data, {"preprocessing.clahe": {"clip_limit": 2.5, "tiles": 4}})
     flips = {"preprocessing.clahe.clip_limit": Flip(5.0), "preprocessing.clahe.tiles": Flip(2)}
-    assert {key.rpartition(".")[2] for key in flips} == set(schema.ClaheConfig.model_fields)
+    assert {key.rpartition(".")[2] for key in flips} == set(data_schema.ClaheConfig.model_fields)
     assert dead_keys(observe_windows, equalised, flips) == []
     cropped = put(data, {"preprocessing.crop": {"threshold": 0.9, "margin": 0.0}})
     flips = {"preprocessing.crop.threshold": Flip(0.8), "preprocessing.crop.margin": Flip(0.1)}
-    assert {key.rpartition(".")[2] for key in flips} == set(schema.CropConfig.model_fields)
+    assert {key.rpartition(".")[2] for key in flips} == set(data_schema.CropConfig.model_fields)
     assert dead_keys(observe_windows, cropped, flips) == []
     grey = put(data, {"preprocessing.foreground": {"method": "zscore", "limit": 4.0}})
     flips = {"preprocessing.foreground.method": Flip("percentile"), "preprocessing.foreground.limit": Flip(1.0)}
-    assert {key.rpartition(".")[2] for key in flips} == set(schema.ForegroundConfig.model_fields)
+    assert {key.rpartition(".")[2] for key in flips} == set(data_schema.ForegroundConfig.model_fields)
     assert dead_keys(observe_windows, grey, flips) == []
     restained = put(data, {"preprocessing.stain": {"method": "macenko", "density": 0.15}})
     flips = {"preprocessing.stain.method": Flip("reinhard"), "preprocessing.stain.density": Flip(0.4)}
-    assert {key.rpartition(".")[2] for key in flips} == set(schema.StainConfig.model_fields)
+    assert {key.rpartition(".")[2] for key in flips} == set(data_schema.StainConfig.model_fields)
     assert dead_keys(observe_windows, restained, flips) == []
 
 

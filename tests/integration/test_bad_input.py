@@ -311,7 +311,7 @@ def test_a_full_disk_is_one_sentence_that_says_what_is_kept(
     for image in images:
         shutil.copy(image, tmp_path / image.name)
     for fit, verb, words, kept in (
-        (2, "predict", (f"checkpoint={finished_run}", f"source={tmp_path}/*.jpg", "masks=false"), "predicted before (1)"),
+        (3, "predict", (f"checkpoint={finished_run}", f"source={tmp_path}/*.jpg", "masks=false"), "predicted before (1)"),
         (1, "evaluate", (f"checkpoint={finished_run}", "bootstrap=0"), "The run is as it was"),
         (1, "data", ("stats", "malaria", f"data.root={smears}", "data.cache.enabled=false"), "written before are whole"),
     ):

@@ -166,12 +166,12 @@ def test_each_task_sees_its_own_adapters() -> None:
     [
         ("necks.decoder.low_level=3", r"`necks\.decoder\.low_level=3`.*2 \(/4\)"),
         ("necks.decoder.features=encoder", "`necks.decoder.features`: expected a neck that gives two maps"),
-        ("necks.aspp.rates=[0]", r"`necks.aspp.rates=\[0\]`"),
+        ("necks.aspp.rates=[0]", r"`necks.aspp.rates` is `\[0\]`. Expected a number from 1"),
     ],
 )
 def test_mistakes_in_a_neck_are_told_with_its_name(word: str, says: str) -> None:
-    plan = Plan.from_words(["task=tiger_mtl", "backbone=test_resnet", word])
     with pytest.raises(ConfigError, match=says):
+        plan = Plan.from_words(["task=tiger_mtl", "backbone=test_resnet", word])
         MultiTaskModel.from_config(model_config(plan))
 
 

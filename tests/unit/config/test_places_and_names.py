@@ -65,9 +65,10 @@ def test_a_name_stays_in_its_folder(name: str, tmp_path: Path) -> None:
     assert problem and problem.startswith(f"`name` is {name!r}, which ") and "\n" not in problem
     composed = Plan.from_words(list(SUITE)).to_dict()
     for key in ("name", "suite"):
-        with pytest.raises(ConfigError, match=f"^`{key}` is .*Expected the name of one folder"):
+        with pytest.raises(ConfigError, match=f"^`{key}` is .*(Expected the name of one folder|is empty|holds a line break)"):
             Plan.from_config(json.loads(json.dumps(composed)) | {key: name})
-        Plan.from_config(json.loads(json.dumps(composed)) | {key: name, "resume": "somewhere"})  # it has its folder
+        if name.strip() and name.isprintable():
+            Plan.from_config(json.loads(json.dumps(composed)) | {key: name, "resume": "somewhere"})  # it has its folder
     with pytest.raises(ConfigError, match=r"^`name` is .*Expected the name of one folder"):
         compare("malaria_mttl", 1, None, [], name, str(tmp_path / "out"), None, 0)
     assert list(tmp_path.iterdir()) == []

@@ -110,6 +110,6 @@ def test_scorer_asks_for_the_truth_in_the_raster_of_the_evaluator() -> None:
         evaluator = Evaluator({"mask": SPECS["mask"]}, native=native)
         scorer = WholeImageScorer(Blank(), evaluator, truth)  # type: ignore[arg-type]
         batch = TaskBatch(torch.zeros(1, 3, 32, 32), {}, {}, [SampleMeta("i", "p", "left", WINDOW)])
-        scorer.update([None], batch)  # type: ignore[arg-type]
+        scorer.update({"mask": torch.zeros(1)}, batch)  # type: ignore[arg-type]
         assert evaluator.metrics["mask"].records[0]["truth"] == (80 * 110 if native else 16 * 24)
     assert asked == [("i", False), ("i", True)]

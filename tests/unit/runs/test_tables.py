@@ -52,7 +52,7 @@ def image() -> tuple[ImageResult, ImageResult]:
         "cells": {"boxes": where, "labels": np.array([0, 0, 1, 1])},
         "roi": {"labels": np.array([0, 1, 1]), "ids": np.arange(3)},
         "lesion": {"mask": disc},
-        "tissue": {"mask": disc[1], "spacing": np.array([2.0, 1.0, 1.0])},
+        "tissue": {"mask": disc[1], "steps": np.diag([2.0, 1.0, 1.0])},
         "peaks": {"points": points, "labels": np.zeros(2, np.int64)},
         "dots": {"points": points, "labels": np.zeros(2, np.int64), "region": np.ones((8, 8), bool)},
         "grade": {"label": np.array(2)},

@@ -13,6 +13,7 @@ from mtl.balancing.base import Balancer
 from mtl.balancing.gradients import MultipleGradientDescent
 from mtl.balancing.scalarizers import StaticWeights, UncertaintyWeights
 from mtl.core.errors import TrainingError
+from mtl.training.loss_terms import LossTerms
 from mtl.training.module import MultiTaskModule, _undivided
 
 TASKS = ["a", "b", "c"]
@@ -47,7 +48,7 @@ def test_a_task_that_nobody_labelled_is_told_from_a_loss_that_is_not_finite(tmp_
     module: Any = SimpleNamespace(
         device=torch.device("cpu"), balancer=StaticWeights(["a", "b"], weights={"b": 3.0}), trainer=trainer, _heads=[],
         stage=SimpleNamespace(tasks=["a", "b"]), model=SimpleNamespace(heads={"a": None, "b": None}), _sums={},
-        log_dict=logged.update,
+        log_dict=logged.update, terms=LossTerms(),
     )  # fmt: skip
     module._balanced = lambda losses: MultiTaskModule._balanced(module, losses)
     for value, weight in ((2.0, 1.0), (4.0, 3.0)):
