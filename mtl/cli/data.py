@@ -75,7 +75,8 @@ def _check(config: DataToolConfig, data: DataConfig) -> int:
     lost = lost_some(family.lost_labels()) if report.counts else []  # without any the folder could not even be indexed
     serious = too_many_lost(lost, data.largest_loss)
     errors = by_cause([*report.errors, *serious])
-    notes = by_cause([*report.notes, *(str(entry) for entry in lost if entry.share <= data.largest_loss)])
+    kept = [str(entry) for entry in lost if entry.share <= data.largest_loss]
+    notes = by_cause([*report.notes, *kept], numbers=False)
     for name, count in report.counts.items():
         print(f"{name}: {count}")
     for note in notes:

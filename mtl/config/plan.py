@@ -130,7 +130,7 @@ class Plan:
         """
         _ = self.records
         root = f"{self.family.locate()}{os.sep}"
-        notes = by_cause([*self.family.notes(), *map(str, lost_some(self.family.lost_labels()))])
+        notes = by_cause([*self.family.notes(), *map(str, lost_some(self.family.lost_labels()))], numbers=False)
         return [note.replace(root, "") for note in notes]
 
     @property

@@ -10,20 +10,26 @@ from mtl.core.errors import DataError
 SHOWN = 5  # causes in a message; `mtl data check` lists all
 # A sentence begins with what it is about: a path, perhaps with a line, then perhaps an entry of the file.
 PLACE = re.compile(r"(?P<file>[^\s`:][^`:]*?[/\\.][^`:]*?)(?::\d+)?: (?:(?:`[^`]*`|[a-z]+ \S+|[a-z]+\[\d+\]): )*")
-# What differs between sentences of one cause: names of files, and numbers.
-VARYING = re.compile(r"[^\s`(]+\.[A-Za-z]{2,4}\b|\d+(?:\.\d+)?")
+FILE = r"[^\s`(]+\.[A-Za-z]{2,4}\b"
+NUMBER = r"\d+(?:\.\d+)?"
 
 
-def by_cause(sentences: Iterable[str]) -> list[str]:
+def by_cause(sentences: Iterable[str], numbers: bool = True) -> list[str]:
     """Join sentences that say the same of several files or entries, in the order in which each cause is first met.
 
     Sentences are of one cause if they differ in the place before the colon, in names of files and in numbers only. One that
     names no place stands alone.
+
+    Args:
+        sentences: One each.
+        numbers: Sentences with other numbers are of one cause too: right for errors, which are mended one by one; of what is
+            only noted, the numbers are the news.
     """
+    varying = re.compile(f"{FILE}|{NUMBER}" if numbers else FILE)
     groups: dict[str, list[str]] = {}
     for sentence in dict.fromkeys(sentences):
         _, place, cause = _parts(sentence)
-        groups.setdefault(VARYING.sub("#", cause) if place else sentence, []).append(sentence)
+        groups.setdefault(varying.sub("#", cause) if place else sentence, []).append(sentence)
     return [_joined(group) for group in groups.values()]
 
 

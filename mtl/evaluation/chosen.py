@@ -68,9 +68,10 @@ def choose_split(datamodule: MultiTaskDataModule, loaded: LoadedModel, wanted: s
     if added := [name for name in found if name not in stored]:
         it = "it" if len(added) == 1 else "them"
         notes.append(f"Of the data folder {_images(added)} not scored, since the training run did not have {it}.")
-    if other := [name for name in stored if name not in same]:
-        notes.append(f"Of the other images of the training run {_images(other)} missing or changed.")
     trained = all(name in same for name, row in stored.items() if row["split"] == "train")
+    if other := [name for name in stored if name not in same]:
+        counts = "" if trained else "; baselines that need class counts take them from all images that are there"
+        notes.append(f"Of the other images of the training run {_images(other)} missing or changed{counts}.")
     return ChosenSplit(split, notes, apart, trained)
 
 

@@ -53,12 +53,12 @@ class Evaluation:
         return self.examples.results
 
 
-def training_statistics(datamodule: MultiTaskDataModule, evaluator: Evaluator) -> TrainingStatistics:
+def training_statistics(datamodule: MultiTaskDataModule, evaluator: Evaluator, chosen: ChosenSplit) -> TrainingStatistics:
     """Count classes in the training images and take the training values of study metrics, for the baselines.
 
-    For another folder than that of the training run its own images stand in; the baseline is then a little too good.
+    Where not all training images are there, the images that are stand in; the baseline is then a little too good.
     """
-    trained = datamodule.training_records if datamodule.has_split else []
+    trained = datamodule.training_records if chosen.trained else []
     records = trained or datamodule.records
 
     def truths(chosen: Iterable[Record]) -> Iterator[ImageResult]:

@@ -168,7 +168,7 @@ def score(
     resamples = settings.bootstrap if bootstrap is None else bootstrap
     summary = evaluator.summary(loaded.thresholds, resamples)
     notes += summary.pop("notes")
-    summary["baseline"] = baseline_summary(evaluator, training_statistics(datamodule, evaluator))
+    summary["baseline"] = baseline_summary(evaluator, training_statistics(datamodule, evaluator, chosen))
     notes += source_notes(summary["tasks"], summary["baseline"])
     if chosen.trained:
         stage = next((stage for stage in plan.stages if stage.name == loaded.stage), plan.stages[-1])

@@ -53,9 +53,10 @@ def write_run_report(evaluation: Evaluation, metrics: dict[str, Any], folder: Pa
 def split_sizes(evaluation: Evaluation) -> tuple[dict[str, tuple[int, int]], str]:
     """Return (images, groups) by split as the log of the run counts them, and what beside them is not used.
 
-    Of images from elsewhere only the split that the checkpoint holds is at hand, which counts all images.
+    Where training images are missing, or all are from elsewhere, only the split that the checkpoint holds is at hand, which
+    counts all images.
     """
-    if evaluation.datamodule.has_split:
+    if evaluation.chosen.trained:
         table = evaluation.datamodule.split_sizes
         return {row["split"]: (row["images"], row["groups"]) for row in table}, unused_words(table)
     rows = evaluation.loaded.split

@@ -67,7 +67,7 @@ def prepare_data(plan: Plan, run_dir: Path) -> MultiTaskDataModule:
         data.save_split(split_file)
     log.info(data.describe_split())
     log_notes(run_dir, [*plan.notes, *data.gaps])
-    check_single_images(model, min(stage.config.data.loader.batch_size for stage in plan.stages))
+    check_single_images(model, min(_smallest_batch(stage, data) for stage in plan.stages))
     for stage in plan.stages if plan.stages[0].name else ():
         try:
             model.train_only(stage.tasks, stage.freeze)
@@ -121,8 +121,7 @@ def _fit_stage(plan: Plan, stage: Stage, run_dir: Path, data: MultiTaskDataModul
     )  # fmt: skip
     basis = selection_basis(stage, model.specs, monitored_tasks(stage, evaluator.study), data.records_by_split["val"])
     log.info(describe_selection(basis, data.family.group_by))
-    for line in few_examples(basis):
-        log.warning(line)
+    log_notes(run_dir, few_examples(basis))
     callbacks += for_loggers(stage.config, recorder)
     validate_first = any(isinstance(callback, HandOverCheck) for callback in callbacks)
     trainer = build_trainer(stage.config, run_dir, [recorder, *callbacks, *_callbacks(stage.config)], validate_first)
@@ -151,6 +150,13 @@ def show_targets(model: MultiTaskModel, data: MultiTaskDataModule) -> None:
         head: Any = model.heads[task]
         if head.looks_at_targets:
             head.observe_targets(data.dataset("train").targets(task))
+
+
+def _smallest_batch(stage: Stage, data: MultiTaskDataModule) -> int:
+    """Return how few images a batch of a stage may hold; a short last one is left out unless it is all."""
+    loader = stage.config.data.loader
+    drawn = data.for_stage(stage.tasks, stage.sources, loader, stage.seed).samples_per_epoch
+    return min(loader.batch_size, drawn)
 
 
 def log_notes(run_dir: Path, notes: Iterable[str]) -> None:

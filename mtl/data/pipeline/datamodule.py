@@ -207,7 +207,8 @@ class MultiTaskDataModule(pl.LightningDataModule):
 
     def split_rows(self) -> list[dict[str, str]]:
         """Return the rows of `split.csv`."""
-        return split_rows(self.records, self.split)
+        split = self.split  # hashes the records
+        return split_rows(self.records, split)
 
     def describe_split(self) -> str:
         """Return one line that says what is in each split and what is known to be kept apart."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -187,7 +187,8 @@ class SampleDataset(Dataset):
                 "read. Samples are shuffled."
             )
             return None
-        if priority in self._counted_names(self.specs) - self._counted_names(tasks):
+        known = {*self.family.known_classes(), *self._counted_names(self.family.specs())}
+        if priority in known - self._counted_names({task: self.specs[task] for task in tasks}):
             # A suite may name it for all its tasks; a single-task twin or a stage without it has nothing to favour.
             log.warning(f"data.loader.priority_class={priority} has no effect: it is no class of {', '.join(tasks)}.")
             priority = None
@@ -199,11 +200,12 @@ class SampleDataset(Dataset):
         Args:
             tasks: Whose classes count; what an image shows of others must not decide how often these tasks see it.
         """
-        counted = self._counted_names(tasks)
+        counted = self._counted_names({task: self.specs[task] for task in tasks})
         return [{name: count for name, count in shown.items() if name in counted} for shown in self._classes_shown()]
 
-    def _counted_names(self, tasks: Iterable[str]) -> set[str]:
-        return set().union(*(rules_of(self.specs[task]).counted_names(self.specs[task]) for task in tasks))
+    @staticmethod
+    def _counted_names(specs: Mapping[str, TaskSpec]) -> set[str]:
+        return set().union(*(rules_of(spec).counted_names(spec) for spec in specs.values()))
 
     def _classes_shown(self) -> list[dict[str, int]]:
         presence = []

@@ -28,6 +28,11 @@ def test_different_causes_and_sentences_without_a_place_stay() -> None:
     assert by_cause([*notes, *notes]) == notes
 
 
+def test_numbers_of_notes_are_not_lost() -> None:
+    notes = ["/d/a.txt: 3 rows repeat a cell.", "/d/b.txt: 700 rows repeat a cell.", "/d/c.txt: 3 rows repeat a cell."]
+    assert by_cause(notes, numbers=False) == ["2 files, first /d/a.txt: 3 rows repeat a cell.", notes[1]]
+
+
 def test_a_message_counts_errors_and_lists_causes() -> None:
     problems = [f"/d/{number}.json: unknown class `{name}`." for name in "abcdefg" for number in range(3)]
     text = str(listed_errors("below `/d`", problems, "Correct them."))

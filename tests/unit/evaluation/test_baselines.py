@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from mtl.core.registry import STUDY_METRICS
 from mtl.core.task import TaskSpec
 from mtl.core.types import ImageResult, Record, Window
 from mtl.evaluation.baselines import baseline_summary, count_training, source_notes
+from mtl.evaluation.chosen import ChosenSplit
+from mtl.evaluation.results import training_statistics
 from mtl.kinds.base import TrainingStatistics
 from mtl.metrics.base import StudyMetric
 from mtl.metrics.evaluator import Evaluator
@@ -87,6 +90,14 @@ def test_training_statistics() -> None:
     assert statistics.class_counts["detection"] == [4, 16] and statistics.images["detection"] == 3
     assert statistics.class_counts["grade"] == [2, 1]
     assert statistics.means["parasitemia"] == pytest.approx(20.0)
+
+
+@pytest.mark.parametrize(("trained", "counted"), [(True, [1, 0]), (False, [2, 1])])
+def test_baselines_take_what_is_left_of_training_only_where_all_of_it_is_there(trained: bool, counted: list[int]) -> None:
+    left: Any = SimpleNamespace(training_records=TRAINING[:1], records=TRAINING)
+    evaluator = Evaluator({"grade": SPECS["grade"]})
+    statistics = training_statistics(left, evaluator, ChosenSplit("test", trained=trained))
+    assert statistics.class_counts["grade"] == counted
 
 
 def test_empty_detector_with_mean_counts(found: dict[str, dict[str, Any]]) -> None:

@@ -58,7 +58,10 @@ def test_added_images_are_left_out_and_named() -> None:
 def test_training_images_that_are_gone_or_changed_are_named_and_not_counted() -> None:
     chosen, applied = choose({**here("a", "c", "d", "e"), "b": "edited"}, "test")
     assert chosen.name == "test" and not chosen.trained and applied["b"] == "left_out"
-    assert chosen.notes[1:] == ["Of the other images of the training run 1 image (b) is missing or changed."]
+    assert chosen.notes[1:] == [
+        "Of the other images of the training run 1 image (b) is missing or changed; baselines that need class counts take them "
+        "from all images that are there."
+    ]
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])

@@ -196,11 +196,12 @@ def test_log_and_report_count_the_same_images(tmp_path, stretch):
     module.setup("fit")
     unused = "not used, because no active task has a label there or the image only serves evaluation: train 8"
     assert "train 4 images of 4 groups" in module.describe_split() and unused in module.describe_split()
-    evaluation = SimpleNamespace(datamodule=module, loaded=SimpleNamespace(split=module.split_rows()))
+    loaded = SimpleNamespace(split=module.split_rows())
+    evaluation = SimpleNamespace(datamodule=module, loaded=loaded, chosen=SimpleNamespace(trained=True))
     assert split_sizes(evaluation) == ({"train": (4, 4), "val": (3, 1), "test": (3, 1)}, unused)
-    # Images from elsewhere: the stored split is all that is known of the run, and the page says so.
-    elsewhere = SimpleNamespace(datamodule=SimpleNamespace(has_split=False), loaded=evaluation.loaded)
-    sizes, note = split_sizes(elsewhere)
+    # Where training images are gone, the stored split is all that is known of the run, and the page says so.
+    evaluation.chosen.trained = False
+    sizes, note = split_sizes(evaluation)
     assert sizes["train"] == (12, 4) and "also those that the run did not use" in note
 
 
