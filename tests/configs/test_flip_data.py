@@ -55,7 +55,7 @@ def module_of(data: dict[str, Any], tasks: tuple[str, ...] = ("detection", "segm
     family = build_family(section)
     normalization = {"mean": [0.5] * 3, "std": [0.25] * 3}
     preprocessing = Preprocessing.from_config(checked["geometry"], checked["preprocessing"], normalization)
-    return MultiTaskDataModule(family, family.specs(), preprocessing, section, list(tasks))
+    return MultiTaskDataModule(family, family.specs(), preprocessing, section, list(tasks), records=family.records())
 
 
 def keys_below(data: dict[str, Any], section: str) -> list[str]:

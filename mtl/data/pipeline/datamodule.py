@@ -52,7 +52,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
         config: The section `data`.
         tasks: Names of the tasks in a batch.
         seed: Seed of the run (order and augmentation; the split has its own).
-        records: The samples of the family; None asks it when they are needed.
+        records: All samples of the family, sorted by id.
     """
 
     def __init__(
@@ -63,7 +63,8 @@ class MultiTaskDataModule(pl.LightningDataModule):
         config: DataConfig,
         tasks: list[str] | None = None,
         seed: int = 0,
-        records: list[Record] | None = None,
+        *,
+        records: list[Record],
     ) -> None:
         super().__init__()
         self.family, self.specs, self.preprocessing, self.config, self.seed = family, specs, preprocessing, config, seed
@@ -73,7 +74,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
         if problems := [unknown("task", task, specs, "tasks") for task in self.tasks if task not in specs]:
             raise ConfigError(problems)
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer images than ranks is fine in evaluation
-        self._records = records
+        self.records = records
         self._split: Split | None = None
         self._cache: RasterCache | None = None
         self._datasets: dict[str, SampleDataset] = {}
@@ -86,7 +87,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
     def from_plan(cls, plan: Plan, specs: dict[str, TaskSpec], preprocessing: Preprocessing) -> MultiTaskDataModule:
         """Return the data module of a run for its network; all of one plan share its index."""
         config = plan.config
-        return cls(plan.family, specs, preprocessing, config.data, config.tasks, config.seed, plan.records)
+        return cls(plan.family, specs, preprocessing, config.data, config.tasks, config.seed, records=plan.records)
 
     def for_stage(
         self, tasks: Sequence[str], sources: tuple[str, ...] | None, loader: LoaderConfig, seed: int
@@ -100,22 +101,13 @@ class MultiTaskDataModule(pl.LightningDataModule):
             seed: Of order and augmentation.
         """
         config = self.config.model_copy(update={"loader": loader})
-        stage = MultiTaskDataModule(self.family, self.specs, self.preprocessing, config, self.tasks, seed)
+        stage = MultiTaskDataModule(self.family, self.specs, self.preprocessing, config, self.tasks, seed, records=self.records)
         stage.train_tasks, stage.train_sources = list(tasks), sources
-        stage._records, stage._split = self._records, self._split
+        stage._split = self._split
         stage._cache, stage._contents, stage._checked = self._cache, self._contents, self._checked
         return stage
 
     # -- records and split -------------------------------------------------------------------------------------------
-
-    @property
-    def records(self) -> list[Record]:
-        """All samples, sorted by id."""
-        if self._records is None:
-            self._records = self.family.records()
-            if not self._records:
-                raise DataError("The data folder holds no usable sample. Check data.root, and run `mtl data check`.")
-        return self._records
 
     @property
     def split(self) -> Split:
@@ -143,7 +135,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
     def hash_records(self) -> list[Record]:
         """Return all samples with `content_hash` filled; a file is read only if nobody has hashed it as it is now."""
         if not all(record.content_hash for record in self.records):
-            self._records = hash_records(self.records, self.family.memo)
+            self.records = hash_records(self.records, self.family.memo)
         return self.records
 
     @property

@@ -97,7 +97,7 @@ def test_images_without_labels_are_split_but_neither_trained_on_nor_scored(regio
     section = DataConfig.model_validate(data)
     family = build_family(section)
     preprocessing = Preprocessing.from_config(data["geometry"], data["preprocessing"])
-    module = MultiTaskDataModule(family, family.specs(), preprocessing, section, ["cells"])
+    module = MultiTaskDataModule(family, family.specs(), preprocessing, section, ["cells"], records=family.records())
     used = {record.sample_id for some in module.records_by_split.values() for record in some}
     assert len(module.split) == 13 and len(used) == 11
     assert used == {record.sample_id for record in module.records if record.knows("objects")}

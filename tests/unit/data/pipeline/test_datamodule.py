@@ -22,7 +22,9 @@ DEFAULT = Path(__file__).parents[4] / "configs" / "data" / "default.yaml"
 
 
 def make(family, preprocessing, tasks=None, seed=0, rank=None, epoch=0, **groups) -> MultiTaskDataModule:
-    module = MultiTaskDataModule(family, family.specs(), preprocessing, data_config(**groups), tasks, seed)
+    module = MultiTaskDataModule(
+        family, family.specs(), preprocessing, data_config(**groups), tasks, seed, records=family.records()
+    )
     if rank is not None or epoch:
         global_rank, world_size = rank or (0, 1)
         module.trainer = SimpleNamespace(global_rank=global_rank, world_size=world_size, current_epoch=epoch)
@@ -39,7 +41,9 @@ def equal(a, b) -> bool:
 
 def test_shipped_defaults_work_as_they_are(family, stretch):
     config = yaml.safe_load(DEFAULT.read_text())
-    module = MultiTaskDataModule(family, family.specs(), stretch, DataConfig.model_validate({**config, "name": "fake"}))
+    module = MultiTaskDataModule(
+        family, family.specs(), stretch, DataConfig.model_validate({**config, "name": "fake"}), records=family.records()
+    )
     module.setup("fit")
     assert next(iter(module.train_dataloader())).images.shape == (8, 3, 64, 64)
     from mtl.imaging.geometry import Geometry

@@ -22,7 +22,7 @@ def module_of(family: FakeFamily, **cache: object) -> MultiTaskDataModule:
     config = data_config(cache=cache) if cache else data_config()
     preprocessing = Preprocessing.from_config({"mode": "stretch", "size": [64, 64]}, {"mean": [0.5] * 3, "std": [0.25] * 3})
     family.memo_folder = config.cache.place
-    return MultiTaskDataModule(family, family.specs(), preprocessing, config)
+    return MultiTaskDataModule(family, family.specs(), preprocessing, config, records=family.records())
 
 
 def damage(family: FakeFamily, *numbers: int) -> None:
