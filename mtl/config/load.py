@@ -201,6 +201,7 @@ def _check_fit(values: dict[str, Any], family_of: Callable[[], DataFamily]) -> l
     problems = [unknown("task", task, values["heads"], "tasks") for task in values["tasks"] if task not in values["heads"]]
     if len(set(values["tasks"])) != len(values["tasks"]):
         problems.append(f"`tasks` names a task twice: {values['tasks']}. Name each task once.")
+    problems += _check_split(values["data"]["split"], "data.split")
     try:
         family = family_of()
         specs = family.specs()
@@ -276,6 +277,14 @@ def _check_fit(values: dict[str, Any], family_of: Callable[[], DataFamily]) -> l
             "passed backwards only once per step, not once per task. Set runtime.compile=false, or choose another balancer."
         )
     return problems + check_stages(values, family.sources, logged)
+
+
+def _check_split(split: dict[str, Any], where: str) -> list[str]:
+    """Refuse a split file that nothing would read."""
+    if split.get("file") is None or split.get("scheme") == "file":
+        return []
+    scheme = f"{where}.scheme"
+    return [f"`{where}.file` has no effect with {scheme}={split.get('scheme')}. Set {scheme}=file, or leave the file out."]
 
 
 def _check_losses(values: dict[str, Any], active: list[str]) -> list[str]:

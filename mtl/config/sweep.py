@@ -49,6 +49,11 @@ def through_hydra(words: list[str], carry_out: Callable[[Plan], Any]) -> None:
     ready, problems = prepare_overrides(overrides, sweep=flags.multirun)
     if problems:
         raise ConfigError(problems)
+    if going_on := [word for word in overrides if word.lstrip("+").startswith("resume=")]:
+        raise ConfigError(
+            f"`{going_on[0]}` goes on with one run as it was begun, which can neither be swept nor shown. Leave out -m and the "
+            "other flags."
+        )
     hydra = Hydra(CONFIG, loader())
     try:
         if flags.multirun:

@@ -30,7 +30,9 @@ def sentence(error: OSError) -> str:
     where = "A file" if error.filename is None else f"`{error.filename}`"
     kept = " ".join(getattr(error, "__notes__", []))
     if error.errno in FULL:
-        return " ".join(filter(None, [f"{where} could not be written: {error.strerror}.", kept, FULL_TEXT]))
+        # What is kept may end in a command, which nothing may follow.
+        rest = [kept, FULL_TEXT] if kept.endswith(".") else [FULL_TEXT, kept]
+        return " ".join(filter(None, [f"{where} could not be written: {error.strerror}.", *rest]))
     remedy = "Choose another path, or change what lies there; MTL_TRACEBACK=1 shows where this came from."
     return " ".join(filter(None, [f"{where} cannot be read or written: {error.strerror}.", kept, remedy]))
 

@@ -38,8 +38,9 @@ def selection_basis(
         records: Validation images.
 
     Returns:
-        The entry `selection` of `metrics.json`: `monitor`, `monitor_smoothing`, `select`, `images`, `groups`, and by task its
-        `images`, `groups` and `classes` (objects, or images of an image-level class; empty where the index counts none).
+        The entry `selection` of `metrics.json`: `monitor`, `monitor_smoothing`, `select`, `limit`
+        (`trainer.limit_val_batches`), `images`, `groups`, and by task its `images`, `groups` and `classes` (objects, or images of an image-level class; empty
+        where the index counts none).
     """
     found: dict[str, Any] = {}
     seen: dict[str, str] = {}
@@ -56,7 +57,7 @@ def selection_basis(
     config = stage.config
     return {
         "monitor": config.monitor, "monitor_smoothing": config.monitor_smoothing, "select": config.select,
-        "images": len(seen), "groups": len(set(seen.values())), "tasks": found,
+        "limit": config.trainer.limit_val_batches, "images": len(seen), "groups": len(set(seen.values())), "tasks": found,
     }  # fmt: skip
 
 
@@ -67,7 +68,9 @@ def describe_selection(basis: Mapping[str, Any], group_by: str) -> str:
         classes = ", ".join(f"{name} {count}" for name, count in entry["classes"].items())
         parts.append(f"{task} {entry['images']} images of {entry['groups']} groups" + (f" ({classes})" if classes else ""))
     last = f"; {BEST} is the last validated epoch (select=last)" if basis["select"] == "last" else ""
-    return f"{basis['monitor']} rests on validation, groups by {group_by}: {'; '.join(parts)}{last}"
+    limit = basis["limit"]
+    cut = "" if limit in (None, 1.0) else f", of which trainer.limit_val_batches={limit} scores a part only"
+    return f"{basis['monitor']} rests on validation, groups by {group_by}: {'; '.join(parts)}{cut}{last}"
 
 
 def few_examples(basis: Mapping[str, Any]) -> list[str]:

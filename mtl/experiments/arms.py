@@ -30,6 +30,7 @@ from mtl.runs.stored import read_config
 if TYPE_CHECKING:
     from mtl.evaluation.summaries import RunSummary
 
+OWN = ("seed=", "resume=", "paths.run_dir=", "paths.output_root=", "name=")  # what a comparison gives each run
 ARM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 # Entries of the scores of a run that a comparison needs, and what they are.
 COMPARED: dict[str, tuple[type, ...]] = {
@@ -265,6 +266,9 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
 
 def _plan(suite: str, seeds: int | list[int], arms: dict[str, list[str]], overrides: list[str], folder: Path) -> list[Run]:
     tasks = Plan.from_words([f"task={suite}", *overrides]).config.tasks
+    given = [word for extra in (overrides, *arms.values()) for word in extra if word.lstrip("+").startswith(OWN)]
+    if given:
+        raise ConfigError(f"`{given[0]}` is for the comparison to decide. Leave it out; `seeds` says which seeds are trained.")
     runs = []
     for seed in range(seeds) if isinstance(seeds, int) else seeds:
         for arm, extra in arms.items():

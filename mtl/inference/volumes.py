@@ -108,7 +108,7 @@ class VolumePrediction:
     @property
     def affine(self) -> np.ndarray:
         """[4, 4] of the stored voxels: index to millimetres."""
-        return self.case.grid.affine
+        return np.diag([self.case.grid.mm] * 3 + [1.0]) @ self.case.grid.affine
 
     def mask(self, task: str, class_name: str = "") -> np.ndarray:
         """Return the labels (`labels_of`) of a segmentation task on the stored voxels, [x, y, z] uint8.

@@ -156,6 +156,7 @@ def test_runs_on_different_splits_are_refused(
         ("arms={mtl:[],wrong:['optimiser.lr=1']}", "Did you mean `optimizer`?"),
         ("arms=[mtl,../up]", "cannot be the name of a folder"),
         ("arms=[]", "`arms` is empty"),
+        ("arms={mtl:[],other:['seed=4']}", "`seed=4` is for the comparison to decide"),
     ],
 )
 def test_wrong_arms_are_refused_before_training(

@@ -45,6 +45,7 @@ class Header:
         numbers: `tiff.UNSIGNED`, `SIGNED` or `FLOAT`.
         white_is_zero: 0 is white in the file.
         colours_of_8_bits: The palette of a TIFF, which has 16 bits, holds values of 8: PIL decodes them to black.
+        turned: How a TIFF is to be turned to be upright (its tag Orientation), 1 not at all. PIL turns it unasked.
     """
 
     path: Path
@@ -57,6 +58,7 @@ class Header:
     numbers: int = tiff.UNSIGNED
     white_is_zero: bool = False
     colours_of_8_bits: bool = False
+    turned: int = 1
 
     @property
     def is_deep(self) -> bool:
@@ -86,6 +88,11 @@ class Header:
             return "holds signed numbers of 8 bits; expected unsigned ones. Convert it."
         if self.white_is_zero and self.is_deep:  # PIL turns only shallow ones round
             return f"stores white as 0 in {self.bits} bits; expected black as 0. Invert it."
+        if self.turned != 1:
+            return (
+                f"is to be turned before it is seen (orientation {self.turned}), but annotations belong to pixels as they are "
+                "stored. Save it upright, without that tag."
+            )
         if self.colours_of_8_bits:
             return "has a palette whose colours are all below 256 of 65535, so that every one is black. Save it as RGB or grey."
         return None
@@ -137,6 +144,7 @@ def _header(path: Path, image: Image.Image) -> Header:
             numbers=first.first(tiff.NUMBERS, tiff.UNSIGNED),
             white_is_zero=first.first(tiff.PHOTOMETRIC, 1) == 0,
             colours_of_8_bits=mode in ("P", "PA") and 0 < max(colours, default=0) < 256,
+            turned=first.first(tiff.ORIENTATION, 1),
         )  # fmt: skip
     bits = {"I": 32, "F": 32}.get(mode, 16 if mode.startswith(DEEP_MODES) else 8)
     if name == "PNG":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,24 @@ def read_rows(path: Path) -> list[tuple[int, list[str]]]:
         declared = re.fullmatch(r"sep=([,;\t])", lines[skipped].strip(" \r\n")) if lines else None
         skipped += declared is not None
         separator = declared[1] if declared else _separator(path, lines[skipped] if lines[skipped:] else "")
-        reader = csv.reader(lines[skipped:], delimiter=separator)
-        return [(reader.line_num + skipped, [text.strip() for text in row]) for row in reader if any(map(str.strip, row))]
+        return list(_rows(path, lines, skipped, separator))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: is no CSV file ({error}). Replace it by the one of the data set.") from error
+
+
+def _rows(path: Path, lines: list[str], skipped: int, separator: str) -> Iterator[tuple[int, list[str]]]:
+    reader, read = csv.reader(lines[skipped:], delimiter=separator, strict=True), skipped
+    try:
+        for row in reader:
+            read = reader.line_num + skipped
+            if any(map(str.strip, row)):
+                yield read, [text.strip() for text in row]
+    except csv.Error as error:  # without `strict`, all rows behind a quotation mark that is not closed would be one cell
+        raise DataError(
+            f"{path}:{read + 1}: this row is no CSV ({error}); expected each quotation mark to be closed. Correct the file."
+        ) from error
 
 
 def _separator(path: Path, header: str) -> str:

@@ -182,6 +182,8 @@ def read_volume(path: str | Path) -> Volume:
             f"{path}: has {len(image.shape)} dimensions {tuple(image.shape)}; expected one volume of 3. Save each volume as a "
             "file of its own."
         )
+    if 0 in shape:
+        raise DataError(f"{path}: is empty: {' x '.join(map(str, shape))} voxels. Restore or remove it.")
     dtype = image.get_data_dtype()
     if dtype.kind not in "biuf":
         what = "colours or other groups of numbers" if dtype.fields else "complex numbers" if dtype.kind == "c" else str(dtype)

@@ -32,7 +32,9 @@ def test_a_home_folder_is_found_in_every_path_of_a_run(home: str) -> None:
         "data.root", "data.cache.folder", "data.split.file", "paths.output_root", "paths.run_dir", "backbone.weights"
     )  # fmt: skip
     Path(home, "a.ckpt").touch()
-    plan = Plan.from_words([*SUITE, *(f"{key}='~/{key}'" for key in keys), "+stages.a={epochs: 1, start: '~/a.ckpt'}"])
+    plan = Plan.from_words(
+        [*SUITE, "data.split.scheme=file", *(f"{key}='~/{key}'" for key in keys), "+stages.a={epochs: 1, start: '~/a.ckpt'}"]
+    )
     config = plan.to_dict()
     for key in keys:
         value: Any = config

@@ -119,6 +119,17 @@ def test_an_error_in_a_sweep_is_that_of_a_single_run(
     assert "hydra.cc" not in said[0] and "Exception" not in said[0] and len(said[0]) < 1500
 
 
+def test_a_run_that_goes_on_is_not_swept(capfd: pytest.CaptureFixture[str]) -> None:
+    """Its overrides would be dropped without a word."""
+    assert guarded("train", ["-m", "optimizer.lr=1,2", "resume=runs/x"]) == 2
+    assert "`resume=runs/x` goes on with one run as it was begun" in capfd.readouterr().err
+
+
+def test_a_split_file_that_nothing_reads_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"`data.split.file` has no effect with data.split.scheme=holdout"):
+        Plan.from_words(["task=malaria_cells", "data.split.file=x.csv"])
+
+
 def test_several_values_are_refused_in_a_single_run() -> None:
     with pytest.raises(ConfigError, match=r"`optimizer.lr=1,2` holds several values.*with -m each value is a run"):
         Plan.from_words(["task=malaria_cells", "optimizer.lr=1,2"])

@@ -18,9 +18,15 @@ SPECS = {
 }
 
 
-def stage(monitor: str = "val/score", select: str = "best", **weights: float) -> Any:
+def stage(monitor: str = "val/score", select: str = "best", limit: float | None = None, **weights: float) -> Any:
     evaluation = SimpleNamespace(score_weights=weights)
-    config = SimpleNamespace(monitor=monitor, monitor_smoothing=3, select=select, evaluation=evaluation)
+    config = SimpleNamespace(
+        monitor=monitor,
+        monitor_smoothing=3,
+        select=select,
+        evaluation=evaluation,
+        trainer=SimpleNamespace(limit_val_batches=limit),
+    )
     return SimpleNamespace(tasks=tuple(SPECS), config=config)
 
 
@@ -49,7 +55,7 @@ def test_the_tasks_behind_a_monitor():
 def test_objects_images_and_groups_are_counted():
     basis = selection_basis(stage(), SPECS, ["detection", "grade", "load"], validation())
     assert basis == {
-        "monitor": "val/score", "monitor_smoothing": 3, "select": "best", "images": 24, "groups": 12,
+        "monitor": "val/score", "monitor_smoothing": 3, "select": "best", "limit": None, "images": 24, "groups": 12,
         "tasks": {
             "detection": {"images": 24, "groups": 12, "classes": {"ring": 3, "red": 960}},
             "grade": {"images": 12, "groups": 6, "classes": {"low": 6, "high": 6}},
@@ -58,6 +64,8 @@ def test_objects_images_and_groups_are_counted():
     }  # fmt: skip
     line = describe_selection(basis, "patient")
     assert "val/score rests on validation, groups by patient: detection 24 images of 12 groups (ring 3, red 960); grade" in line
+    part = selection_basis(stage(limit=0.5), SPECS, ["detection"], validation())
+    assert "of which trainer.limit_val_batches=0.5 scores a part only" in describe_selection(part, "patient")
 
 
 def test_few_examples_are_a_warning_with_what_to_do():

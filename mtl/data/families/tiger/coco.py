@@ -19,7 +19,7 @@ from mtl.core.errors import DataError
 from mtl.data.families.tiger.crowds import Box, Crowd
 from mtl.data.formats.tables import base_name, image_stem, letters, read_json, some
 
-CELL = "lymphocyte"  # in the name of the category
+CELL = "lymphocyte"  # how the name of the category begins; a `non-lymphocyte` is none
 LEAST_CORNERS = 3  # boxes, from which on it is told that they are two corners
 
 
@@ -249,10 +249,10 @@ def _categories(path: Path, content: dict[str, Any], listing: Listing) -> tuple[
     names = [str(entry.get("name")) for entry in entries]
     if len(set(ids)) < len(ids):
         listing.problems.append(f"{path}: two of the categories {', '.join(names)} have the same id. Give each its own.")
-    mine = [number for number, name in zip(ids, names, strict=True) if CELL in letters(name)]
+    mine = [number for number, name in zip(ids, names, strict=True) if letters(name).startswith(CELL)]
     if content["annotations"] and not mine:
         found = some(names) if names else "none"
-        listing.problems.append(f"{path}: expected a category with `{CELL}` in its name; found {found}. Correct the names.")
+        listing.problems.append(f"{path}: expected a category whose name begins with `{CELL}`, found {found}. Correct it.")
     return ids, mine
 
 

@@ -116,7 +116,7 @@ def test_categories(folder: Path) -> None:
     notes = " ".join(family.check().notes)
     assert "1 boxes of other categories are left out" in notes and "1 boxes are there more than once; each counts once" in notes
     put_coco(folder, [image(7, BOTH)], boxes, categories=[{"id": 1, "name": "a"}, {"id": 2, "name": "b"}])
-    assert "expected a category with `lymphocyte` in its name" in refusal(folder)
+    assert "expected a category whose name begins with `lymphocyte`" in refusal(folder)
 
 
 def test_files_that_miss_their_partner_are_noted(folder: Path) -> None:
@@ -218,8 +218,9 @@ def test_ids_and_categories_are_read_or_refused(folder: Path) -> None:
     _, records = read(folder)
     assert [records[f"cells/{name}"].class_counts["lymphocyte"] for name in (BOTH, EMPTY)] == [1, 1]
     for categories, says in (
-        ([{"id": 1, "name": "tumor cell"}], "expected a category with `lymphocyte` in its name; found tumor cell"),
-        ([], "expected a category with `lymphocyte` in its name; found none"),
+        ([{"id": 1, "name": "non-lymphocyte"}], "begins with `lymphocyte`, found non-lymphocyte"),
+        ([{"id": 1, "name": "tumor cell"}], "expected a category whose name begins with `lymphocyte`, found tumor cell"),
+        ([], "expected a category whose name begins with `lymphocyte`, found none"),
         ([{"id": 1, "name": "lymphocyte"}, {"id": 1, "name": "tumor"}], "lymphocyte, tumor have the same id"),
     ):
         put_coco(folder, [image(7, BOTH)], [box(1, 7, 1, 1, 8, 8)], categories=categories)

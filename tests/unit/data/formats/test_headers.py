@@ -183,3 +183,15 @@ def test_damaged_directories_are_one_sentence(tmp_path: Path) -> None:
     for length in (4, 9, 40, len(whole) // 2):
         path.write_bytes(whole[:length])
         assert "cannot be decoded" in refused(path, (read_rgb, read_mask, read_tissue, fingerprint))
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_a_tiff_that_is_to_be_turned_is_refused(tmp_path: Path, orientation: int) -> None:
+    pixels = np.zeros((10, 20, 3), np.uint8)
+    pixels[0, 0] = 255
+    for tag in (1, orientation):
+        tifffile.imwrite(tmp_path / f"{tag}.tif", pixels, photometric="rgb", extratags=[(274, "H", 1, tag, True)])
+    np.testing.assert_array_equal(read_rgb(tmp_path / "1.tif"), pixels)
+    for read in (read_rgb, read_grey, read_mask, image_size):
+        with pytest.raises(DataError, match=rf"is to be turned before it is seen \(orientation {orientation}\)"):
+            read(tmp_path / f"{orientation}.tif")

@@ -103,3 +103,8 @@ def test_voxels_that_are_no_numbers_are_named(wrong: float, tmp_path: Path) -> N
     with pytest.raises(DataError, match="1 of 60 voxels are not numbers"):
         _ = read_volume(write(tmp_path / "b.nii", large)).array
     assert not read_volume(write(tmp_path / "c.nii")).may_lack_numbers
+
+
+def test_a_volume_without_voxels_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is empty: 0 x 5 x 6 voxels"):
+        read_volume(write(tmp_path / "a.nii", np.zeros((0, 5, 6), np.int16)))
