@@ -449,6 +449,11 @@ def test_ambiguous_names_match_nothing(clinic: Path) -> None:
     assert "0.png of 36 rows listed, but there is no such image" in notes and "gives the patient of 35 of 37 images" in notes
 
 
+def test_a_person_is_one_in_every_unicode_form() -> None:
+    composed, decomposed = (Skin().person_of(unicodedata.normalize(form, "patient M\u00dcLLER")) for form in ("NFC", "NFD"))
+    assert composed == decomposed == "patient m\u00fcller"
+
+
 def test_names_that_a_mac_stored_keep_class_mask_and_patient(clinic: Path) -> None:
     for path in [*(clinic / "images").iterdir()]:
         path.rename(path.with_name(unicodedata.normalize("NFD", path.name)))
