@@ -558,6 +558,41 @@ def test_wrong_isic_tables(archives: Path) -> None:
     assert "another class than an earlier table" in refusal(archives)
 
 
+def test_isic_files_that_are_not_read_are_noted(archives: Path) -> None:
+    for name in ("Test_v2", "Training"):
+        table = archives / f"ISIC-2017_{name}_Part3_GroundTruth.csv"
+        put(table.with_suffix(".tsv" if name == "Training" else ".xlsx"), table.read_text().replace(",", "\t"))
+        table.unlink()
+    first = archives / "ISIC-2017_Training_Data" / "ISIC_0000000.jpg"
+    first.rename(first.with_name("isic_0000000.jpg"))
+    for name in ("PH2_001.jpg", "ISIC_0000009.heic", "ISIC_0000000.json"):
+        (first.parent / name).write_bytes(b"x")
+    family, records = read(archives)
+    values = [family.read_labels(records[name]).labels.get("diagnosis") for name in sorted(records, key=str.upper)]
+    assert values == [0, 1, 2, 0, 1, None] and "isic_0000000" in records
+    notes = " ".join(family.check().notes)
+    assert "2 entries (first: ISIC-2017_Test_v2_Part3_GroundTruth.xlsx) not read; expected tables that end in .csv" in notes
+    assert "PH2_001.jpg left out; expected images named ISIC_*." in notes
+    assert "ISIC_0000009.heic left out: neither an image nor a mask." in notes
+    assert "no table gives a diagnosis for ISIC_0000005" in notes
+
+
+def test_isic_diagnoses_that_fit_no_image_are_lost(archives: Path) -> None:
+    table = archives / "ISIC-2017_Validation_Part3_GroundTruth.csv"
+    table.write_text(table.read_text().replace("ISIC_", "IMG_"))  # two of six images go without
+    family, _ = read(archives)
+    (lost,) = family.lost_labels()
+    assert (lost.what, lost.lost, lost.total) == ("diagnoses", 2, 6) and f"{table} names them otherwise" in lost.why
+    for path in archives.glob("*GroundTruth.csv"):
+        path.write_text(path.read_text().replace("ISIC_", "IMG_"))
+    assert refusal(archives).startswith("3 errors below")
+    assert any(
+        f"{table}: none of its 2 rows names an image that is there (first: `IMG_0000003`)" in error
+        for error in Skin(root=str(archives)).check().errors
+    )
+    assert read(archives, attributes={"diagnosis": None})[0].lost_labels() == []
+
+
 def test_isic_without_a_test_part(archives: Path) -> None:
     import shutil
 
