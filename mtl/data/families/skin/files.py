@@ -32,7 +32,7 @@ from mtl.data.families.skin.tables import (
     read_table,
     without_images,
 )
-from mtl.data.formats.images import IMAGE_SUFFIXES
+from mtl.data.formats.images import IMAGE_SUFFIXES, MASK_SUFFIXES
 from mtl.data.formats.tables import ImageNames, some, unmatched_rows
 
 PARTS = ("train", "val", "test")
@@ -40,7 +40,6 @@ PART_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val
 PART_NAMES |= {"test": "test", "testing": "test"}
 ISIC_START = "ISIC_"  # of the names of images
 ISIC_TABLES = frozenset({".csv", ".tsv"})
-MASK_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".bmp", ".gif"})  # JPEG has grey seams around what is marked
 MASK_ENDING = "_segmentation"
 OTHER_ENDING = "_superpixels"
 NATIVE = ("labels.json", "classes.json", "splits.json", "metadata.csv")

@@ -16,7 +16,11 @@ from torch import nn
 
 from mtl.core.errors import ConfigError, DataError
 from mtl.core.types import Record
+from mtl.data.families.idrid import files as idrid_files
+from mtl.data.families.skin import files as skin_files
 from mtl.data.families.skin.family import RESERVED, Skin
+from mtl.data.families.tiger import files as tiger_files
+from mtl.data.formats.images import MASK_SUFFIXES
 from mtl.data.pipeline.dataset import SampleDataset
 from mtl.data.pipeline.splits import check_split, hash_records, make_split
 from mtl.imaging.geometry import Geometry
@@ -488,6 +492,21 @@ def test_files_that_are_not_read_are_noted(folder: Path) -> None:
     assert read(folder)[1]["image_1"].knows("class:diagnosis")
     put(folder / "Labels.JSON", {"other.jpg": 1})
     assert "none of its 1 names is that of an image (first: `other.jpg`)" in refusal(folder)
+
+
+def test_masks_are_files_of_the_same_formats_in_every_family(folder: Path, archives: Path) -> None:
+    assert {".png", ".tif", ".tiff", ".bmp"} == MASK_SUFFIXES and skin_files.MASK_SUFFIXES is MASK_SUFFIXES
+    assert idrid_files.MASK_SUFFIXES is tiger_files.MASK_SUFFIXES is MASK_SUFFIXES
+    put_mask(folder / "masks" / "train" / "image_3.gif")
+    family, records = read(folder)
+    assert not records["image_3"].knows("mask:lesion")
+    assert any(
+        "image_3.gif left out; expected files that end in .bmp, .png, .tif, .tiff" in note for note in family.check().notes
+    )
+    put_mask(archives / "ISIC-2017_Training_Part1_GroundTruth" / "ISIC_0000000_segmentation.gif")
+    family, records = read(archives)
+    assert not records["ISIC_0000000"].knows("mask:lesion")
+    assert any("ISIC_0000000_segmentation.gif left out" in note for note in family.check().notes)
 
 
 # -- ISIC layout -------------------------------------------------------------------------------------------------------
