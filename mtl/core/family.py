@@ -13,6 +13,7 @@ import numpy as np
 
 from mtl.core.errors import ConfigError
 from mtl.core.memo import Memo
+from mtl.core.names import normal
 from mtl.core.task import Colour, TaskSpec
 from mtl.core.types import Record, Sample
 
@@ -203,7 +204,7 @@ class DataFamily(ABC):
 
         The whole name unless the family has a rule.
         """
-        return group.casefold()
+        return normal(group)
 
     @classmethod
     def generate(

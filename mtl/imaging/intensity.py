@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from mtl.imaging.background import background_value
+from mtl.imaging.background import above_air, background_value
 
 SIDE = 256  # pixels of the copy in which the head is looked for
 SMOOTH = 1.0  # sigma there
-THRESHOLD = 0.5  # between air and Otsu's threshold, which may part dark from bright tissue
-DARK = 0.8  # share of Otsu's threshold up to which a value may be that of air
 RING = 0.08  # width of the zone along the border, in sides
 GAP = 0.025  # the background is one value where fewer pixels than this, per pixel of the head, are darker than the threshold
 OPENED = 5  # side of the kernel that removes lines and lettering, in pixels of the copy
@@ -49,14 +47,7 @@ def brain_mask(image: np.ndarray) -> np.ndarray:
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
     small = cv2.resize(grey, size, interpolation=cv2.INTER_AREA) if factor < 1 else grey.copy()
     frame = _frame(small)
-    # The root spreads dark values, or Otsu would part a bright tumour from a dark brain.
-    levels = np.rint(255 * np.sqrt(cv2.GaussianBlur(np.where(frame, 0, small), (0, 0), SMOOTH))).astype(np.uint8)
-    otsu, _ = cv2.threshold(levels, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
-    dark = ~frame & (levels <= otsu)
-    air = _most_frequent(levels[dark])
-    if air > DARK * otsu:  # a dark brain fills the picture; there is air in its corners
-        air = min(air, _most_frequent(levels[dark & _ring(levels.shape)]))
-    shown = levels > air + THRESHOLD * (otsu - air)
+    shown = above_air(cv2.GaussianBlur(np.where(frame, 0, small), (0, 0), SMOOTH), ~frame, _ring(small.shape))
     above = (small > 0) & ~frame
     if np.count_nonzero(above & ~shown) < GAP * np.count_nonzero(shown):
         shown = above
@@ -122,10 +113,6 @@ def _background(values: np.ndarray) -> float:
     bright = np.percentile(values, 99.5)
     real = value is not None and value < BLANK * bright and (value >= BLACK * bright or value == values.min())
     return float(value) if value is not None and real else 0.0
-
-
-def _most_frequent(levels: np.ndarray) -> int:
-    return int(np.argmax(np.bincount(levels, minlength=1)))
 
 
 def _ring(size: tuple[int, ...]) -> np.ndarray:

@@ -175,3 +175,5 @@ def check_images(family: DataFamily, records: list[Record], report: CheckReport)
 
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"})
+# JPEG has grey seams around what is marked, and what writes a GIF may renumber its values.
+MASK_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".bmp"})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mtl.imaging.background import background_value, not_background
+from mtl.imaging.background import above_air, background_value, not_background
 from mtl.imaging.intensity import brain_mask, standardise
 
 
@@ -41,6 +41,18 @@ def test_noisy_air_is_background(offset: float, decimals: int) -> None:
     shown = not_background(noisy)
     assert np.count_nonzero(shown ^ inside) < 0.02 * np.count_nonzero(inside)
     assert not shown[:2].any() and not shown[7].any()
+
+
+def test_air_is_the_most_frequent_dark_value_or_that_of_the_edge() -> None:
+    # Roots of 0.04, 0.16 and 1 are levels 51, 102 and 255; halfway from the air to Otsu's threshold (102) is 76.5 or 102.
+    grey = np.full((10, 10), 0.16, np.float32)
+    grey[0], grey[4, 2:8] = 0.04, 1.0
+    edge = np.zeros(grey.shape, bool)
+    edge[0] = True
+    np.testing.assert_array_equal(above_air(grey), grey == 1)  # 0.16 is the most frequent
+    np.testing.assert_array_equal(above_air(grey, edge=edge), grey > 0.04)
+    np.testing.assert_array_equal(above_air(grey, possible=edge), grey > 0.04)
+    np.testing.assert_array_equal(above_air(np.stack([grey, grey]), edge=np.stack([edge, edge])), np.stack([grey, grey]) > 0.04)
 
 
 def test_nothing_shows_nothing() -> None:

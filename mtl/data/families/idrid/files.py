@@ -17,7 +17,7 @@ from mtl.core.errors import DataError
 from mtl.core.family import LostLabels
 from mtl.core.names import normal
 from mtl.data.families.folders import by_name, find_files, folders_in, unreadable, unreadable_in
-from mtl.data.formats.images import IMAGE_SUFFIXES
+from mtl.data.formats.images import IMAGE_SUFFIXES, MASK_SUFFIXES
 from mtl.data.formats.tables import ImageNames, letters, number_of, read_rows, some, unmatched_rows
 
 # By name in `data.sets`: letter in sample ids, folder as distributed, word by which the folder is found.
@@ -30,7 +30,6 @@ PARTS = ("train", "test")  # official splits, and words in the names of their fo
 ORIGINALS, TRUTH = "originalimages", "groundtruth"  # words in the names of the folders of a set, without spaces
 CODES = ("MA", "HE", "EX", "SE", "OD")  # suffixes of mask files
 MASK = re.compile(rf"(?P<image>.+)_(?P<code>{'|'.join(CODES)})", re.IGNORECASE)
-MASK_SUFFIXES = frozenset({".tif", ".tiff", ".png", ".bmp"})  # JPEG has grey seams around what is marked
 LESION_FOLDERS = {  # as distributed, and the word in it that copies keep
     "MA": ("1. Microaneurysms", "aneurysm"), "HE": ("2. Haemorrhages", "morrhage"), "EX": ("3. Hard Exudates", "hardexudate"),
     "SE": ("4. Soft Exudates", "softexudate"), "OD": ("5. Optic Disc", "opticdis"),

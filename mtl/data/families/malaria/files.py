@@ -14,8 +14,8 @@ IMAGES, ANNOTATIONS = "img", "gt"  # folders of a patient, in normal form
 ANNOTATION_SUFFIXES = frozenset({".txt"})
 
 
-def pair_files(patient: Path, problems: list[str], notes: list[str]) -> list[tuple[Path, Path]]:
-    """Pair the images of a patient with their annotations.
+def pair_files(patient: Path, problems: list[str], notes: list[str]) -> tuple[list[tuple[Path, Path]], int]:
+    """Pair the images of a patient with their annotations; return the pairs, and how many files are or should be annotations.
 
     Args:
         patient: Folder with `Img/` and `GT/`.
@@ -31,11 +31,9 @@ def pair_files(patient: Path, problems: list[str], notes: list[str]) -> list[tup
         notes.append(f"{patient}: holds neither images in `Img/` nor annotations in `GT/`.")
     problems += [*unreadable_in(patient), *unreadable(truths.unread)]
     notes += pictures.note(patient / "Img", IMAGE_SUFFIXES)
-    for path in truths.others:
-        if normal(path.stem) in images and normal(path.stem) not in annotations:
-            problems.append(f"{path}: is not read; expected an annotation that ends in .txt. Convert or remove it.")
-    idle = [path.name for path in truths.others if normal(path.stem) not in images or normal(path.stem) in annotations]
-    if idle:
+    misnamed = [path for path in truths.others if normal(path.stem) in images and normal(path.stem) not in annotations]
+    problems += [f"{path}: is not read; expected an annotation that ends in .txt. Convert or remove it." for path in misnamed]
+    if idle := [path.name for path in truths.others if path not in misnamed]:
         notes.append(f"{patient / 'GT'}: {some(idle)} left out; expected files that end in .txt.")
     problems += [
         f"{path}: there is no image of this name in `{patient / 'Img'}`."
@@ -47,4 +45,5 @@ def pair_files(patient: Path, problems: list[str], notes: list[str]) -> list[tup
         notes.append(f"{bare[0]}: has no annotation and is left out.")
     elif bare:
         notes.append(f"{patient / 'Img'}: {some([path.name for path in bare])} have no annotation and are left out.")
-    return [(path, annotations[stem]) for stem, path in images.items() if stem in annotations]
+    pairs = [(path, annotations[stem]) for stem, path in images.items() if stem in annotations]
+    return pairs, len(truths.files) + len(truths.unread) + len(misnamed)

@@ -57,6 +57,7 @@ class _Index:
     counts: Counter[str] = field(default_factory=Counter)
     rows: int = 0  # of annotation files whose image is there
     unused: int = 0  # of these, what `on_error` leaves out
+    files: int = 0  # annotation files, those among them that cannot be read or fit no image
 
 
 @DATA_FAMILIES.register("malaria")
@@ -188,7 +189,7 @@ class Malaria(DataFamily):
         return [*index.notes, *(f"{problem} Left out." for problem in (index.problems if self.on_error == "skip" else ()))]
 
     def lost_labels(self) -> list[LostLabels]:
-        """Return how many rows cannot be used: of unknown classes, or with errors that `on_error` leaves out."""
+        """Return how many rows and files cannot be used: of unknown classes, or with errors that `on_error` leaves out."""
         index = self._scan()
         known = "Known labels: Parasitized, Uninfected, White_Blood_Cell."
         listed = ", ".join(f"{name} ({count})" for name, count in index.unknown.most_common())
@@ -196,7 +197,7 @@ class Malaria(DataFamily):
         return [
             LostLabels("annotated cells", sum(index.unknown.values()), index.rows, why),
             LostLabels("annotated cells", index.unused, index.rows, "rows with errors, or of images with errors."),
-            LostLabels("annotation files", index.counts["orphans"], index.counts["files"], "there is no image of their name."),
+            LostLabels("annotation files", index.files - len(index.records), index.files, "with errors, or without an image."),
         ]
 
     def read_image(self, record: Record) -> np.ndarray:
@@ -261,7 +262,8 @@ class Malaria(DataFamily):
             index.problems += unreadable_in(set_folder)
             for folder in folders_in(set_folder):
                 patient = spelling.setdefault(normal(folder.name), folder.name)
-                pairs = pair_files(folder, index.problems, index.notes)
+                pairs, files = pair_files(folder, index.problems, index.notes)
+                index.files += files
                 entries += [(set_folder.name, patient, image, truth) for image, truth in pairs]
         uses = Counter(normal(f"{patient}/{image.stem}") for _, patient, image, _ in entries)
         taken: set[str] = set()
@@ -284,6 +286,7 @@ class Malaria(DataFamily):
         index.rows += annotation.rows
         if annotation.size is None:
             index.problems += annotation.problems
+            index.unused += annotation.rows
             return None
         try:
             size, orientation = image_size(image)
@@ -362,8 +365,3 @@ class Malaria(DataFamily):
 def _holds(folder: Path, names: list[str]) -> bool:
     """Return whether a folder holds one of some folders; one that may not be listed does not."""
     return bool(named_folders(folder).keys() & set(map(normal, names)))
-
-
-def _unknown_text(unknown: Counter[str]) -> str:
-    listed = ", ".join(f"{name} ({count})" for name, count in unknown.most_common())
-    return f"Cells with unknown labels are left out: {listed}. Known labels: Parasitized, Uninfected, White_Blood_Cell."

@@ -8,14 +8,14 @@ native: `images/{train,val,test}/NAME.jpg` (or `images/NAME.jpg`), `masks/<part>
 - `metadata.csv` (optional): a column with the image, and any of age, sex, skin tone (Fitzpatrick), lesion id, patient id.
 
 isic: the archives of the ISIC challenges as they unpack, in any folders: images `ISIC_*.jpg`, masks `*_segmentation.png`,
-tables with diagnoses (two flags as in 2017, or one column per class) and with metadata. The folder's name tells the part.
+tables (.csv, .tsv) with diagnoses (two flags as in 2017, or one column per class) and with metadata. The folder's name tells
+the part.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from mtl.core.family import LostLabels
@@ -23,15 +23,23 @@ from mtl.core.files import list_files
 from mtl.core.names import normal
 from mtl.data.families.folders import Found, find_files, folders_in, unreadable, unreadable_in
 from mtl.data.families.skin.labels import Attributes, check_classes, load, read_labels
-from mtl.data.families.skin.tables import Ids, read_about, read_diagnoses, rows_of
-from mtl.data.formats.images import IMAGE_SUFFIXES
-from mtl.data.formats.tables import ImageNames, some
+from mtl.data.families.skin.tables import (
+    Ids,
+    ImageTable,
+    diagnosis_columns,
+    read_about,
+    read_diagnoses,
+    read_table,
+    without_images,
+)
+from mtl.data.formats.images import IMAGE_SUFFIXES, MASK_SUFFIXES
+from mtl.data.formats.tables import ImageNames, some, unmatched_rows
 
 PARTS = ("train", "val", "test")
 PART_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
 PART_NAMES |= {"test": "test", "testing": "test"}
-ISIC_IMAGES = "ISIC_*"
-MASK_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".bmp", ".gif"})  # JPEG has grey seams around what is marked
+ISIC_START = "ISIC_"  # of the names of images
+ISIC_TABLES = frozenset({".csv", ".tsv"})
 MASK_ENDING = "_segmentation"
 OTHER_ENDING = "_superpixels"
 NATIVE = ("labels.json", "classes.json", "splits.json", "metadata.csv")
@@ -87,7 +95,7 @@ def find_layout(root: Path) -> str | None:
 def looks_alike(folder: Path) -> bool:
     """Return whether this may be the folder that somebody meant, without looking into folders inside."""
     try:
-        return (folder / "images").is_dir() or any(_is_image(path) for path in folder.glob(ISIC_IMAGES))
+        return (folder / "images").is_dir() or any(_is_of_isic(path) and _is_image(path) for path in folder.iterdir())
     except OSError:
         return False
 
@@ -111,8 +119,8 @@ def read_native(root: Path, attributes: Attributes) -> Contents:
     about: dict[str, dict[str, str]] = {}
     if table["metadata.csv"].is_file():
         ids = Ids()
-        rows = rows_of(table["metadata.csv"], images, contents.problems, contents.notes, needed=True)
-        about = read_about(rows, table["metadata.csv"], ids, contents.problems, needed=True)
+        metadata = read_table(table["metadata.csv"], images, contents.problems, contents.notes, needed=True)
+        about = read_about(metadata, ids, contents.problems, needed=True)
         contents.notes += [*ids.notes(table["metadata.csv"]), *_missing_rows(table["metadata.csv"], images, about)]
     return _collect(contents, images, masks, labels, about)
 
@@ -151,32 +159,62 @@ def read_isic(root: Path, attributes: Attributes) -> Contents:
     contents = Contents()
     found = list_files(root)
     contents.problems += unreadable(found.unread)
-    named = [path for path in found.files if _is_of_isic(path)]
-    mine = [path for path in named if _is_image(path)]
+    mine = [path for path in found.files if _is_of_isic(path) and _is_image(path)]
     images = _by_name([(path, _part_of(path.relative_to(root))) for path in mine], contents)
     masks = [path for path in found.files if _ends_in_mask(path) and path.suffix.casefold() in MASK_SUFFIXES]
-    known = {*mine, *masks, *(path for path in named if path.suffix.casefold() in TABLE_SUFFIXES)}
-    if left := [path for path in named if path not in known and not normal(path.stem).endswith(OTHER_ENDING)]:
-        contents.notes.append(f"{root}: {some([path.name for path in left])} left out: neither an image nor a mask.")
+    tables = [path for path in found.files if path.suffix.casefold() in ISIC_TABLES]
+    read = {*mine, *masks, *tables}
+    contents.notes += _left_out(root, [path for path in found.files if path not in read])
     diagnosis = "diagnosis" if "diagnosis" in attributes else next(iter(attributes), None)
     labels: dict[str, dict[str, int]] = {}
     about: dict[str, dict[str, str]] = {}
     ids = Ids()
-    for table in (path for path in found.files if path.suffix.casefold() == ".csv"):
-        rows = rows_of(table, images, contents.problems, contents.notes)
-        if diagnosis is not None:
-            for stem, value in read_diagnoses(rows, table, attributes[diagnosis], diagnosis, contents.problems).items():
-                if labels.setdefault(stem, {diagnosis: value}) != {diagnosis: value}:
-                    contents.problems.append(f"{table}: gives `{stem}` another class than an earlier table. Remove one.")
-        for stem, values in read_about(rows, table, ids, contents.problems).items():
+    listed = [read_table(path, images, contents.problems, contents.notes) for path in tables]
+    if diagnosis is not None:
+        labels = _diagnoses(root, listed, images, diagnosis, attributes[diagnosis], contents)
+    for table in listed:
+        for stem, values in read_about(table, ids, contents.problems).items():
             before = about.setdefault(stem, {})
             if strange := [key for key in values if before.get(key, values[key]) != values[key]]:
-                contents.problems.append(f"{table}: gives `{stem}` another {strange[0]} than an earlier table. Correct one.")
+                text = f"gives `{stem}` another {strange[0]} than an earlier table. Correct one."
+                contents.problems.append(f"{table.path}: {text}")
             about[stem] = {**values, **before}
-    if diagnosis is not None and (bare := [path.stem for stem, (path, _) in images.items() if stem not in labels]):
-        contents.notes.append(f"{root}: no table gives a {diagnosis} for {some(bare)}.")
     contents.notes += ids.notes(root)
     return _collect(contents, images, _masks(masks, images, contents), labels, about)
+
+
+def _left_out(root: Path, files: list[Path]) -> list[str]:
+    """Return notes about files of the ISIC layout that are not read although they may be images, masks or tables."""
+    tables = [path.name for path in files if path.suffix.casefold() in TABLE_SUFFIXES]
+    files = [path for path in files if path.suffix.casefold() not in TABLE_SUFFIXES]
+    others = [path.name for path in files if _is_image(path)]
+    strange = [path.name for path in files if _is_of_isic(path) and not normal(path.stem).endswith(OTHER_ENDING)]
+    notes = [f"{root}: {some(tables)} not read; expected tables that end in .csv or .tsv."] if tables else []
+    notes += [f"{root}: {some(others)} left out; expected images named {ISIC_START}*."] if others else []
+    return [*notes, *([f"{root}: {some(strange)} left out: neither an image nor a mask."] if strange else [])]
+
+
+def _diagnoses(
+    root: Path, tables: list[ImageTable], images: _Images, attribute: str, names: tuple[str, ...], contents: Contents
+) -> dict[str, dict[str, int]]:
+    """Return the diagnoses by image. Tables of parts that are not there are fine, unless images go without one."""
+    labels: dict[str, dict[str, int]] = {}
+    mine = [table for table in tables if diagnosis_columns(table.columns)]
+    for table in mine:
+        for stem, value in read_diagnoses(table, names, attribute, contents.problems).items():
+            if labels.setdefault(stem, {attribute: value}) != {attribute: value}:
+                contents.problems.append(f"{table.path}: gives `{stem}` another class than an earlier table. Remove one.")
+    listed = {stem for table in mine for _, stem, _ in table.rows}
+    if strange := [table for table in mine if table.gone]:
+        if listed:
+            where = strange[0].path if len(strange) == 1 else root
+            gone = list(dict.fromkeys(name for table in strange for name in table.gone))
+            contents.lost += unmatched_rows("diagnoses", where, gone, len(images) - len(listed), len(listed))
+        elif images:
+            contents.problems += map(without_images, strange)
+    if bare := [path.stem for stem, (path, _) in images.items() if stem not in labels]:
+        contents.notes.append(f"{root}: no table gives a {attribute} for {some(bare)}.")
+    return labels
 
 
 def _collect(
@@ -297,4 +335,4 @@ def _ends_in_mask(path: Path) -> bool:
 
 
 def _is_of_isic(path: Path) -> bool:
-    return fnmatchcase(path.name, ISIC_IMAGES)
+    return normal(path.name).startswith(normal(ISIC_START))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mtl.core.errors import DataError
@@ -39,7 +40,23 @@ ONE_HOT = {
     "bkl": "benign_keratosis", "df": "dermatofibroma", "vasc": "vascular_lesion", "scc": "squamous_cell_carcinoma",
 }  # fmt: skip
 UNKNOWN_CLASS = "unk"
-Row = tuple[int, str, dict[str, str]]  # line, image and texts by column
+
+
+@dataclass(frozen=True)
+class ImageTable:
+    """A table about images.
+
+    Attributes:
+        path: The file.
+        columns: Their names, as `mtl.data.formats.tables.letters` leaves them; none where the file names no images.
+        rows: Line, image and texts by column of each row about an image that is there.
+        gone: Names of images that are not there.
+    """
+
+    path: Path
+    columns: list[str] = field(default_factory=list)
+    rows: list[tuple[int, str, dict[str, str]]] = field(default_factory=list)
+    gone: list[str] = field(default_factory=list)
 
 
 class Ids:
@@ -70,118 +87,125 @@ class Ids:
         ]
 
 
-def rows_of(table: Path, images: Collection[str], problems: list[str], notes: list[str], needed: bool = False) -> list[Row]:
-    """Read the rows of a table that are about an image; none where the table has no column with the image.
+def read_table(path: Path, images: Collection[str], problems: list[str], notes: list[str], needed: bool = False) -> ImageTable:
+    """Read a table about images; it has neither columns nor rows where there is no column with the image.
 
     Args:
-        table: The file.
+        path: The file.
         images: Names of the images that are there, in normal form.
         problems: Receives what is wrong.
         notes: Receives what is left out.
         needed: The table has to be about these images: it is a problem if it has no such column, or no such row.
     """
     try:
-        table_rows = read_rows(table)
+        table_rows = read_rows(path)
     except DataError as error:
         problems.append(str(error))
-        return []
+        return ImageTable(path)
     header = [letters(name) for name in table_rows[0][1]] if table_rows else []
     place = next((header.index(name) for name in IMAGE_COLUMNS if name in header), None)
     if place is None:
         shown = ", ".join(f"`{name}`" for name in table_rows[0][1][:6]) if table_rows else "nothing"
         expected = f"expected a column {', '.join(IMAGE_COLUMNS[:4])} or alike, found {shown}"
-        (problems if needed else notes).append(f"{table}: not read; {expected}.{' Rename one.' if needed else ''}")
-        return []
+        (problems if needed else notes).append(f"{path}: not read; {expected}.{' Rename one.' if needed else ''}")
+        return ImageTable(path)
     wanted = {header[place], *(name for names in ABOUT_COLUMNS.values() for name in names)}
     if twice := [name for name in header if name in wanted and header.count(name) > 1]:
-        problems.append(f"{table}: has several columns `{twice[0]}`. Remove or rename one of them.")
-        return []
-    rows, gone, names = [], [], ImageNames(images)
+        problems.append(f"{path}: has several columns `{twice[0]}`. Remove or rename one of them.")
+        return ImageTable(path)
+    table, names = ImageTable(path, header), ImageNames(images)
     for line, row in table_rows[1:]:
         if any(row[len(header) :]):
             problems.append(
-                f"{table}:{line}: has more values than there are columns, {len(header)}. Put texts with separators in quotes."
+                f"{path}:{line}: has more values than there are columns, {len(header)}. Put texts with separators in quotes."
             )
             continue
         name = row[place] if place < len(row) else ""
         stem = names.find(name) if name else None
         if stem is not None:
-            rows.append((line, stem, dict(zip(header, row, strict=False))))
+            table.rows.append((line, stem, dict(zip(header, row, strict=False))))
         elif name:
-            gone.append(name)
-    if gone and not rows and needed:
-        problems.append(
-            f"{table}: none of its {len(gone)} rows names an image that is there (first: `{gone[0]}`). Correct the names."
-        )
-    elif gone:
-        notes.append(f"{table}: {some(gone)} of {len(gone) + len(rows)} rows listed, but there is no such image.")
-    notes += names.note(table)
-    return rows
+            table.gone.append(name)
+    if table.gone and not table.rows and needed:
+        problems.append(without_images(table))
+    elif table.gone:
+        count = len(table.gone) + len(table.rows)
+        notes.append(f"{path}: {some(table.gone)} of {count} rows listed, but there is no such image.")
+    notes += names.note(path)
+    return table
 
 
-def read_about(rows: list[Row], table: Path, ids: Ids, problems: list[str], needed: bool = False) -> dict[str, dict[str, str]]:
-    """Read age, sex, skin tone and ids by image, where given; arguments as for `rows_of`, `ids` gives ids one spelling."""
+def without_images(table: ImageTable) -> str:
+    """Return what is wrong with a table all of whose rows are about images that are not there."""
+    first = table.gone[0]
+    return (
+        f"{table.path}: none of its {len(table.gone)} rows names an image that is there (first: `{first}`). Correct the names."
+    )
+
+
+def read_about(table: ImageTable, ids: Ids, problems: list[str], needed: bool = False) -> dict[str, dict[str, str]]:
+    """Read age, sex, skin tone and ids by image, where given; arguments as for `read_table`, `ids` gives ids one spelling."""
     about: dict[str, dict[str, str]] = {}
     known = {name for names in ABOUT_COLUMNS.values() for name in names}
-    if needed and rows and not known & set(rows[0][2]):
-        expected = ", ".join(names[0] for names in ABOUT_COLUMNS.values())
-        problems.append(f"{table}: no column can be used; expected some of {expected} or alike, found {', '.join(rows[0][2])}.")
+    if needed and table.rows and not known & set(table.columns):
+        expected, found = ", ".join(names[0] for names in ABOUT_COLUMNS.values()), ", ".join(table.columns)
+        problems.append(f"{table.path}: no column can be used; expected some of {expected} or alike, found {found}.")
         return {}
-    for line, stem, texts in rows:
-        found = {}
+    for line, stem, texts in table.rows:
+        values = {}
         for key, columns in ABOUT_COLUMNS.items():
             text = next((texts[column] for column in columns if column in texts), "")
             if normal(text) not in NOT_GIVEN:
-                found[key] = ids.spelled(key, text) if key in ("patient", "lesion") else text
-        age = number_of(found.get("age", "0"))
+                values[key] = ids.spelled(key, text) if key in ("patient", "lesion") else text
+        age = number_of(values.get("age", "0"))
         if age is None or not 0 <= age < 130:
-            problems.append(f"{table}:{line}: expected an age in years, found `{found['age']}`. Correct the file.")
+            problems.append(f"{table.path}:{line}: expected an age in years, found `{values['age']}`. Correct the file.")
             continue
-        if about.setdefault(stem, found) != found:
-            problems.append(f"{table}:{line}: `{stem}` was listed before with other values. Remove one of them.")
+        if about.setdefault(stem, values) != values:
+            problems.append(f"{table.path}:{line}: `{stem}` was listed before with other values. Remove one of them.")
     return about
 
 
-def read_diagnoses(rows: list[Row], table: Path, names: tuple[str, ...], attribute: str, problems: list[str]) -> dict[str, int]:
-    """Read class indices from two flags or from one column per class; nothing where the table has neither.
+def diagnosis_columns(columns: Collection[str]) -> dict[str, list[str]]:
+    """Return what columns mean: two flags and `neither`, or one column per class; nothing where there are no such columns."""
+    one_hot = [column for column in ONE_HOT if column in columns]
+    if set(FLAGS) <= set(columns):
+        return {FLAGS[0]: ["melanoma"], FLAGS[1]: ["seborrheic_keratosis"], "neither": ["nv", "nevus"]}
+    return {column: [column, ONE_HOT[column]] for column in one_hot} if len(one_hot) > 1 else {}
+
+
+def read_diagnoses(table: ImageTable, names: tuple[str, ...], attribute: str, problems: list[str]) -> dict[str, int]:
+    """Read class indices by image from a table with `diagnosis_columns`.
 
     Args:
-        rows: From `rows_of`.
-        table: The file.
+        table: The table.
         names: The classes.
         attribute: What they are classes of.
         problems: Receives what is wrong.
     """
-    columns = set(rows[0][2]) if rows else set()
-    one_hot = [column for column in ONE_HOT if column in columns]
-    if set(FLAGS) <= columns:
-        meaning = {FLAGS[0]: ["melanoma"], FLAGS[1]: ["seborrheic_keratosis"], "neither": ["nv", "nevus"]}
-    elif len(one_hot) > 1:
-        meaning = {column: [column, ONE_HOT[column]] for column in one_hot}
-    else:
-        return {}
+    meaning = diagnosis_columns(table.columns)
     found: dict[str, int] = {}
     unnamed: dict[str, int] = defaultdict(int)
-    for line, stem, texts in rows:
+    for line, stem, texts in table.rows:
         values = {column: number_of(texts.get(column, "")) for column in meaning if column != "neither"}
         marked = [column for column, value in values.items() if value == 1]
         if not set(values.values()) <= {0.0, 1.0} or len(marked) > 1:
             shown = ", ".join(f"{column} {texts.get(column, '') or 'nothing'}" for column in values)
-            problems.append(f"{table}:{line}: expected zeros and at most one 1, found {shown}. Correct the file.")
+            problems.append(f"{table.path}:{line}: expected zeros and at most one 1, found {shown}. Correct the file.")
             continue
         if not marked and "neither" not in meaning:
             if number_of(texts.get(UNKNOWN_CLASS, "")) != 1:
-                problems.append(f"{table}:{line}: marks no class for `{stem}`. Correct the file.")
+                problems.append(f"{table.path}:{line}: marks no class for `{stem}`. Correct the file.")
             continue
         column = marked[0] if marked else "neither"
         index = next((index for index, name in enumerate(names) if letters(name) in map(letters, meaning[column])), None)
         if index is None:
             unnamed[meaning[column][-1]] += 1
         elif found.setdefault(stem, index) != index:
-            problems.append(f"{table}:{line}: `{stem}` was listed before with another class. Remove one of the rows.")
+            problems.append(f"{table.path}:{line}: `{stem}` was listed before with another class. Remove one of the rows.")
     for name, count in unnamed.items():
         problems.append(
-            f"{table}: {count} images are {name}, but data.attributes.{attribute} is {', '.join(names)}. Add {name} to it, or "
-            "remove these images."
+            f"{table.path}: {count} images are {name}, but data.attributes.{attribute} is {', '.join(names)}. Add {name} to "
+            "it, or remove these images."
         )
     return found

@@ -21,13 +21,12 @@ from mtl.core.names import normal
 from mtl.data.families.folders import by_name, find_files, named_folders, unreadable_in
 from mtl.data.families.tiger.coco import Listed, read_coco
 from mtl.data.formats.headers import ALPHA_MODES, open_image
-from mtl.data.formats.images import IMAGE_SUFFIXES, deep_values
+from mtl.data.formats.images import IMAGE_SUFFIXES, MASK_SUFFIXES, deep_values
 from mtl.data.formats.tables import ImageNames, some, unmatched_rows
 
 SETS = {"bcss": "tissue-bcss", "cells": "tissue-cells"}  # folder by name in `data.sets`
 PLACES = ("", "roi-level-annotations", "wsirois/roi-level-annotations")  # below `data.root`, with the sets in it
 IMAGES, MASKS, COCO = "images", "masks", "tiger-coco.json"
-MASK_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".bmp"})
 HIGHEST = 7  # value of a mask
 EXCLUDED = 0  # value of what nobody annotated
 NAME = re.compile(r"(?P<slide>.+?)_? ?\[(?P<corners>-?\d+(?:\s*,\s*-?\d+){3})\s*\]")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mtl.config.plan import too_many_lost
 from mtl.core.errors import ConfigError, DataError
 from mtl.data.families.malaria.annotations import centroid, read_annotation
 from mtl.data.families.malaria.parasitemia import image_labels, parasitemia_grade
@@ -131,6 +132,22 @@ def test_rows_with_errors_are_named_or_skipped(tmp_path: Path, row: str, text: s
     assert objects is not None and objects.ids.tolist() == [0, 2]  # places in the file stay
     assert text in "\n".join(tolerant.check().errors) and text in "\n".join(tolerant.notes())
     assert [(entry.lost, entry.total) for entry in tolerant.lost_labels() if entry.lost] == [(1, 3)]
+
+
+def test_files_that_skip_leaves_out_are_lost_labels(tmp_path: Path) -> None:
+    annotations = [put(tmp_path, [POINT, SQUARE], name=f"Point Set/101C1P1thinF/Img/IMG_{n}.jpg") for n in range(8)]
+    annotations[0].write_text("no header")
+    annotations[1].write_text("2,100,60\n1-1,Parasitized,x,Point,1,0.3,0.5\n1-2,Uninfected,x,Point,1,0.9,1")  # as shares
+    annotations[2].rename(annotations[2].with_name("IMG_9.txt"))  # without an image
+    annotations[3].rename(annotations[3].with_suffix(".csv"))
+    annotations[4].write_text("1,60,100\n1-1,Parasitized,x,Point,1,30,20")  # of another size
+    family = Malaria(root=str(tmp_path), on_error="skip")
+    assert [record.sample_id[-5:] for record in family.records()] == ["IMG_5", "IMG_6", "IMG_7"]
+    lost = {entry.what: (entry.lost, entry.total) for entry in family.lost_labels() if entry.lost}
+    assert lost == {"annotated cells": (3, 9), "annotation files": (5, 8)}
+    _, files = too_many_lost(family.lost_labels(), 0.33)
+    assert "5 of 8 annotation files cannot be used" in files
+    assert too_many_lost(family.lost_labels(), 0.63) == []
 
 
 def test_many_errors_are_counted(tmp_path: Path) -> None:

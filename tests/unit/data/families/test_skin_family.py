@@ -16,7 +16,11 @@ from torch import nn
 
 from mtl.core.errors import ConfigError, DataError
 from mtl.core.types import Record
+from mtl.data.families.idrid import files as idrid_files
+from mtl.data.families.skin import files as skin_files
 from mtl.data.families.skin.family import RESERVED, Skin
+from mtl.data.families.tiger import files as tiger_files
+from mtl.data.formats.images import MASK_SUFFIXES
 from mtl.data.pipeline.dataset import SampleDataset
 from mtl.data.pipeline.splits import check_split, hash_records, make_split
 from mtl.imaging.geometry import Geometry
@@ -449,6 +453,11 @@ def test_ambiguous_names_match_nothing(clinic: Path) -> None:
     assert "0.png of 36 rows listed, but there is no such image" in notes and "gives the patient of 35 of 37 images" in notes
 
 
+def test_a_person_is_one_in_every_unicode_form() -> None:
+    composed, decomposed = (Skin().person_of(unicodedata.normalize(form, "patient M\u00dcLLER")) for form in ("NFC", "NFD"))
+    assert composed == decomposed == "patient m\u00fcller"
+
+
 def test_names_that_a_mac_stored_keep_class_mask_and_patient(clinic: Path) -> None:
     for path in [*(clinic / "images").iterdir()]:
         path.rename(path.with_name(unicodedata.normalize("NFD", path.name)))
@@ -483,6 +492,21 @@ def test_files_that_are_not_read_are_noted(folder: Path) -> None:
     assert read(folder)[1]["image_1"].knows("class:diagnosis")
     put(folder / "Labels.JSON", {"other.jpg": 1})
     assert "none of its 1 names is that of an image (first: `other.jpg`)" in refusal(folder)
+
+
+def test_masks_are_files_of_the_same_formats_in_every_family(folder: Path, archives: Path) -> None:
+    assert {".png", ".tif", ".tiff", ".bmp"} == MASK_SUFFIXES and skin_files.MASK_SUFFIXES is MASK_SUFFIXES
+    assert idrid_files.MASK_SUFFIXES is tiger_files.MASK_SUFFIXES is MASK_SUFFIXES
+    put_mask(folder / "masks" / "train" / "image_3.gif")
+    family, records = read(folder)
+    assert not records["image_3"].knows("mask:lesion")
+    assert any(
+        "image_3.gif left out; expected files that end in .bmp, .png, .tif, .tiff" in note for note in family.check().notes
+    )
+    put_mask(archives / "ISIC-2017_Training_Part1_GroundTruth" / "ISIC_0000000_segmentation.gif")
+    family, records = read(archives)
+    assert not records["ISIC_0000000"].knows("mask:lesion")
+    assert any("ISIC_0000000_segmentation.gif left out" in note for note in family.check().notes)
 
 
 # -- ISIC layout -------------------------------------------------------------------------------------------------------
@@ -551,6 +575,41 @@ def test_wrong_isic_tables(archives: Path) -> None:
     assert "marks no class for" in refusal(archives)
     put(table, "image,MEL,NV\nISIC_0000005,0,1")
     assert "another class than an earlier table" in refusal(archives)
+
+
+def test_isic_files_that_are_not_read_are_noted(archives: Path) -> None:
+    for name in ("Test_v2", "Training"):
+        table = archives / f"ISIC-2017_{name}_Part3_GroundTruth.csv"
+        put(table.with_suffix(".tsv" if name == "Training" else ".xlsx"), table.read_text().replace(",", "\t"))
+        table.unlink()
+    first = archives / "ISIC-2017_Training_Data" / "ISIC_0000000.jpg"
+    first.rename(first.with_name("isic_0000000.jpg"))
+    for name in ("PH2_001.jpg", "ISIC_0000009.heic", "ISIC_0000000.json"):
+        (first.parent / name).write_bytes(b"x")
+    family, records = read(archives)
+    values = [family.read_labels(records[name]).labels.get("diagnosis") for name in sorted(records, key=str.upper)]
+    assert values == [0, 1, 2, 0, 1, None] and "isic_0000000" in records
+    notes = " ".join(family.check().notes)
+    assert "2 entries (first: ISIC-2017_Test_v2_Part3_GroundTruth.xlsx) not read; expected tables that end in .csv" in notes
+    assert "PH2_001.jpg left out; expected images named ISIC_*." in notes
+    assert "ISIC_0000009.heic left out: neither an image nor a mask." in notes
+    assert "no table gives a diagnosis for ISIC_0000005" in notes
+
+
+def test_isic_diagnoses_that_fit_no_image_are_lost(archives: Path) -> None:
+    table = archives / "ISIC-2017_Validation_Part3_GroundTruth.csv"
+    table.write_text(table.read_text().replace("ISIC_", "IMG_"))  # two of six images go without
+    family, _ = read(archives)
+    (lost,) = family.lost_labels()
+    assert (lost.what, lost.lost, lost.total) == ("diagnoses", 2, 6) and f"{table} names them otherwise" in lost.why
+    for path in archives.glob("*GroundTruth.csv"):
+        path.write_text(path.read_text().replace("ISIC_", "IMG_"))
+    assert refusal(archives).startswith("3 errors below")
+    assert any(
+        f"{table}: none of its 2 rows names an image that is there (first: `IMG_0000003`)" in error
+        for error in Skin(root=str(archives)).check().errors
+    )
+    assert read(archives, attributes={"diagnosis": None})[0].lost_labels() == []
 
 
 def test_isic_without_a_test_part(archives: Path) -> None:
