@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 # What may change when a run goes on: where and how fast it computes, not what.
 ALLOWED = (
     "plugins",
@@ -35,3 +37,12 @@ FREE = ("cache", "largest_loss",
         "loader.sampler", "loader.priority_class", "loader.mixing", "loader.source_weights", "loader.temperature",
         "loader.num_workers", "loader.prefetch", "loader.pin_memory",
         "loader.eval_batch_size")  # fmt: skip
+
+
+def leaves(value: Any, path: str = "") -> dict[str, Any]:
+    """Return the leaves of a configuration by their path."""
+    if not isinstance(value, dict) or not value:
+        return {path: value}
+    return {
+        key: leaf for name, entry in value.items() for key, leaf in leaves(entry, f"{path}.{name}" if path else name).items()
+    }

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from tiny_runs import DENSE, before_step, checkpoint, differing, history, resume_run, stop_at, tiny_run, words
 
-from mtl.core.errors import ConfigError, TrainingError
+from mtl.core.errors import ConfigError, DataError, TrainingError
 from mtl.core.processes import this_process
 from mtl.core.types import TaskBatch
 from mtl.runs.history import training_summary
@@ -142,11 +142,23 @@ def test_a_run_that_was_stopped_early_stays_stopped(smears: Path, tmp_path: Path
 
 
 def test_a_run_keeps_its_configuration(smears: Path, tmp_path: Path) -> None:
-    tiny_run(smears, tmp_path / "run", *DENSE, "trainer.max_epochs=1")
+    tiny_run(smears, tmp_path / "run", *DENSE, "trainer.max_epochs=1", "optimizer.lr=0.003")
     with pytest.raises(ConfigError, match=r"optimizer\.lr=1.* cannot be combined with resume"):
         resume_run(tmp_path / "run", "optimizer.lr=1")
     with pytest.raises(ConfigError, match="is not a run"):
         resume_run(tmp_path, "trainer.max_epochs=2")
+    for name, before, after, error, message in (
+        ("config.json", '"lr": 0.003', '"lr": 0.03', ConfigError, r"`optimizer\.lr` is 0\.03, in last\.ckpt 0\.003\. Restore"),
+        ("split.csv", ",train,", ",left_out,", DataError, r"1 of 12 samples differ \(first: .* is in left_out, .* in train\)"),
+    ):
+        file = tmp_path / "run" / name
+        original = file.read_text()
+        assert before in original
+        file.write_text(edited := original.replace(before, after, 1))
+        with pytest.raises(error, match=message):
+            resume_run(tmp_path / "run", "trainer.max_epochs=2")
+        assert file.read_text() == edited and len(history(tmp_path / "run")) == 1
+        file.write_text(original)
     resume_run(tmp_path / "run", "trainer.max_epochs=2")
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (config["trainer"]["max_epochs"], config["resume"], len(history(tmp_path / "run"))) == (2, None, 2)
