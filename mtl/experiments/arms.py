@@ -18,11 +18,11 @@ from mtl.config.keys import ALLOWED, EPOCHS, FREE, SHARED, VOLATILE, leaves
 from mtl.config.plan import Plan
 from mtl.config.verbs import CompareConfig
 from mtl.config.words import written
-from mtl.core.errors import ConfigError, DataError, TrainingError, unknown
+from mtl.core.errors import INTERRUPTED, ConfigError, DataError, TrainingError, unknown
 from mtl.core.files import file_hash
 from mtl.core.names import folder_name_problem
 from mtl.core.plugins import use
-from mtl.experiments.own_process import INTERRUPTED, train_in_own_process
+from mtl.experiments.own_process import train_in_own_process
 from mtl.runs.folder import RunFolder
 from mtl.runs.lock import held, refuse_if_held
 from mtl.runs.stored import read_config
