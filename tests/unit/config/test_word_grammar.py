@@ -14,7 +14,7 @@ from mtl.config import sweep
 from mtl.config.compose import composition
 from mtl.config.plan import Plan
 from mtl.config.words import read_word, value_of, written
-from mtl.core.errors import ConfigError
+from mtl.core.errors import INTERRUPTED, ConfigError, DataError, MtlError, TrainingError
 from mtl.runs.resume import resumed_plan
 
 # A word for a key that holds the name of a folder, and the name.
@@ -139,6 +139,23 @@ def test_the_runs_of_a_sweep_are_checked_before_the_first_and_fail_with_their_st
     assert said.count("error: ") == 1 and "`/nowhere é` does not exist" in said and len(said.splitlines()) == 1
     sweep.through_hydra(["-m", "task=skin_mtl", "scheduler=constant,plateau"], carried_out.append)
     assert [(plan.config.scheduler["name"], len(plan.left_out)) for plan in carried_out] == [("constant", 1), ("plateau", 0)]
+
+
+def test_ctrl_c_ends_a_sweep(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A run that failed before it is still told; the status is that of Ctrl-C."""
+    monkeypatch.chdir(tmp_path)
+    begun: list[float] = []
+
+    def train(plan: Plan) -> None:
+        begun.append(plan.config.optimizer.lr)
+        error: MtlError = DataError("Broken.") if len(begun) == 1 else TrainingError("Interrupted. Go on.")
+        if len(begun) == 2:
+            error.exit_code = INTERRUPTED
+        raise error
+
+    monkeypatch.setattr("mtl.cli.train._train", train)
+    assert guarded("train", ["-m", "task=malaria_cells", "optimizer.lr=0.1,0.2,0.3"]) == INTERRUPTED == 130
+    assert capfd.readouterr().err == "error: Interrupted. Go on.\nerror: Broken.\n" and begun == [0.1, 0.2]
 
 
 def test_a_run_that_goes_on_reads_words_like_any_other(tmp_path: Path) -> None:
