@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,13 +12,15 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from tiny_runs import DENSE, before_step, checkpoint, differing, history, resume_run, stop_at, tiny_run, words
 
 from mtl.core.errors import ConfigError, DataError, TrainingError
 from mtl.core.processes import this_process
-from mtl.core.types import TaskBatch
+from mtl.core.types import Sample, TaskBatch
+from mtl.data.pipeline.dataset import SampleDataset
 from mtl.runs.history import training_summary
 from mtl.training.module import MultiTaskModule
 
@@ -86,6 +89,26 @@ def test_an_interrupted_first_epoch_begins_anew(smears: Path, tmp_path: Path) ->
     assert not (tmp_path / "resumed" / "checkpoints").exists()
     resume_run(tmp_path / "resumed")
     assert_equal_runs(tmp_path / "straight", tmp_path / "resumed")
+
+
+def test_a_loader_that_is_killed_is_one_sentence_and_the_run_goes_on(smears: Path, tmp_path: Path) -> None:
+    read, main = SampleDataset.__getitem__, os.getpid()
+
+    def killed(self: SampleDataset, index: int) -> Sample:
+        if os.getpid() != main:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read(self, index)
+
+    with patch.object(SampleDataset, "__getitem__", killed), pytest.raises(TrainingError) as stopped:
+        tiny_run(smears, tmp_path / "run", *DENSE, "trainer.max_epochs=1", "data.loader.num_workers=1")
+    pattern = (
+        r"A process that loads data is gone: DataLoader worker \(pid.*\) (is killed by signal: Killed|exited unexpectedly)\. "
+        r"The system does that when memory.*No epoch was finished yet\. "
+        r"Go on with: python train\.py resume=\S+/run data\.loader\.num_workers=<fewer>"
+    )
+    assert re.fullmatch(pattern, str(stopped.value)), stopped.value
+    resume_run(tmp_path / "run", "data.loader.num_workers=0")
+    assert len(history(tmp_path / "run")) == 1
 
 
 def test_a_run_whose_folder_disappears_is_an_error_and_does_not_come_back(smears: Path, tmp_path: Path) -> None:
