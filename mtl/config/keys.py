@@ -4,6 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
+from mtl.core.registry import (
+    ADAPTERS,
+    BALANCERS,
+    DATA_FAMILIES,
+    ENCODERS,
+    HEADS,
+    NECKS,
+    SCHEDULERS,
+    STUDY_METRICS,
+    Registry,
+)
+
+# Sections that are one part, and sections that hold several by name.
+SECTIONS: tuple[tuple[Registry, str], ...] = (
+    (ENCODERS, "backbone"), (ADAPTERS, "peft"), (BALANCERS, "balancer"), (SCHEDULERS, "scheduler"), (DATA_FAMILIES, "data"),
+)  # fmt: skip
+GROUPS_OF_PARTS: tuple[tuple[Registry, str], ...] = ((NECKS, "necks"), (HEADS, "heads"), (STUDY_METRICS, "study_metrics"))
+
 # What may change when a run goes on: where and how fast it computes, not what.
 ALLOWED = (
     "plugins",
