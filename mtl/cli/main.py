@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from mtl.core.disk import is_refusal, sentence
-from mtl.core.errors import MtlError, nearest
+from mtl.core.errors import INTERRUPTED, MtlError, nearest
 from mtl.core.version import __version__
 
 
@@ -65,7 +65,7 @@ def guarded(verb: str, words: list[str]) -> int:
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
 
 
 def without_traceback(text: str) -> str:

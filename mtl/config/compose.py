@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtl.config.environment import NOT_KEPT, as_written
+from mtl.config.variables import NOT_KEPT, as_written
 from mtl.config.words import EXAMPLE, Word, read_word, shown, value_of, written
 from mtl.core import plugins
 from mtl.core.distribution import install_command
@@ -222,7 +222,7 @@ def _unknown_stages(composing: SuiteLoader, config_name: str, ready: list[str]) 
 
 
 def _resolved(config: DictConfig) -> dict[str, Any]:
-    """Turn an omegaconf node into dicts and lists with all references resolved, but those of `mtl.config.environment`."""
+    """Turn an omegaconf node into dicts and lists with all references resolved, but those of `mtl.config.variables`."""
     from omegaconf import OmegaConf, open_dict
 
     with open_dict(config):

@@ -2,6 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from mtl.core.registry import (
+    ADAPTERS,
+    BALANCERS,
+    DATA_FAMILIES,
+    ENCODERS,
+    HEADS,
+    NECKS,
+    SCHEDULERS,
+    STUDY_METRICS,
+    Registry,
+)
+
+# Sections that are one part, and sections that hold several by name.
+SECTIONS: tuple[tuple[Registry, str], ...] = (
+    (ENCODERS, "backbone"), (ADAPTERS, "peft"), (BALANCERS, "balancer"), (SCHEDULERS, "scheduler"), (DATA_FAMILIES, "data"),
+)  # fmt: skip
+GROUPS_OF_PARTS: tuple[tuple[Registry, str], ...] = ((NECKS, "necks"), (HEADS, "heads"), (STUDY_METRICS, "study_metrics"))
+
 # What may change when a run goes on: where and how fast it computes, not what.
 ALLOWED = (
     "plugins",
@@ -35,3 +55,12 @@ FREE = ("cache", "largest_loss",
         "loader.sampler", "loader.priority_class", "loader.mixing", "loader.source_weights", "loader.temperature",
         "loader.num_workers", "loader.prefetch", "loader.pin_memory",
         "loader.eval_batch_size")  # fmt: skip
+
+
+def leaves(value: Any, path: str = "") -> dict[str, Any]:
+    """Return the leaves of a configuration by their path."""
+    if not isinstance(value, dict) or not value:
+        return {path: value}
+    return {
+        key: leaf for name, entry in value.items() for key, leaf in leaves(entry, f"{path}.{name}" if path else name).items()
+    }

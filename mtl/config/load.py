@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from mtl.config.bounds import text_problem
 from mtl.config.compose import compose
 from mtl.config.data_schema import DataConfig, DataGenericConfig
+from mtl.config.keys import GROUPS_OF_PARTS, SECTIONS
 from mtl.config.parts import HEAD_KEYS, check_part, plugins_of, validate
 from mtl.config.schema import ComposedConfig, RunConfig
 from mtl.config.stages import check_score_weights, check_stages, part_names
@@ -44,11 +45,6 @@ SAID_OF_IMAGES = frozenset({
     "y_max", "x", "y",
 })  # fmt: skip
 DATA_KEYS = frozenset(DataGenericConfig.model_fields)
-# Sections that are one part, and sections that hold several by name.
-SECTIONS: tuple[tuple[Registry, str], ...] = (
-    (ENCODERS, "backbone"), (ADAPTERS, "peft"), (BALANCERS, "balancer"), (SCHEDULERS, "scheduler"), (DATA_FAMILIES, "data"),
-)  # fmt: skip
-GROUPS_OF_PARTS: tuple[tuple[Registry, str], ...] = ((NECKS, "necks"), (HEADS, "heads"), (STUDY_METRICS, "study_metrics"))
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 
 from mtl.config.compose import composed, hydra_sentence, loader, prepare_overrides
 from mtl.config.plan import Plan
-from mtl.core.errors import ConfigError, MtlError
+from mtl.core.errors import INTERRUPTED, ConfigError, MtlError
 
 CONFIG = "train"
 FLAGS = frozenset({"-m", "--multirun", "-c", "-i", "-p", "-sc"})
@@ -24,7 +24,8 @@ def for_hydra(words: list[str]) -> bool:
 def through_hydra(words: list[str], carry_out: Callable[[Plan], Any]) -> None:
     """Carry out the runs of a sweep, or show what Hydra knows of a configuration.
 
-    Every run of a sweep is checked before the first one starts, and a run that fails does not keep the others from theirs.
+    Every run of a sweep is checked before the first one starts, and a run that fails does not keep the others from theirs. One
+    that the user stops ends the sweep.
 
     Args:
         words: As typed, with flags.
@@ -70,6 +71,14 @@ def through_hydra(words: list[str], carry_out: Callable[[Plan], Any]) -> None:
         raise ConfigError(hydra_sentence(error, CONFIG)) from error
 
 
+class _Stopped(BaseException):
+    """Carries the error of a run that was stopped past Hydra, which takes any `Exception` for the result of that run."""
+
+    def __init__(self, error: MtlError) -> None:
+        self.error = error
+        super().__init__(error)
+
+
 def _sweep(hydra: Any, ready: list[str], carry_out: Callable[[Plan], Any]) -> None:
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
@@ -84,14 +93,19 @@ def _sweep(hydra: Any, ready: list[str], carry_out: Callable[[Plan], Any]) -> No
             made = composed(CONFIG, [*given.task, *places], [])
             values = numbered(made.values, ready, HydraConfig.get().job.num)
             carry_out(Plan.from_composition(replace(made, values=values)))
-        except MtlError as error:  # returned, since a launcher may run this in another process
-            return error
+        except MtlError as error:
+            if error.exit_code == INTERRUPTED:
+                raise _Stopped(error) from error
+            failed.append(error)
+            return error  # since a launcher may run this in another process, which has a list of its own
         return None
 
     GlobalHydra.instance().clear()
     GlobalHydra.instance().initialize(hydra)
     try:
         batches = hydra.multirun(CONFIG, job, [*ready, "hydra.mode=MULTIRUN"])
+    except _Stopped as stopped:
+        _raise([stopped.error, *failed])
     finally:
         GlobalHydra.instance().clear()
     for batch in batches or []:
@@ -117,10 +131,12 @@ def _check(hydra: Any, ready: list[str]) -> None:
 
 
 def _raise(failed: list[MtlError]) -> None:
-    """Raise one error for all: the worst kind that came first, with each sentence once."""
+    """Raise one error for all: of the kind and with the exit status of the first, and with each sentence once."""
     if failed:
         lines = dict.fromkeys(line for error in failed for line in str(error).splitlines())
-        raise type(failed[0])("\n".join(lines))
+        raised = type(failed[0])("\n".join(lines))
+        raised.exit_code = failed[0].exit_code
+        raise raised
 
 
 def numbered(config: dict[str, Any], words: Sequence[str], number: int) -> dict[str, Any]:

@@ -11,16 +11,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from mtl.config.path_keys import holds_path
 from mtl.core.errors import ConfigError
 
-# Keys whose value is the name of a file, a folder or a run: text as it stands, whatever is in it.
-NAMES = frozenset(
-    {
-        "backbone.weights", "checkpoint", "data.cache.folder", "data.folders.brats", "data.folders.kaggle", "data.root",
-        "data.split.file", "name", "output", "output_root", "paths.output_root", "paths.run_dir", "resume",
-        "slide.tissue_masks", "source",
-    }
-)  # fmt: skip
 EXAMPLE = "Expected key=value, for example backbone=resnet50 or optimizer.lr=1e-4; --help lists what there is."
 DEPTH = 30  # of brackets in brackets; deeper ones are no setting of anything
 
@@ -81,7 +74,7 @@ class Word:
 
     def _value(self, sweep: bool) -> str:
         value = self.value or ""
-        name = self.key in NAMES
+        name = holds_path(self.key)
         if sweep and (chosen := _CHOICE.fullmatch(value.strip())):
             value = chosen["inner"]  # what Hydra makes of the function is no longer quoted
         if name and not (sweep and _SWEEP.fullmatch(value.strip())):

@@ -9,6 +9,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+# Exit status of a command that was stopped with Ctrl-C, as shells have it: 128 and the number of the signal.
+INTERRUPTED = 130
+
 
 class MtlError(Exception):
     """Base of all errors that end a command with one sentence instead of a traceback."""

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from mtl.config.data_schema import GeometryConfig
-from mtl.config.keys import ALLOWED, EPOCHS, FREE, SHARED, VOLATILE
+from mtl.config.keys import ALLOWED, EPOCHS, FREE, SHARED, VOLATILE, leaves
 from mtl.config.plan import Plan
 from mtl.config.verbs import CompareConfig
 from mtl.config.words import written
-from mtl.core.errors import ConfigError, DataError, TrainingError, unknown
+from mtl.core.errors import INTERRUPTED, ConfigError, DataError, TrainingError, unknown
 from mtl.core.files import file_hash
 from mtl.core.names import folder_name_problem
 from mtl.core.plugins import use
-from mtl.experiments.own_process import INTERRUPTED, train_in_own_process
+from mtl.experiments.own_process import train_in_own_process
 from mtl.runs.folder import RunFolder
 from mtl.runs.lock import held, refuse_if_held
 from mtl.runs.stored import read_config
@@ -244,7 +244,7 @@ def _shared(plan: Plan) -> dict[str, Any]:
     """Return by name the settings of a run that all runs of its seed must share."""
     config = plan.to_dict()
     found = {key: plan.total_epochs if key == EPOCHS else _get(config, key) for key in SHARED if key != "data"}
-    data = _flat(config["data"], "data").items()
+    data = leaves(config["data"], "data").items()
     return found | {key: value for key, value in data if not key.removeprefix("data.").startswith(FREE)}
 
 
@@ -253,15 +253,6 @@ def _get(values: dict[str, Any], key: str) -> Any:
     for step in key.split("."):
         value = value[step] if isinstance(value, dict) and step in value else None
     return value
-
-
-def _flat(value: Any, path: str = "") -> dict[str, Any]:
-    """Return the leaves of a configuration by their path."""
-    if not isinstance(value, dict) or not value:
-        return {path: value}
-    return {
-        key: leaf for name, entry in value.items() for key, leaf in _flat(entry, f"{path}.{name}" if path else name).items()
-    }
 
 
 def _plan(suite: str, seeds: int | list[int], arms: dict[str, list[str]], overrides: list[str], folder: Path) -> list[Run]:
@@ -285,7 +276,7 @@ def _bring_up_to_date(run: Run, plan: Plan) -> str:
     """Train a run unless it is finished; resume it where it stopped."""
     place = RunFolder(run.folder)
     if place.config.is_file():
-        before, now = _flat(read_config(place)), _flat(json.loads(json.dumps(plan.to_dict())))
+        before, now = leaves(read_config(place)), leaves(json.loads(json.dumps(plan.to_dict())))
         changed = [key for key in now.keys() | before.keys() if now.get(key) != before.get(key)]
         if serious := sorted(key for key in changed if not any(key == v or key.startswith(f"{v}.") for v in VOLATILE)):
             listed = ", ".join(f"{key} {before.get(key)!r} -> {now.get(key)!r}" for key in serious[:4])

@@ -12,10 +12,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from mtl.core.errors import INTERRUPTED
 from mtl.core.processes import ENDS_WITH
 
 STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-INTERRUPTED = 130
 
 
 def train_in_own_process(words: list[str], log: Path) -> int:
@@ -25,7 +25,7 @@ def train_in_own_process(words: list[str], log: Path) -> int:
     process is killed outright the system tells it (`end_with_parent`).
 
     Returns:
-        Its exit status; 130 where it was stopped in this way.
+        Its exit status; `INTERRUPTED` where it was stopped in this way.
     """
     with log.open("a", encoding="utf-8") as output:
         process = subprocess.Popen(
@@ -43,7 +43,10 @@ def train_in_own_process(words: list[str], log: Path) -> int:
 
 @contextmanager
 def _passed_on(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
-    """Pass signals on to the group of a process; the third one kills it. Returns those that came."""
+    """Pass signals on to the group of a process; the third one kills it. Returns those that came.
+
+    What this process ignores (`nohup`: the end of the terminal) stays ignored, here and in that process, which inherits it.
+    """
     came: list[int] = []
 
     def pass_on(number: int, frame: Any) -> None:
@@ -54,7 +57,8 @@ def _passed_on(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
         yield came
         return
-    before = {number: signal.signal(number, pass_on) for number in STOPS}
+    heard = [number for number in STOPS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, pass_on) for number in heard}
     try:
         yield came
     finally:

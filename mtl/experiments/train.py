@@ -12,9 +12,11 @@ import pytorch_lightning as pl
 from mtl.config.plan import Plan
 from mtl.core.errors import MtlError, TrainingError
 from mtl.core.files import remove_stale, write_json
+from mtl.runs.checkpoint import read_checkpoint
 from mtl.runs.environment import environment
 from mtl.runs.folder import RunFolder, forget_start, is_main_process, new_run_dir, note_in_log, start_log, without_empty_folder
 from mtl.runs.lock import held, require_held
+from mtl.runs.unchanged import require_same_config
 from mtl.training.fit import check_validation, fit, log
 from mtl.training.loggers import close_loggers, log_results, loggers_at_the_end
 from mtl.training.quiet import ignore_noise
@@ -69,6 +71,8 @@ def _train(plan: Plan, run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     resume_from = run.last if plan.config.resume else None
     if resume_from is not None and not resume_from.is_file():
         resume_from = None  # stopped before the first epoch was finished: the run begins anew in its directory
+    if resume_from is not None:
+        require_same_config(plan, read_checkpoint(resume_from)["mtl"], run)
     if is_main_process():
         remove_stale(run.path / "*", below=True)
         write_json(run.config, plan.to_dict() | {"resume": None})

@@ -29,6 +29,7 @@ from mtl.runs.folder import RunFolder, is_main_process
 from mtl.runs.history import rows_before
 from mtl.runs.loading import PRETRAINING_NOTE
 from mtl.runs.stages import hand_over, incomparable, keep_stage, stage_of, start_file
+from mtl.runs.unchanged import require_same_split
 from mtl.training.callbacks.ema import ExponentialAverage
 from mtl.training.callbacks.examples import ExamplePictures
 from mtl.training.callbacks.handover import HandOverCheck
@@ -51,18 +52,24 @@ HANDLED_HERE = ("fast_dev_run", "max_steps")
 def fit(plan: Plan, run_dir: Path, resume_from: Path | None) -> dict[str, Any]:
     """Train all stages of a run, or those that are left of it; return the objects of the last one."""
     first = stage_of(resume_from, plan.stages) if resume_from else 0
-    data = prepare_data(plan, run_dir)
+    data = prepare_data(plan, run_dir, resume_from)
     for stage in plan.stages[first:]:
         objects = _fit_stage(plan, stage, run_dir, data, resume_from if stage.index == first else None)
     return objects
 
 
-def prepare_data(plan: Plan, run_dir: Path) -> MultiTaskDataModule:
-    """Index, split and cache the data, and try every stage, so that none fails after hours for what is known now."""
+def prepare_data(plan: Plan, run_dir: Path, resume_from: Path | None = None) -> MultiTaskDataModule:
+    """Index, split and cache the data, and try every stage, so that none fails after hours for what is known now.
+
+    Raises:
+        MtlError: Something will not work, or the run that goes on from a checkpoint would use another split.
+    """
     model = build_model(plan, load_weights=False)
     data = MultiTaskDataModule.from_plan(plan, model.specs, model.preprocessing)
     split_file = RunFolder(run_dir).split
     data.setup("fit", split_file=split_file if plan.config.resume and split_file.is_file() else None)
+    if resume_from is not None:
+        require_same_split(data.split_rows(), read_checkpoint(resume_from)["mtl"], RunFolder(run_dir))
     if is_main_process():
         data.save_split(split_file)
     log.info(data.describe_split())

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 
-from mtl.config.environment import looked_up
 from mtl.config.schema import LoggerConfig, RunConfig
+from mtl.config.variables import looked_up
 from mtl.core.distribution import install_command
 from mtl.core.errors import ConfigError
 from mtl.runs.folder import RunFolder

@@ -12,7 +12,7 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from mtl.core import errors
 from mtl.core.disk import is_refusal, sentence
-from mtl.core.errors import MtlError, TrainingError
+from mtl.core.errors import INTERRUPTED, MtlError, TrainingError
 from mtl.core.files import remove_stale
 from mtl.runs.folder import LAST, RunFolder, is_main_process
 from mtl.runs.history import read_history
@@ -21,6 +21,9 @@ from mtl.runs.history import read_history
 LOST_RANK = re.compile(
     r"connection (closed|reset) by peer|connection refused|socket timeout|remote process has|broken pipe", re.I
 )
+
+# What torch says where a process that loads batches is gone.
+LOST_LOADER = re.compile(r"DataLoader worker \(pid\S* [\d, ]+\) (?:is killed by signal|exited unexpectedly)[^.\n]*")
 
 
 def stop_of(error: BaseException, run_dir: Path) -> BaseException:
@@ -32,6 +35,8 @@ def stop_of(error: BaseException, run_dir: Path) -> BaseException:
         return _lost_rank(f"rank {error.error_index} (process {error.error_pid}) ended with {how}", run_dir)
     if isinstance(error, ProcessRaisedException):
         return _raised_in_rank(error, run_dir)
+    if isinstance(error, RuntimeError) and (lost := LOST_LOADER.search(f"{error.__cause__}\n{error}")):
+        return _lost_loader(lost[0], run_dir)
     if isinstance(error, RuntimeError) and LOST_RANK.search(str(error)):
         return _lost_rank("another rank ended without a word", run_dir)
     if isinstance(error, OSError) and is_refusal(error):
@@ -48,7 +53,7 @@ def interrupted(run_dir: Path) -> TrainingError:
         sys.exit(0)  # rank 0 says it; with another status its watcher would kill rank 0 before it can
     remove_stale(RunFolder(run_dir).checkpoints / "*")
     error = TrainingError(f"Interrupted. {what_is_kept(run_dir)}")
-    error.exit_code = 130
+    error.exit_code = INTERRUPTED
     return error
 
 
@@ -66,6 +71,13 @@ def _lost_rank(what: str, run_dir: Path) -> TrainingError:
     )
 
 
+def _lost_loader(what: str, run_dir: Path) -> TrainingError:
+    return TrainingError(
+        f"A process that loads data is gone: {what.strip()}. The system does that when memory, or shared memory in /dev/shm, "
+        f"runs out; see its log. {what_is_kept(run_dir)} data.loader.num_workers=<fewer>"
+    )
+
+
 def _raised_in_rank(error: ProcessRaisedException, run_dir: Path) -> BaseException:
     """Find the sentence for the user in what a forked rank raised; it arrives as the text of a traceback."""
     text = str(error)
@@ -73,6 +85,9 @@ def _raised_in_rank(error: ProcessRaisedException, run_dir: Path) -> BaseExcepti
     raised = getattr(errors, found[1], None) if found else None
     if found and isinstance(raised, type) and issubclass(raised, MtlError):
         return raised(found[2].strip())
-    if LOST_RANK.search(text.strip().rpartition("\n")[2]):
+    last = text.strip().rpartition("\n")[2]
+    if lost := LOST_LOADER.search(last):
+        return _lost_loader(lost[0], run_dir)
+    if LOST_RANK.search(last):
         return _lost_rank(f"rank {error.error_index} lost the connection to another", run_dir)
     return error

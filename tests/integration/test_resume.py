@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,13 +12,15 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from tiny_runs import DENSE, before_step, checkpoint, differing, history, resume_run, stop_at, tiny_run, words
 
-from mtl.core.errors import ConfigError, TrainingError
+from mtl.core.errors import ConfigError, DataError, TrainingError
 from mtl.core.processes import this_process
-from mtl.core.types import TaskBatch
+from mtl.core.types import Sample, TaskBatch
+from mtl.data.pipeline.dataset import SampleDataset
 from mtl.runs.history import training_summary
 from mtl.training.module import MultiTaskModule
 
@@ -88,6 +91,26 @@ def test_an_interrupted_first_epoch_begins_anew(smears: Path, tmp_path: Path) ->
     assert_equal_runs(tmp_path / "straight", tmp_path / "resumed")
 
 
+def test_a_loader_that_is_killed_is_one_sentence_and_the_run_goes_on(smears: Path, tmp_path: Path) -> None:
+    read, main = SampleDataset.__getitem__, os.getpid()
+
+    def killed(self: SampleDataset, index: int) -> Sample:
+        if os.getpid() != main:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read(self, index)
+
+    with patch.object(SampleDataset, "__getitem__", killed), pytest.raises(TrainingError) as stopped:
+        tiny_run(smears, tmp_path / "run", *DENSE, "trainer.max_epochs=1", "data.loader.num_workers=1")
+    pattern = (
+        r"A process that loads data is gone: DataLoader worker \(pid.*\) (is killed by signal: Killed|exited unexpectedly)\. "
+        r"The system does that when memory.*No epoch was finished yet\. "
+        r"Go on with: python train\.py resume=\S+/run data\.loader\.num_workers=<fewer>"
+    )
+    assert re.fullmatch(pattern, str(stopped.value)), stopped.value
+    resume_run(tmp_path / "run", "data.loader.num_workers=0")
+    assert len(history(tmp_path / "run")) == 1
+
+
 def test_a_run_whose_folder_disappears_is_an_error_and_does_not_come_back(smears: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
 
@@ -142,11 +165,23 @@ def test_a_run_that_was_stopped_early_stays_stopped(smears: Path, tmp_path: Path
 
 
 def test_a_run_keeps_its_configuration(smears: Path, tmp_path: Path) -> None:
-    tiny_run(smears, tmp_path / "run", *DENSE, "trainer.max_epochs=1")
+    tiny_run(smears, tmp_path / "run", *DENSE, "trainer.max_epochs=1", "optimizer.lr=0.003")
     with pytest.raises(ConfigError, match=r"optimizer\.lr=1.* cannot be combined with resume"):
         resume_run(tmp_path / "run", "optimizer.lr=1")
     with pytest.raises(ConfigError, match="is not a run"):
         resume_run(tmp_path, "trainer.max_epochs=2")
+    for name, before, after, error, message in (
+        ("config.json", '"lr": 0.003', '"lr": 0.03', ConfigError, r"`optimizer\.lr` is 0\.03, in last\.ckpt 0\.003\. Restore"),
+        ("split.csv", ",train,", ",left_out,", DataError, r"1 of 12 samples differ \(first: .* is in left_out, .* in train\)"),
+    ):
+        file = tmp_path / "run" / name
+        original = file.read_text()
+        assert before in original
+        file.write_text(edited := original.replace(before, after, 1))
+        with pytest.raises(error, match=message):
+            resume_run(tmp_path / "run", "trainer.max_epochs=2")
+        assert file.read_text() == edited and len(history(tmp_path / "run")) == 1
+        file.write_text(original)
     resume_run(tmp_path / "run", "trainer.max_epochs=2")
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (config["trainer"]["max_epochs"], config["resume"], len(history(tmp_path / "run"))) == (2, None, 2)

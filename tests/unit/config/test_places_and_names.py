@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from mtl.config.environment import looked_up
 from mtl.config.load import load_config
 from mtl.config.plan import Plan
 from mtl.config.sweep import numbered
+from mtl.config.variables import looked_up
 from mtl.config.verbs import CompareConfig, DataToolConfig, EvaluateConfig, PredictConfig, SynthConfig
 from mtl.core.errors import ConfigError
 from mtl.core.names import folder_name_problem

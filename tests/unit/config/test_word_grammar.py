@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ import pytest
 from mtl.cli.main import guarded
 from mtl.config import sweep
 from mtl.config.compose import composition
+from mtl.config.path_keys import PARTS
 from mtl.config.plan import Plan
 from mtl.config.words import read_word, value_of, written
-from mtl.core.errors import ConfigError
+from mtl.core.declarations import Entry, Parameter
+from mtl.core.errors import INTERRUPTED, ConfigError, DataError, MtlError, TrainingError
+from mtl.core.places import Place
 from mtl.runs.resume import resumed_plan
 
 # A word for a key that holds the name of a folder, and the name.
@@ -74,6 +78,31 @@ def test_names_of_files_are_text_everywhere(monkeypatch: pytest.MonkeyPatch, tmp
     several = ("set (1)/é", "'quoted, with comma'", "0012", "it's")
     assert swept(f"data.root={','.join(several)}", monkeypatch) == [NAMES.get(text, text) for text in several]
     assert swept("data.root=choice(007,'b,c')", monkeypatch) == ["007", "b,c"]
+
+
+def test_keys_that_are_declared_as_places_hold_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = (
+        "backbone.weights", "checkpoint", "data.cache.folder", "data.folders.brats", "data.root", "data.split.file", "name",
+        "output", "output_root", "paths.output_root", "paths.run_dir", "resume", "slide.tissue_masks", "source",
+        "stages.brain.start",
+    )  # fmt: skip
+    assert [key for key in keys if read_word(f"{key}=007").ready() != f"{key}='007'"] == []
+    others = (
+        "backbone.depth",
+        "data.folders",
+        "data.split.seed",
+        "optimizer.lr",
+        "stages.start",
+        "stages.brain.epochs",
+        "suite",
+    )
+    assert [key for key in others if read_word(f"{key}=007").ready() != f"{key}=007"] == []
+    parameters = {key: Parameter(key, of, None, True) for key, of in (("atlas", Place | None), ("maps", dict[str, Place]))}
+    entry = Entry("other", "other", Path("other.py"), "Other", parameters, plugin="other.py")
+    monkeypatch.setitem(PARTS, "peft", (types.SimpleNamespace(entries=lambda: {"other": entry}), 1))  # a part of a plug-in
+    assert read_word("peft.atlas=007").ready() == "peft.atlas='007'"
+    assert read_word("peft.maps.left=a (1)").ready() == "peft.maps.left='a (1)'"
+    assert read_word("peft.rank=007").ready() == "peft.rank=007"
 
 
 def test_values_are_read_alike(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -150,6 +179,23 @@ def test_the_runs_of_a_sweep_are_checked_before_the_first_and_fail_with_their_st
     assert said.count("error: ") == 1 and "`/nowhere é` does not exist" in said and len(said.splitlines()) == 1
     sweep.through_hydra(["-m", "task=skin_mtl", "scheduler=constant,plateau"], carried_out.append)
     assert [(plan.config.scheduler["name"], len(plan.left_out)) for plan in carried_out] == [("constant", 1), ("plateau", 0)]
+
+
+def test_ctrl_c_ends_a_sweep(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A run that failed before it is still told; the status is that of Ctrl-C."""
+    monkeypatch.chdir(tmp_path)
+    begun: list[float] = []
+
+    def train(plan: Plan) -> None:
+        begun.append(plan.config.optimizer.lr)
+        error: MtlError = DataError("Broken.") if len(begun) == 1 else TrainingError("Interrupted. Go on.")
+        if len(begun) == 2:
+            error.exit_code = INTERRUPTED
+        raise error
+
+    monkeypatch.setattr("mtl.cli.train._train", train)
+    assert guarded("train", ["-m", "task=malaria_cells", "optimizer.lr=0.1,0.2,0.3"]) == INTERRUPTED == 130
+    assert capfd.readouterr().err == "error: Interrupted. Go on.\nerror: Broken.\n" and begun == [0.1, 0.2]
 
 
 def test_a_run_that_goes_on_reads_words_like_any_other(tmp_path: Path) -> None:

@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
 
 from mtl.core.processes import runs
+from mtl.experiments import own_process
 
 CHILD = """#!{python}
 import os, sys, time
@@ -57,3 +59,19 @@ def test_the_training_ends_with_the_comparison(number: int, tmp_path: Path) -> N
     assert parent.wait(20) == (-number if number == signal.SIGKILL else 130)
     until(lambda: not runs(pid))
     assert log.read_text().splitlines()[1:] == ["interrupted"]
+
+
+@pytest.mark.parametrize(("terminal", "status"), [(signal.SIG_DFL, 130), (signal.SIG_IGN, 7)])
+def test_a_comparison_under_nohup_outlives_its_terminal(
+    terminal: signal.Handlers, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child = tmp_path / "child"
+    child.write_text("#!/bin/sh\nkill -HUP $PPID\nexit 7\n")
+    child.chmod(0o755)
+    monkeypatch.setattr(own_process, "sys", types.SimpleNamespace(executable=str(child)))
+    before = signal.signal(signal.SIGHUP, terminal)
+    try:
+        assert own_process.train_in_own_process([], tmp_path / "output.txt") == status
+        assert signal.getsignal(signal.SIGHUP) is terminal
+    finally:
+        signal.signal(signal.SIGHUP, before)
