@@ -39,8 +39,8 @@ def selection_basis(
 
     Returns:
         The entry `selection` of `metrics.json`: `monitor`, `monitor_smoothing`, `select`, `limit`
-        (`trainer.limit_val_batches`), `images`, `groups`, and by task its `images`, `groups` and `classes` (objects, or images of an image-level class; empty
-        where the index counts none).
+        (`trainer.limit_val_batches`), `images`, `groups`, and by task its `images`, `groups` and `classes` (objects, or images
+        of an image-level class; empty where the index counts none).
     """
     found: dict[str, Any] = {}
     seen: dict[str, str] = {}

@@ -21,6 +21,7 @@ from mtl.inference.result_names import EarlierResults, stem
 LABELS = "labels"  # what a volume holds that is no image
 ALL_SUFFIXES = (*IMAGE_SUFFIXES, *SUFFIXES, *SLIDE_SUFFIXES)
 EXPECTED = f"files with one of these suffixes: {', '.join(sorted(ALL_SUFFIXES))}"
+TEXTS = (".csv", ".json", ".log", ".md", ".tsv", ".txt", ".xml", ".yaml")  # no pictures, whatever is in them
 
 
 class Inputs(list[Path]):
@@ -92,7 +93,11 @@ def is_case(path: Path) -> bool:
 
 
 def case_files(path: Path) -> dict[str, Path]:
-    """Return the files of an entry that is made of volumes, by modality; "" where the name of a single file tells none."""
+    """Return the files of an entry that is made of volumes, by modality; "" where the name of a single file tells none.
+
+    Raises:
+        DataError: Two files are of one modality.
+    """
     if path.is_file():
         return {split_name(path)[1]: path}
     folder, case = (path, None) if path.is_dir() else (path.parent, path.name)
@@ -100,7 +105,9 @@ def case_files(path: Path) -> dict[str, Path]:
     for file in sorted(folder.iterdir()):
         name, modality = split_name(file)
         if is_volume(file) and modality not in ("", LABELS) and case in (None, name):
-            found.setdefault(modality, file)
+            first = found.setdefault(modality, file)
+            if first != file:
+                raise DataError(f"{folder}: {first.name} and {file.name} are both {modality}. Keep one of them.")
     return found
 
 
@@ -124,6 +131,7 @@ def _find(source: str | Path) -> Inputs:
         listing = list_files(path)
         found = _inputs(listing.files)
         found.unread = {entry: _unread(entry) for entry in listing.unread if _could_be_input(entry)}
+        found.notes += _foreign(listing.files)
         return _some(found, f"`source={text}` holds no image.")
     if os.path.lexists(path):
         raise DataError(f"{_unread(path)} Expected {EXPECTED}.")
@@ -137,6 +145,18 @@ def _find(source: str | Path) -> Inputs:
     raise DataError(
         f"`source={text}` does not exist. Expected an image, a volume, a folder or a quoted glob such as 'slides/*.jpg'."
     )
+
+
+def _foreign(files: Iterable[Path]) -> list[str]:
+    """Return a note per folder that names files which may be pictures and are not predicted."""
+    others: dict[Path, list[str]] = defaultdict(list)
+    for path in files:
+        if not path.name.lower().endswith((*ALL_SUFFIXES, *TEXTS)):
+            others[path.parent].append(readable(path.name))
+    return [
+        f"{readable(folder)}: {len(names)} file{'s' if len(names) > 1 else ''} left out, of other suffixes (first: {names[0]})."
+        for folder, names in sorted(others.items())
+    ]
 
 
 def _single(path: Path, text: str) -> Inputs:

@@ -11,7 +11,7 @@ import numpy as np
 
 from mtl.core.errors import DataError
 from mtl.core.names import readable
-from mtl.data.formats.headers import DEEP_MODES
+from mtl.data.formats.headers import DEEP_MODES, FOREIGN_COLOURS, header_of
 from mtl.data.formats.images import read_grey, read_rgb
 from mtl.inference.images import case_files, find_images, form_of, is_case
 
@@ -48,7 +48,7 @@ def input_of(item: Any, microns: bool, grey: bool) -> Input:
         DataError: None of these, or a path of something else.
     """
     if isinstance(item, str | Path):
-        path = _entry(Path(item))
+        path = _entry(Path(item).expanduser())
         form = form_of(path, microns)
         if form == "slide":
             raise DataError(
@@ -94,7 +94,20 @@ def _entry(path: Path) -> Path:
 
 
 def _pixels(image: Any, grey: bool) -> np.ndarray:
-    """Return the pixels of a PIL image as those of its file."""
+    """Return the pixels of a PIL image as those of its file.
+
+    Raises:
+        DataError: It is of a kind that is refused as a file, too.
+    """
+    file = Path(getattr(image, "filename", "") or "")
+    if getattr(image, "format", None) and file.is_file():  # as opened: what PIL made of it does not tell what it was
+        problem = header_of(file, image).problem
+        if problem is not None:
+            raise DataError(f"{readable(file)}: {problem}")
+    if image.mode in FOREIGN_COLOURS:
+        raise DataError(f"The image is stored in {FOREIGN_COLOURS[image.mode]}; expected RGB or grey. Convert it.")
+    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+        raise DataError(f"The image has {image.n_frames} pages or frames; expected one picture. Give the one that is meant.")
     if image.mode.startswith(DEEP_MODES):
         if grey:
             return np.asarray(image, np.float32)
@@ -102,7 +115,5 @@ def _pixels(image: Any, grey: bool) -> np.ndarray:
             f"The image has more than 8 bits per channel (mode {image.mode}); expected 8. Convert it with the range of grey "
             "values that the recording device uses."
         )
-    if ";16" in str(getattr(image, "tile", "")):  # opened, not decoded yet: PIL would keep the high byte only
-        raise DataError("The image has 16 bits per colour channel; expected 8. Convert it with the range that its device uses.")
     alpha = grey and image.has_transparency_data
     return np.array(image.convert("RGBA" if alpha else "RGB"))

@@ -199,7 +199,7 @@ def csv_columns(
         if volumes and (rules.areas or rules.image_level):
             columns += [f"{task}_{name}_slices" for name in spec.classes]
         columns += verdict_columns(spec) if volumes else []
-    return [*columns, *(["slices"] if volumes else []), *(SLIDE_COLUMNS if slides else [])]
+    return [*columns, *(["slices", "withheld_slices"] if volumes else []), *(SLIDE_COLUMNS if slides else [])]
 
 
 def csv_rows(
@@ -231,6 +231,7 @@ def volume_row(path: Path, prediction: VolumePrediction) -> dict[str, Any]:
     """Return the row of one volume."""
     slices, height, width = prediction.case.grid.size
     row: dict[str, Any] = {"image": _harmless(path), "width": width, "height": height, "slices": slices}
+    row["withheld_slices"] = len(prediction.withheld)  # of which masks and volumes show nothing
     for task in prediction.masks:
         row |= {f"{task}_{name}_volume_mm3": round(volume, 3) for name, volume in prediction.volumes_mm3(task).items()}
         row |= {f"{task}_{name}_slices": len(found) for name, found in prediction.slices_with(task).items()}

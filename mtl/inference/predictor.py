@@ -245,6 +245,8 @@ class Predictor:
         """Return the image of a network for MR slices, [H, W, modalities] float32."""
         array, count = np.asarray(image), len(self.modalities)
         if array.ndim == 3 and array.dtype != np.uint8 and array.shape[2] == count:
+            if not np.isfinite(array).all():
+                raise DataError("The image has grey values that are not numbers (NaN or infinite). Replace them.")
             return array.astype(np.float32, copy=False)
         return grey_channels(grey_values(array), self.modalities, self.picture_modality)
 

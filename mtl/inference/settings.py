@@ -33,6 +33,12 @@ def chosen_tasks(specs: Mapping[str, TaskSpec], tasks: Iterable[str]) -> dict[st
     return chosen
 
 
+def _by_task(given: Limits, where: str) -> Limits:
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"`{where}` is {given!r}; expected numbers by task, as {{task: 0.3}}.")
+    return given
+
+
 def changed_thresholds(
     specs: Mapping[str, TaskSpec], stored: Mapping[str, Mapping[str, float]], given: Limits
 ) -> dict[str, dict[str, float]]:
@@ -49,7 +55,7 @@ def changed_thresholds(
     """
     changed = {task: dict(values) for task, values in stored.items()}
     problems: list[str] = []
-    for task, value in given.items():
+    for task, value in _by_task(given, "thresholds").items():
         if task not in specs:
             problems.append(unknown("task", task, specs, "thresholds"))
             continue
@@ -79,7 +85,7 @@ def checked_conditions(specs: Mapping[str, TaskSpec], given: Limits) -> dict[str
     found: dict[str, dict[str, float]] = {}
     problems: list[str] = []
     fitting = [task for task, spec in specs.items() if rules_of(spec).image_level and len(spec.classes) > 1]
-    for task, value in given.items():
+    for task, value in _by_task(given, "when").items():
         if task not in fitting:
             problems.append(unknown("task that states a class of an image", task, fitting or ["none"], "when"))
             continue

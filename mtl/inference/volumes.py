@@ -16,6 +16,7 @@ from mtl.core.task import TaskSpec
 from mtl.data.formats.images import grey_channels
 from mtl.data.formats.volumes import Volume, read_volume
 from mtl.imaging.background import not_background
+from mtl.inference.finite import NotFiniteError
 from mtl.inference.images import case_files, split_name
 from mtl.inference.prediction import Prediction
 from mtl.inference.verdicts import verdict_of
@@ -136,7 +137,7 @@ class VolumePrediction:
         return {task: verdict for task, verdict in said.items() if verdict is not None}
 
     def volumes_mm3(self, task: str) -> dict[str, float]:
-        """Return the volume of each class of a segmentation task in cubic millimetres."""
+        """Return the volume of each class of a segmentation task in cubic millimetres, as masks show it: without `withheld`."""
         voxel = self.case.grid.voxel_mm3
         return {name: float(n) * voxel for name, n in zip(self.specs[task].classes, self.pixels[task].sum(axis=0), strict=True)}
 
@@ -247,6 +248,8 @@ def predict_case(
         return CaseOutcome(path, _predict(predictor, case, confidence, progress))
     except DataError as error:
         return CaseOutcome(path, error=error)
+    except NotFiniteError as error:  # which knows a slice by its number
+        raise NotFiniteError(error.task, f"{path}, slice {error.image.rpartition(' ')[2]}") from error
     except (OSError, MemoryError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         return CaseOutcome(path, error=DataError(f"{path}: cannot be predicted ({reason}). Replace it, or leave it out."))

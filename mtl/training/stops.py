@@ -8,11 +8,12 @@ import sys
 import threading
 from pathlib import Path
 
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from mtl.core import errors
 from mtl.core.disk import is_refusal, sentence
-from mtl.core.errors import INTERRUPTED, MtlError, TrainingError
+from mtl.core.errors import INTERRUPTED, ConfigError, MtlError, TrainingError
 from mtl.core.files import remove_stale
 from mtl.runs.folder import LAST, RunFolder, is_main_process
 from mtl.runs.history import read_history
@@ -30,6 +31,8 @@ def stop_of(error: BaseException, run_dir: Path) -> BaseException:
     """Return the error with a sentence for the user that stands for what ended a run; else the error itself."""
     if isinstance(error, KeyboardInterrupt):
         return interrupted(run_dir)
+    if isinstance(error, MisconfigurationException):  # found when training starts: `limit_train_batches` of no batch
+        return ConfigError(f"The `trainer` settings cannot be used here: {' '.join(str(error).split())}")
     if isinstance(error, ProcessExitedException):
         how = error.signal_name or f"status {error.exit_code}"
         return _lost_rank(f"rank {error.error_index} (process {error.error_pid}) ended with {how}", run_dir)

@@ -121,7 +121,7 @@ def open_image(path: Path) -> Iterator[tuple[Image.Image, Header]]:
 
     try:
         with Image.open(path) as image:
-            header = _header(path, image)
+            header = header_of(path, image)
             if header.problem is not None:
                 raise DataError(f"{path}: {header.problem}")
             yield image, header
@@ -131,7 +131,8 @@ def open_image(path: Path) -> Iterator[tuple[Image.Image, Header]]:
         raise DataError(_unreadable(path, error)) from error
 
 
-def _header(path: Path, image: Image.Image) -> Header:
+def header_of(path: Path, image: Image.Image) -> Header:
+    """Return what the file of an image that PIL has opened says of itself."""
     size = (image.height, image.width)
     name, mode = str(image.format), image.mode
     if name == "TIFF":

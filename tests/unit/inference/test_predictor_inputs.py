@@ -62,12 +62,18 @@ def test_what_is_none_of_these_is_refused(make_model, field, files: list[Path], 
     predictor = Predictor(make_model(), device="cpu")
     cv2.imwrite(str(tmp_path / "deep.png"), field[0].astype(np.uint16) * 16)
     (tmp_path / "text.png").write_text("nothing")
+    first = Image.fromarray(field[0])
+    first.save(tmp_path / "pages.tif", save_all=True, append_images=[first])
+    first.convert("CMYK").save(tmp_path / "inks.jpg")
     for item, words in (
         (3, r"Expected the path of an image.*found int"),
         (tmp_path, r"is a folder of \d images, not a case\. Give a list"),
         (tmp_path / "text.png", r"text\.png: cannot be decoded"),
         (tmp_path / "nowhere.png", "does not exist"),
-        (Image.open(tmp_path / "deep.png"), "16 bits per colour channel"),
+        (Image.open(tmp_path / "deep.png"), r"more than 8 bits per colour channel \(16\)"),
+        (Image.open(tmp_path / "pages.tif"), "holds 2 pages"),
+        (Image.open(tmp_path / "inks.jpg"), "printing inks"),
+        (Image.new("LAB", (9, 9)), "colours of LAB"),
         (Image.fromarray(np.zeros((9, 9), np.uint16)), "more than 8 bits per channel"),
         ([files[0], np.zeros((4, 4, 4, 3), np.uint8)], "Expected an image array"),
     ):
@@ -103,6 +109,7 @@ def test_settings_hold_for_one_call(make_model, study, files: list[Path]) -> Non
         ({"thresholds": {"grade": {"none": 0.3}}}, r"Unknown threshold `none` in `thresholds\.grade`. Expected one of: some"),
         ({"tasks": ["roi"]}, "looks at the boxes of `detection`, but not `detection`. Add it"),
         ({"tasks": []}, "`tasks` is empty"),
+        ({"thresholds": 0.3}, r"`thresholds` is 0.3; expected numbers by task"),
         ({"tasks": ["nothing"]}, "Unknown task `nothing`"),
         (
             {"when": {"segmentation": 0.3}},

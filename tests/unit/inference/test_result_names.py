@@ -10,7 +10,7 @@ import pytest
 
 from mtl.core.errors import ConfigError, DataError
 from mtl.core.names import readable
-from mtl.inference.images import find_images
+from mtl.inference.images import case_files, find_images
 from mtl.inference.result_names import mark_results, output_names
 
 
@@ -78,6 +78,18 @@ def test_a_table_of_somebody_else_marks_nothing(tmp_path: Path) -> None:
         (tmp_path / file).write_bytes(b"{}")
     (tmp_path / "predictions.csv").write_text("id,label\n1,2\n")
     assert [path.name for path in find_images(tmp_path)] == ["x_2.png"]
+
+
+def test_what_is_not_predicted_is_named(tmp_path: Path) -> None:
+    for name in ("a.png", "b.dcm", "c.heic", "d.txt"):
+        (tmp_path / name).write_bytes(b"")
+    found = find_images(tmp_path)
+    assert [path.name for path in found] == ["a.png"]
+    assert found.notes == [f"{tmp_path}: 2 files left out, of other suffixes (first: b.dcm)."]
+    for name in ("k_flair.nii", "k_flair.nii.gz", "k_t1.nii"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(DataError, match=r"k_flair\.nii and k_flair\.nii\.gz are both flair"):
+        case_files(tmp_path / "k")
 
 
 def test_links_are_followed_and_what_is_no_file_is_named(tmp_path: Path) -> None:
