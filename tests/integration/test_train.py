@@ -172,7 +172,7 @@ def test_the_terminal_shows_our_lines_only(smears: Path, tmp_path: Path) -> None
         capture_output=True, text=True, check=False, env=environment,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
-    starts = ("run: ", "split holdout", "val/score", "epoch 1/1", "trained for", "test split", "  ", "report: ")
+    starts = ("run: ", "split holdout", "note: val", "val/score", "epoch 1/1", "trained for", "test split", "  ", "report: ")
     assert [line for line in done.stdout.splitlines() if not line.startswith(starts)] == []
 
 
