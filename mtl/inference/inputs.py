@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from mtl.core.errors import DataError
 from mtl.core.names import readable
 from mtl.data.formats.headers import DEEP_MODES, FOREIGN_COLOURS, header_of
-from mtl.data.formats.images import read_grey, read_rgb
+from mtl.data.formats.images import EXIF_ORIENTATION, read_grey, read_rgb
 from mtl.inference.images import case_files, find_images, form_of, is_case
 
 EXPECTED = (
@@ -48,7 +49,7 @@ def input_of(item: Any, microns: bool, grey: bool) -> Input:
         DataError: None of these, or a path of something else.
     """
     if isinstance(item, str | Path):
-        path = _entry(Path(item).expanduser())
+        path = _entry(Path(os.path.expanduser(item)))  # noqa: PTH111 (a file may be called `~x.png`)
         form = form_of(path, microns)
         if form == "slide":
             raise DataError(
@@ -99,11 +100,16 @@ def _pixels(image: Any, grey: bool) -> np.ndarray:
     Raises:
         DataError: It is of a kind that is refused as a file, too.
     """
-    file = Path(getattr(image, "filename", "") or "")
+    file = Path(os.fsdecode(getattr(image, "filename", "") or ""))
     if getattr(image, "format", None) and file.is_file():  # as opened: what PIL made of it does not tell what it was
         problem = header_of(file, image).problem
         if problem is not None:
             raise DataError(f"{readable(file)}: {problem}")
+    elif ";16" in str(getattr(image, "tile", "")) or getattr(image, "tag_v2", {}).get(EXIF_ORIENTATION, 1) != 1:
+        raise DataError(
+            "The image, which was opened from memory, has more than 8 bits per colour channel, or is to be turned; expected 8 "
+            "bits, upright. Convert it."
+        )
     if image.mode in FOREIGN_COLOURS:
         raise DataError(f"The image is stored in {FOREIGN_COLOURS[image.mode]}; expected RGB or grey. Convert it.")
     if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
@@ -115,5 +121,8 @@ def _pixels(image: Any, grey: bool) -> np.ndarray:
             f"The image has more than 8 bits per channel (mode {image.mode}); expected 8. Convert it with the range of grey "
             "values that the recording device uses."
         )
-    alpha = grey and image.has_transparency_data
-    return np.array(image.convert("RGBA" if alpha else "RGB"))
+    try:
+        alpha = grey and image.has_transparency_data
+        return np.array(image.convert("RGBA" if alpha else "RGB"))
+    except (OSError, ValueError, SyntaxError) as error:  # opened, not decoded until now
+        raise DataError(f"The image cannot be decoded ({error}). Replace it.") from error

@@ -20,7 +20,7 @@ from mtl.inference.images import is_case
 from mtl.inference.pictures import overlay
 from mtl.inference.prediction import Prediction, counting_task
 from mtl.inference.predictor import Outcome
-from mtl.inference.result_names import SCORE, TABLE, mark_results, output_names
+from mtl.inference.result_names import FIRST_COLUMNS, SCORE, TABLE, mark_results, output_names
 from mtl.inference.selection import Hidden, hidden_columns, narrowed_content
 from mtl.inference.slides.outputs import SlideOutcome
 from mtl.inference.verdicts import verdict_columns, verdict_values
@@ -113,7 +113,7 @@ class PredictionWriter:
         else:
             assert isinstance(outcome, Outcome) and outcome.image is not None
             content = {"image": readable(outcome.path), **prediction.to_json()}
-            narrowed_content(content, self.specs, self.hidden, self.counted)
+            narrowed_content(content, self.hidden, self.counted)
             rows = csv_rows(outcome.path, content, self.specs, self.study)
             if self.masks:
                 for task, key, class_name, pixels in map_images(prediction):
@@ -134,7 +134,7 @@ class PredictionWriter:
 
     def _write_volume(self, name: str, prediction: VolumePrediction) -> dict[str, Any]:
         content, grid = prediction.to_json(), prediction.case.grid
-        narrowed_content(content, self.specs, self.hidden, None)
+        narrowed_content(content, self.hidden, None)
         for key, maps in (("mask", prediction.masks), ("confidence_map", prediction.confidence)) if self.masks else ():
             write: Any = write_mask if key == "mask" else write_map
             for task, by_class in maps.items():
@@ -186,7 +186,7 @@ def csv_columns(
         study: Study metrics by name.
     """
     finds_objects = any(rules_of(spec).finds for spec in specs.values())
-    columns = ["image", "width", "height", *(OBJECT_COLUMNS if finds_objects else [])]
+    columns = [*FIRST_COLUMNS, *(OBJECT_COLUMNS if finds_objects else [])]
     counted = counting_task(specs, specs)
     if counted is not None:
         columns += [f"n_{name}" for name in specs[counted].classes]

@@ -46,12 +46,11 @@ def hidden_classes(specs: Mapping[str, TaskSpec], classes: Iterable[str]) -> dic
     return {task: hidden for task, hidden in found.items() if not rules_of(specs[task]).of_boxes or finder in found}
 
 
-def narrowed_content(content: dict[str, Any], specs: Mapping[str, TaskSpec], hidden: Hidden, counted: str | None) -> None:
+def narrowed_content(content: dict[str, Any], hidden: Hidden, counted: str | None) -> None:
     """Leave classes out of the JSON of an image or a volume, in place.
 
     Args:
         content: As `Prediction.to_json` and `VolumePrediction.to_json` give it.
-        specs: The tasks.
         hidden: From `hidden_classes`.
         counted: The task that counts are of.
     """

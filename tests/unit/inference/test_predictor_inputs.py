@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,8 @@ def test_what_is_none_of_these_is_refused(make_model, field, files: list[Path], 
     (tmp_path / "text.png").write_text("nothing")
     first = Image.fromarray(field[0])
     first.save(tmp_path / "pages.tif", save_all=True, append_images=[first])
+    first.save(tmp_path / "whole.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:-200])
     first.convert("CMYK").save(tmp_path / "inks.jpg")
     for item, words in (
         (3, r"Expected the path of an image.*found int"),
@@ -71,6 +74,8 @@ def test_what_is_none_of_these_is_refused(make_model, field, files: list[Path], 
         (tmp_path / "text.png", r"text\.png: cannot be decoded"),
         (tmp_path / "nowhere.png", "does not exist"),
         (Image.open(tmp_path / "deep.png"), r"more than 8 bits per colour channel \(16\)"),
+        (Image.open(io.BytesIO((tmp_path / "deep.png").read_bytes())), "opened from memory, has more than 8 bits"),
+        (Image.open(tmp_path / "cut.jpg"), "cannot be decoded"),
         (Image.open(tmp_path / "pages.tif"), "holds 2 pages"),
         (Image.open(tmp_path / "inks.jpg"), "printing inks"),
         (Image.new("LAB", (9, 9)), "colours of LAB"),
