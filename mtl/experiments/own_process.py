@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def train_in_own_process(words: list[str], log: Path) -> int:
     Returns:
         Its exit status; `INTERRUPTED` where it was stopped in this way.
     """
-    with log.open("a", encoding="utf-8") as output:
+    with log.open("a", encoding="utf-8") as output, _passed_on() as stop:
         process = subprocess.Popen(
             [sys.executable, "-m", "mtl", "train", *words],
             stdin=subprocess.DEVNULL,
@@ -36,31 +37,51 @@ def train_in_own_process(words: list[str], log: Path) -> int:
             env=os.environ | {ENDS_WITH: str(os.getpid())},
             process_group=0,
         )
-        with _passed_on(process) as stopped:
-            status = process.wait()
-    return INTERRUPTED if stopped else status
+        stop.process = process
+        if stop.came:  # before there was a process to pass it on to
+            stop.pass_on()
+        status = process.wait()
+    return INTERRUPTED if stop.came else status
+
+
+@dataclass
+class _Stop:
+    """What came to stop a training.
+
+    Attributes:
+        process: The training, once it is there.
+        came: The signals.
+    """
+
+    process: subprocess.Popen[bytes] | None = None
+    came: list[int] = field(default_factory=list)
+
+    def handle(self, number: int, frame: Any) -> None:
+        """Take note of a signal and pass it on."""
+        self.came.append(number)
+        self.pass_on()
+
+    def pass_on(self) -> None:
+        """Interrupt the group of the process; the third signal kills it."""
+        if self.process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGINT if len(self.came) < 3 else signal.SIGKILL)
 
 
 @contextmanager
-def _passed_on(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
-    """Pass signals on to the group of a process; the third one kills it. Returns those that came.
+def _passed_on() -> Iterator[_Stop]:
+    """Pass signals on to a process that is about to start: one that comes before may not end this process without it.
 
     What this process ignores (`nohup`: the end of the terminal) stays ignored, here and in that process, which inherits it.
     """
-    came: list[int] = []
-
-    def pass_on(number: int, frame: Any) -> None:
-        came.append(number)
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGINT if len(came) < 3 else signal.SIGKILL)
-
+    stop = _Stop()
     if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
-        yield came
+        yield stop
         return
     heard = [number for number in STOPS if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, pass_on) for number in heard}
+    before = {number: signal.signal(number, stop.handle) for number in heard}
     try:
-        yield came
+        yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
