@@ -284,6 +284,8 @@ def test_resume(base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.Monkey
         raise Done(run_dir.name, resume_from is not None)
 
     monkeypatch.setattr("mtl.experiments.train.fit", fit)
+    monkeypatch.setattr("mtl.experiments.train.read_checkpoint", lambda path: {"mtl": {}})  # it only has to be there
+    monkeypatch.setattr("mtl.experiments.train.require_same_config", lambda plan, about, run: None)
 
     def observe(config: dict[str, Any]) -> Any:
         shutil.rmtree(tmp_path / "new", ignore_errors=True)
