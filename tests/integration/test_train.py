@@ -42,8 +42,8 @@ def test_a_run_leaves_what_the_documentation_says(finished_run: Path) -> None:
     basis = metrics["selection"]
     assert (basis["monitor"], basis["monitor_smoothing"], basis["select"]) == ("val/score", 1, "best")
     assert (basis["images"], basis["groups"], basis["tasks"]["detection"]["classes"]["WBC"]) == (2, 1, 5)
-    assert log.count("val/score rests on validation, groups by patient: detection 2 images of 1 groups") == 1
-    assert log.count("rests on few examples: 5 of WBC (detection)") == 1
+    assert log.count(" INFO val/score rests on validation, groups by patient: detection 2 images of 1 groups") == 1
+    assert log.count(" WARNING note: val/score, which selects best.ckpt, rests on few examples: 5 of WBC (detection)") == 1
     assert any("rests on few examples: 5 of WBC (detection)" in note for note in metrics["notes"])
     assert 0 < seconds < 300 and metrics["split"] == "test" and metrics["group_by"] == "patient"
 
