@@ -2,11 +2,74 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtl.core.errors import ConfigError
+
+
+def attached_zero(tensors: Iterable[Tensor]) -> Tensor:
+    """Return 0 that depends on all of some parameters and maps that need a gradient: these become zeros instead of None."""
+    tensors = list(tensors)
+    sums = [tensor.float().sum() for tensor in tensors if tensor.requires_grad]
+    return torch.stack(sums).sum() * 0.0 if sums else tensors[0].new_zeros((), dtype=torch.float32)
+
+
+def floating(value: Any) -> Iterator[Tensor]:
+    """Yield the floating-point tensors of nested dicts, lists and tuples."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield value
+    elif isinstance(value, Mapping):
+        for entry in value.values():
+            yield from floating(entry)
+    elif isinstance(value, (list, tuple)):
+        for entry in value:
+            yield from floating(entry)
+
+
+def take_rows(values: Any, rows: Sequence[int]) -> Any:
+    """Return some rows of a batch, in this order, without making the host wait for a GPU.
+
+    Args:
+        values: [B, ...], or a list of B entries; returned as it is where all its rows are asked for.
+        rows: Positions in ascending order.
+    """
+    if len(rows) == len(values):
+        return values
+    if not isinstance(values, Tensor):
+        return [values[row] for row in rows]
+    if not rows or rows[-1] - rows[0] == len(rows) - 1:
+        first = rows[0] if rows else 0
+        return values[first : first + len(rows)]
+    return _TakeRows.apply(values, tuple(rows))
+
+
+class _TakeRows(torch.autograd.Function):
+    """Rows of a tensor; backwards each gradient is copied to its row once, where slices would add a whole tensor for each."""
+
+    @staticmethod
+    def forward(values: Tensor, rows: tuple[int, ...]) -> Tensor:
+        """Return the rows; channels stay last where they are."""
+        return torch.cat([values[row : row + 1] for row in rows])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, tuple[int, ...]], output: Tensor) -> None:
+        """Remember which rows of how many."""
+        ctx.rows, ctx.length = inputs[1], len(inputs[0])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """Return the gradient of all rows, zeros where a row was not taken."""
+        nothing = torch.zeros_like(gradient[:1])
+        found = [nothing] * ctx.length
+        for position, row in enumerate(ctx.rows):
+            found[row] = gradient[position : position + 1]
+        return torch.cat(found), None
 
 
 class TolerantBatchNorm1d(nn.BatchNorm1d):

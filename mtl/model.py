@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,17 +12,21 @@ from mtl.core.errors import ConfigError
 from mtl.core.parts import ENCODER, covers, neck_chain, part_of
 from mtl.core.registry import ADAPTERS, ENCODERS, HEADS, NECKS
 from mtl.core.task import TaskSpec
-from mtl.encoders.base import adapter_parameters
+from mtl.encoders.base import adapter_parameters, parameters_of_task
 from mtl.heads.base import Head, Output, Prediction
 from mtl.imaging.preprocessing import Preprocessing
 from mtl.kinds.base import first_of
+from mtl.layers import attached_zero, floating, take_rows
+
+Rows = Mapping[str, Sequence[int]]  # by task, positions in the batch, ascending
 
 
 class MultiTaskModel(nn.Module):
     """Composes an encoder, necks and heads.
 
-    With shared features the encoder runs once per batch; with per-task adapters it runs once per task, since every task then
-    has its own features.
+    With shared features the encoder sees every image of the batch once; with per-task adapters it computes the features of
+    each task for the rows of that task. A head, and a neck of its own, sees the rows of its task; a neck that several heads
+    read sees those of any of them. Where a norm takes statistics of the batch, it takes them of these rows.
 
     Args:
         encoder: Gives `channels`, `strides`, `per_task` and NCHW maps, finest first.
@@ -147,53 +151,65 @@ class MultiTaskModel(nn.Module):
             module.eval()
         return self
 
-    def forward(self, images: Tensor, tasks: Collection[str] | None = None) -> dict[str, Output]:
+    def forward(
+        self, images: Tensor, tasks: Collection[str] | None = None, rows: Rows | None = None
+    ) -> dict[str, Output]:  # fmt: skip
         """Compute the heads' raw outputs.
 
         Args:
             images: [B, C, H, W] float32, normalised.
             tasks: Whose heads are wanted; None is all.
+            rows: By task, for which rows of the batch; None is all rows of all tasks.
 
         Returns:
-            By task, the dict that the head's `loss` and `decode` take.
+            By task, what the head's `loss` and `decode` take, of the rows of that task. A task without rows is missing,
+            except where norms are synchronised: it then runs on the first row, and nobody looks at the output.
         """
+        every = tuple(range(len(images)))
+        wanted = {task: every if rows is None else tuple(rows[task]) for task in self.heads if tasks is None or task in tasks}
+        if self.training and any(isinstance(module, nn.SyncBatchNorm) for module in self.modules()):
+            # Processes exchange statistics: one that left a part out would keep the others waiting.
+            wanted = {task: asked or (0,) for task, asked in wanted.items()}
+        wanted = {task: asked for task, asked in wanted.items() if asked}
+        features = Features(self, wanted, images) if wanted else None
         size = (images.shape[-2], images.shape[-1])
-        outputs: dict[str, Output] = {}
-        maps: dict[str, tuple[Tensor, ...]] = {}
-        for task, head in self.heads.items():
-            if tasks is not None and task not in tasks:
-                continue
-            if self.encoder.per_task:
-                maps = {ENCODER: self.encoder(images, task=task)}
-            elif not maps:
-                maps = {ENCODER: self.encoder(images)}
-            outputs[task] = head(maps[self.read(task, maps)], size)
-        return outputs
+        return {task: self.heads[task](features.read_by(task), size) for task in wanted} if features else {}
 
-    def read(self, task: str, maps: dict[str, tuple[Tensor, ...]]) -> str:
-        """Compute what a head reads, unless it is there, and return its name in `maps`.
+    def unread(self, task: str, tasks: Collection[str], rows: Rows, outputs: Mapping[str, Output]) -> Tensor:
+        """Return 0 for a task without rows, for the gradients of what feeds it and takes no part in a pass: zeros, not None.
+
+        DistributedDataParallel waits for a gradient of every parameter that trains.
 
         Args:
-            task: Whose head.
-            maps: The maps of the encoder under `encoder`; those of the necks on the way are added, of a shared neck under its
-                name, of a copy as `<neck>.<task>`.
+            task: A task without rows.
+            tasks: What the pass was for.
+            rows: As in `forward`.
+            outputs: What `forward` returned.
         """
-        source = ENCODER
-        for name in self.chains[task]:
-            neck = self.necks[name]
-            key = f"{name}.{task}" if isinstance(neck, nn.ModuleDict) else name
-            if key not in maps:
-                maps[key] = _neck_of(neck, task)(maps[source])
-            source = key
-        return source
+        running = [other for other in tasks if rows[other]]
+        used = {key for other in running for key in self.path(other)}
+        idle: list[Tensor] = [*self.heads[task].parameters(), *floating(outputs.get(task))]
+        for key in self.path(task):
+            idle += [] if key in used else self.necks.get_submodule(key).parameters()
+        if not running:
+            idle += self.encoder.parameters()
+        elif self.encoder.per_task:
+            idle += parameters_of_task(self.encoder, task)
+        return attached_zero(idle)
 
-    def decode(self, outputs: dict[str, Output], boxes: list[Tensor] | None = None) -> dict[str, list[Prediction]]:
+    def path(self, task: str) -> list[str]:
+        """Return the necks between the encoder and a head: `<neck>` where it is shared, `<neck>.<task>` where it is a copy."""
+        return [f"{name}.{task}" if isinstance(self.necks[name], nn.ModuleDict) else name for name in self.chains[task]]
+
+    def decode(
+        self, outputs: dict[str, Output], boxes: Mapping[str, list[Tensor]] | None = None
+    ) -> dict[str, list[Prediction]]:
         """Turn raw outputs into predictions in network pixels.
 
         Args:
             outputs: From `forward`, of some or all tasks.
-            boxes: Per image, [N, 4] boxes that heads such as RoI classification look at; None takes the detected ones. Without
-                either, such a head predicts nothing and is left out.
+            boxes: By task whose head looks at boxes (RoI classification), per row, [N, 4]; None takes the detected ones.
+                Without either, such a head predicts nothing and is left out.
         """
         predictions: dict[str, list[Prediction]] = {}
         heads: dict[str, Any] = {task: head for task, head in self.heads.items() if task in outputs}
@@ -202,18 +218,66 @@ class MultiTaskModel(nn.Module):
             if not head.needs_boxes:
                 predictions[task] = head.decode(outputs[task])
                 continue
-            found = boxes if boxes is not None else self._detected(predictions)
+            found = self._detected(predictions) if boxes is None else boxes[task]
             if found is not None:
                 predictions[task] = head.decode(outputs[task], boxes=found)
         return predictions
 
-    def predict(self, images: Tensor, boxes: list[Tensor] | None = None) -> dict[str, list[Prediction]]:
+    def predict(self, images: Tensor) -> dict[str, list[Prediction]]:
         """Return `decode(forward(images))`."""
-        return self.decode(self(images), boxes)
+        return self.decode(self(images))
 
     def _detected(self, predictions: dict[str, list[Prediction]]) -> list[Tensor] | None:
         task = first_of(self.specs, predictions, "boxes")
         return None if task is None else [prediction["boxes"] for prediction in predictions[task]]
+
+
+class Features:
+    """The maps of one forward pass, each made once, when a head first reads it.
+
+    Args:
+        model: Whose encoder and necks.
+        wanted: Rows by task.
+        images: As in `MultiTaskModel.forward`.
+    """
+
+    def __init__(self, model: MultiTaskModel, wanted: Rows, images: Tensor) -> None:
+        self.model, self.wanted = model, wanted
+        self._needed: dict[str, set[int]] = {}
+        for task, rows in wanted.items():
+            for key in model.path(task):
+                self._needed.setdefault(key, set()).update(rows)
+        self._rows: dict[str, tuple[int, ...]] = {}
+        self._maps: dict[tuple[str, tuple[int, ...]], tuple[Tensor, ...]] = {}
+        encoder: Any = model.encoder
+        if encoder.per_task:
+            for task, maps in encoder.for_tasks(images, wanted).items():
+                self._keep(f"{ENCODER}.{task}", tuple(wanted[task]), maps)
+        else:
+            self._keep(ENCODER, tuple(range(len(images))), encoder(images))
+
+    def read_by(self, task: str) -> tuple[Tensor, ...]:
+        """Return the maps that a head reads, of its rows."""
+        own = f".{task}" if self.model.encoder.per_task else ""  # a neck that tasks share sees other features for each
+        source = ENCODER + own
+        for key in self.model.path(task):
+            made = key + own
+            if made not in self._rows:
+                rows = tuple(sorted(self._needed[key])) if not own else tuple(self.wanted[task])
+                self._keep(made, rows, self.model.necks.get_submodule(key)(self._of(source, rows)))
+            source = made
+        return self._of(source, tuple(self.wanted[task]))
+
+    def _keep(self, source: str, rows: tuple[int, ...], maps: tuple[Tensor, ...]) -> None:
+        self._rows[source], self._maps[source, rows] = rows, maps
+
+    def _of(self, source: str, rows: tuple[int, ...]) -> tuple[Tensor, ...]:
+        """Return the maps of some rows; tasks with the same rows share them."""
+        if (source, rows) not in self._maps:
+            made = self._rows[source]
+            places = [made.index(row) for row in rows]
+            self._maps[source, rows] = tuple(take_rows(level, places) for level in self._maps[source, made])
+        return self._maps[source, rows]
 
 
 def _build_necks(sections: dict[str, dict[str, Any]], encoder: nn.Module, chains: dict[str, list[str]]) -> dict[str, nn.Module]:

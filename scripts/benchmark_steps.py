@@ -23,7 +23,8 @@ from mtl.core.errors import ConfigError
 from mtl.core.task import higher_is_better
 from mtl.core.types import TaskBatch
 from mtl.data.pipeline.datamodule import MultiTaskDataModule
-from mtl.model import MultiTaskModel
+from mtl.layers import take_rows
+from mtl.model import Features, MultiTaskModel
 from mtl.runs.build import build_balancer, build_evaluator, build_model
 from mtl.runs.environment import environment
 from mtl.training.callbacks.recorder import RunRecorder
@@ -99,8 +100,8 @@ def mixed(config: RunConfig, device: torch.device) -> torch.autocast:
 def total_loss(model: MultiTaskModel, outputs: dict[str, Any], batch: TaskBatch) -> Tensor:
     """Add up all loss terms of all heads."""
     terms = [
-        term for task, head in model.heads.items()
-        for term in head.loss(outputs[task], batch.targets[task], batch.present[task]).values()
+        term for task, head in model.heads.items() if task in outputs
+        for term in head.loss(outputs[task], take_rows(batch.targets[task], batch.rows[task])).values()
     ]  # fmt: skip
     return torch.stack(terms).sum()
 
@@ -121,7 +122,7 @@ def bare_step(config: RunConfig, module: MultiTaskModule) -> Callable[[TaskBatch
         images = batch.images.contiguous(memory_format=torch.channels_last) if channels_last else batch.images
         optimizer.zero_grad()
         with mixed(config, device):
-            loss = total_loss(model, model(images), batch)
+            loss = total_loss(model, model(images, rows=batch.rows), batch)
         loss.backward()
         if clip:
             torch.nn.utils.clip_grad_norm_(parameters, clip)
@@ -237,22 +238,23 @@ def part_rows(plan: Plan, repetitions: int) -> list[Row]:
 
 
 def _time_parts(config: RunConfig, model: MultiTaskModel, batch: TaskBatch, device: torch.device) -> dict[str, float]:
-    task = next(iter(model.heads))
+    rows = {task: rows for task, rows in batch.rows.items() if rows}
     size = (batch.images.shape[-2], batch.images.shape[-1])
     model.zero_grad()
     started = clock(device)
     with mixed(config, device):
-        maps = {"encoder": model.encoder(batch.images, task=task) if model.encoder.per_task else model.encoder(batch.images)}
+        features = Features(model, rows, batch.images)
         encoder = clock(device)
-        source = {task: model.read(task, maps) for task in model.heads}
+        maps = {task: features.read_by(task) for task in rows}
         necks = clock(device)
     found = {"encoder forward": encoder - started, "necks forward": necks - encoder}
     cut = {name: tuple(level.detach().requires_grad_() for level in levels) for name, levels in maps.items()}
-    for task, head in model.heads.items():
+    for task in rows:
+        head: Any = model.heads[task]
         started = clock(device)
         with mixed(config, device):
-            output = head(cut[source[task]], size)
-            loss = torch.stack(list(head.loss(output, batch.targets[task], batch.present[task]).values())).sum()
+            output = head(cut[task], size)
+            loss = torch.stack(list(head.loss(output, take_rows(batch.targets[task], rows[task])).values())).sum()
         loss.backward()
         found[f"head {task} ({config.heads[task]['name']})"] = clock(device) - started
     pairs = [
@@ -302,7 +304,7 @@ def _variant(plan: Plan, name: str, device: torch.device) -> Callable[[], None]:
     def run() -> None:
         module.zero_grad()
         with mixed(plan.config, device):
-            loss = total_loss(module.model, module(batch.images), batch)
+            loss = total_loss(module.model, module(batch.images, rows=batch.rows), batch)
         loss.backward()
 
     return run

@@ -266,6 +266,13 @@ class TaskBatch:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def rows(self) -> dict[str, tuple[int, ...]]:
+        """Rows that are labelled, by task."""
+        return {
+            task: tuple(row for row, labelled in enumerate(known.tolist()) if labelled) for task, known in self.present.items()
+        }
+
     def to(self, *args: Any, **kwargs: Any) -> TaskBatch:
         """Move the images and targets; same arguments as `torch.Tensor.to`."""
         return self._apply(lambda tensor: tensor.to(*args, **kwargs))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from mtl.layers import take_rows
 
 if TYPE_CHECKING:
     from mtl.encoders.keys import KeyReport
@@ -97,6 +99,15 @@ class Encoder(nn.Module, ABC):
             return checkpoint(self._task_maps, images, task, use_reentrant=False)
         return self._task_maps(images, task)
 
+    def for_tasks(self, images: Tensor, rows: Mapping[str, Sequence[int]]) -> dict[str, tuple[Tensor, ...]]:
+        """Compute the maps of several tasks, each with its own adapters and of its own rows.
+
+        Args:
+            images: [B, C, H, W] normalised.
+            rows: By task, positions in the batch, ascending.
+        """
+        return {task: self(take_rows(images, own), task=task) for task, own in rows.items()}
+
     def _task_maps(self, images: Tensor, task: str) -> tuple[Tensor, ...]:
         # The task is set inside the recomputed function, so that the backward pass recomputes with the same adapters.
         token = ACTIVE_TASK.set(task)
@@ -137,6 +148,11 @@ def named_adapter_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parame
 def adapter_parameters(module: nn.Module) -> list[nn.Parameter]:
     """Return the parameters of all adapters inside `module`, so that an optimizer can group them."""
     return [parameter for _, parameter in named_adapter_parameters(module)]
+
+
+def parameters_of_task(encoder: nn.Module, task: str) -> list[nn.Parameter]:
+    """Return the parameters of the adapters that serve one task."""
+    return [parameter for name, parameter in named_adapter_parameters(encoder) if task in name.split(".")]
 
 
 def output_shapes(encoder: Encoder, names: list[str]) -> dict[str, tuple[int, ...]]:

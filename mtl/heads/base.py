@@ -1,12 +1,11 @@
-"""What every head does: features in, raw tensors out, a loss over labelled rows, a decode to predictions."""
+"""What every head does: features of labelled rows in, raw tensors out, a loss, a decode to predictions."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from mtl.core.task import TaskSpec
@@ -52,16 +51,16 @@ class Head(nn.Module, ABC):
         """
 
     @abstractmethod
-    def loss(self, output: Output, target: Any, present: Tensor) -> dict[str, Tensor]:
-        """Compute the loss terms, each a scalar, averaged over labelled rows only.
+    def loss(self, output: Output, target: Any) -> dict[str, Tensor]:
+        """Compute the loss terms, each a scalar in float32, averaged over the rows.
 
-        Where no row is labelled every term is `0 * output`, so that all parameters still take part in the backward
-        pass (DistributedDataParallel hangs otherwise).
+        Every row is labelled: the others never reach a head, and a head without a labelled row does not run. A row may still
+        have nothing to learn from (no box), and all parameters must take part then too (`attached_zero`), because
+        DistributedDataParallel hangs otherwise.
 
         Args:
-            output: Result of `forward`.
-            target: As in `TaskBatch.targets`.
-            present: [B] bool.
+            output: Result of `forward`, of at least one row.
+            target: Of the same rows, as in `TaskBatch.targets`.
         """
 
     @abstractmethod
@@ -86,28 +85,10 @@ class Head(nn.Module, ABC):
         """Names of what `monitor` returns."""
         return ()
 
-    def monitor(self, output: Output, present: Tensor) -> dict[str, Tensor]:
-        """Compute scalars worth watching, averaged over labelled rows; 0 where there is none.
+    def monitor(self, output: Output) -> dict[str, Tensor]:
+        """Compute scalars worth watching, averaged over the rows.
 
         Args:
-            output: Result of `forward`.
-            present: [B] bool.
+            output: Result of `forward`, of labelled rows.
         """
         return {}
-
-
-def labelled_loss(function: Callable[[Tensor, Tensor], Tensor], logits: Tensor, target: Tensor, present: Tensor) -> Tensor:
-    """Apply a loss to the labelled rows in float32; `0 * logits` where there is none."""
-    if not bool(present.any()):
-        return logits.float().sum() * 0.0
-    return function(labelled_rows(logits, present).float(), labelled_rows(target, present))
-
-
-def labelled_rows(values: Tensor, present: Tensor) -> Tensor:
-    """Return the labelled rows of [B, ...]; at least one must be.
-
-    Row by row, because an index by a mask has to be counted first, for which the host would wait for a GPU.
-    """
-    if bool(present.all()):
-        return values
-    return torch.stack([values[row] for row, labelled in enumerate(present.tolist()) if labelled])

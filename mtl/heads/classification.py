@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from mtl.core.errors import ConfigError
 from mtl.core.registry import HEADS
 from mtl.core.task import TaskSpec
-from mtl.heads.base import Head, Output, Prediction, labelled_loss
+from mtl.heads.base import Head, Output, Prediction
 from mtl.layers import fully_connected, separable_convolution
 from mtl.losses.base import build_loss
 
@@ -42,9 +42,9 @@ class ClassificationHead(Head):
         """Return `logits` [B, `outputs`]."""
         return {"logits": self.scores(features)}
 
-    def loss(self, output: Output, target: Tensor, present: Tensor) -> dict[str, Tensor]:
+    def loss(self, output: Output, target: Tensor) -> dict[str, Tensor]:
         """Compute the loss over labelled rows; `target` is [B] int64, of independent classes [B, C], NaN where unknown."""
-        return {"class": labelled_loss(self.criterion, output["logits"], target, present)}
+        return {"class": self.criterion(output["logits"].float(), target)}
 
     @torch.no_grad()
     def decode(self, output: Output, **context: Any) -> list[Prediction]:

@@ -13,7 +13,7 @@ from mtl.core.errors import ConfigError
 from mtl.core.heatmap import render_heatmap
 from mtl.core.registry import HEADS
 from mtl.core.task import TaskSpec
-from mtl.heads.base import Head, Output, Prediction, labelled_loss
+from mtl.heads.base import Head, Output, Prediction
 from mtl.heads.pyramid import select_levels
 from mtl.layers import resize, separable_block
 from mtl.losses.base import build_loss
@@ -65,14 +65,11 @@ class HeatmapBase(Head):
         """Return (height, width) of the heatmap of an input."""
         return -(-image_size[0] // self.stride), -(-image_size[1] // self.stride)
 
-    def loss(self, output: Output, target: list[dict[str, Tensor]], present: Tensor) -> dict[str, Tensor]:
-        """Render the labelled rows' targets from their points and compare."""
+    def loss(self, output: Output, target: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Render the targets from their points and compare."""
         heatmap = output["heatmap"]
-        truth = torch.zeros_like(heatmap, dtype=torch.float32)
-        for row, labelled in enumerate(present.tolist()):
-            if labelled:
-                truth[row] = self.render(target[row], heatmap.shape[-2:])
-        return {"heatmap": labelled_loss(self.criterion, heatmap, truth, present)}
+        truth = torch.stack([self.render(known, heatmap.shape[-2:]) for known in target])
+        return {"heatmap": self.criterion(heatmap.float(), truth)}
 
     def render(self, target: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
         """Return the target [K, h, w] of one row."""

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from mtl.core.errors import ConfigError
 from mtl.core.registry import HEADS
 from mtl.core.task import TaskSpec
-from mtl.heads.base import Head, Output, Prediction, labelled_rows
-from mtl.heads.pyramid import attached_zero
+from mtl.heads.base import Head, Output, Prediction
+from mtl.layers import attached_zero
 
 # Keeps shares finite where all scores are 0, as published.
 EPS = 1e-6
@@ -34,8 +34,8 @@ class MixtureHead(Head):
 
     An expert selected alone has the weight 1 whatever its score, so with k = 1 only auxiliary terms teach the gate.
 
-    Sparse routing saves computation. In training an expert that no image of the batch selected does not run; one that some
-    selected runs on the whole batch, which gives its BatchNorm the same statistics as if nothing were saved. (Statistics of
+    Sparse routing saves computation. In training an expert that no labelled image of the batch selected does not run; one that
+    some selected runs on all of these, which gives its BatchNorm the same statistics as if nothing were saved. (Statistics of
     an expert that did not run stay as they are.) In evaluation mode an expert runs on the images that selected it. Outputs and
     gradients equal those of running everything and masking the weights. With SyncBatchNorm, whose processes wait for each
     other, every expert runs in training.
@@ -43,7 +43,7 @@ class MixtureHead(Head):
     All floating-point tensors of the output that have the batch as first dimension are averaged; everything else is taken from
     the first expert that ran. Loss and decoding are those of the experts, applied to the average.
 
-    Auxiliary terms enter the loss in training mode, over labelled images, where their weight is not 0. With E experts, scores g
+    Auxiliary terms enter the loss in training mode where their weight is not 0. With E experts, scores g
     and shares q = g / sum(g):
 
     - l1: mean of g.
@@ -175,7 +175,7 @@ class MixtureHead(Head):
             for index, expert in enumerate(self.experts):
                 if self.training and index not in running:
                     # A gradient of 0 instead of none, for which DistributedDataParallel would wait.
-                    weights = weights + attached_zero(expert, [])
+                    weights = weights + attached_zero(expert.parameters())
         outputs = [
             self.experts[index](features if rows is None else tuple(level[rows] for level in features), image_size)
             for index, rows in plan
@@ -209,21 +209,19 @@ class MixtureHead(Head):
 
     # -- loss, decoding, monitoring ------------------------------------------------------------------------------------
 
-    def loss(self, output: Output, target: Any, present: Tensor) -> dict[str, Tensor]:
+    def loss(self, output: Output, target: Any) -> dict[str, Tensor]:
         """Compute the experts' own loss of the average and, in training mode, the auxiliary terms."""
-        terms = self.lead.loss(output, target, present)
-        return {**terms, **self.auxiliary(output, present)} if self.training else terms
+        terms = self.lead.loss(output, target)
+        return {**terms, **self.auxiliary(output)} if self.training else terms
 
-    def auxiliary(self, output: Output, present: Tensor) -> dict[str, Tensor]:
-        """Compute the weighted auxiliary terms over labelled rows; only those whose weight is not 0."""
+    def auxiliary(self, output: Output) -> dict[str, Tensor]:
+        """Compute the weighted auxiliary terms; only those whose weight is not 0."""
         active = {name: weight for name, weight in self.auxiliary_weights.items() if weight}
         if not active:
             return {}
-        if not bool(present.any()):
-            return dict.fromkeys(active, output["gate"].sum() * 0.0)
-        scores, weights = labelled_rows(output["gate"], present), labelled_rows(output["weights"], present)
+        scores = output["gate"]
         shares = scores / (scores.sum(dim=1, keepdim=True) + EPS)
-        selected = (weights.detach() > 0).float().mean(dim=0)
+        selected = (output["weights"].detach() > 0).float().mean(dim=0)
         return {name: weight * AUXILIARY[name](scores, shares, selected) for name, weight in active.items()}
 
     def decode(self, output: Output, **context: Any) -> list[Prediction]:
@@ -235,14 +233,11 @@ class MixtureHead(Head):
         """Names of what `monitor` returns."""
         return (*(f"expert_{index + 1}" for index in range(len(self.experts))), "experts_used")
 
-    def monitor(self, output: Output, present: Tensor) -> dict[str, Tensor]:
+    def monitor(self, output: Output) -> dict[str, Tensor]:
         """Compute the mean weight of every expert, 0 where it was not selected, and the mean number of selected experts."""
         weights = output["weights"].detach()
-        labelled = present.to(weights).unsqueeze(1)
-        count = labelled.sum().clamp(min=1)
-        means = (weights * labelled).sum(dim=0) / count
-        number = ((weights > 0) * labelled).sum() / count
-        return dict(zip(self.monitored, [*means.unbind(), number], strict=True))
+        number = (weights > 0).sum(dim=1).to(weights).mean()
+        return dict(zip(self.monitored, [*weights.mean(dim=0).unbind(), number], strict=True))
 
 
 def average(values: list[Any], weights: Tensor, plan: Plan) -> Any:

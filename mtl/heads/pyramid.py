@@ -1,10 +1,9 @@
-"""Small helpers of heads that work on several maps: choosing levels, pooling boxes, keeping gradients attached."""
+"""Small helpers of heads that work on several maps: choosing levels, pooling boxes."""
 
 from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -41,12 +40,6 @@ def equal_channels(channels: tuple[int, ...], task: str) -> int:
             f"found {list(channels)}. Put a neck in between: heads.{task}.features=fpn."
         )
     return channels[0]
-
-
-def attached_zero(module: nn.Module, tensors: Iterable[Tensor]) -> Tensor:
-    """Return 0 that depends on every trainable parameter of `module` and on `tensors` (gradients are zeros, not None)."""
-    sources = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    return torch.stack([source.float().sum() for source in [*sources, *tensors]]).sum() * 0.0
 
 
 class GapTolerantMapper(LevelMapper):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mtl.core.registry import HEADS
 from mtl.core.task import TaskSpec
-from mtl.heads.base import Head, Output, Prediction, labelled_loss
+from mtl.heads.base import Head, Output, Prediction
 from mtl.layers import fully_connected
 from mtl.losses.base import build_loss
 from mtl.losses.regression import RegressionLoss
@@ -70,10 +70,10 @@ class RegressorHead(Head):
         """Return `outputs` [B, `outputs` of the loss], standardised."""
         return {"outputs": self.regressor(features[-1].mean(dim=(2, 3)))}
 
-    def loss(self, output: Output, target: Tensor, present: Tensor) -> dict[str, Tensor]:
-        """Compute the loss of standardised values over labelled rows; `target` is [B] float, in the unit."""
+    def loss(self, output: Output, target: Tensor) -> dict[str, Tensor]:
+        """Compute the loss of standardised values; `target` is [B] float, in the unit."""
         standardised = (target.float() - self.target_mean) / self.target_std
-        return {"value": labelled_loss(self.criterion, output["outputs"], standardised, present)}
+        return {"value": self.criterion(output["outputs"].float(), standardised)}
 
     @torch.no_grad()
     def decode(self, output: Output, **context: Any) -> list[Prediction]:

@@ -11,8 +11,8 @@ from mtl.core.errors import ConfigError
 from mtl.core.registry import HEADS
 from mtl.core.task import TaskSpec
 from mtl.heads.base import Head, Output, Prediction
-from mtl.heads.pyramid import RoIPooling, attached_zero, equal_channels, select_levels
-from mtl.layers import TolerantBatchNorm1d
+from mtl.heads.pyramid import RoIPooling, equal_channels, select_levels
+from mtl.layers import TolerantBatchNorm1d, attached_zero
 from mtl.losses.base import build_loss
 
 # Boxes classified at a time in `decode` and in validation: bounds memory, changes no number.
@@ -82,16 +82,15 @@ class RoIClassifierHead(Head):
         """Hand the maps on: which boxes to classify is known to `loss` and `decode` only."""
         return {"features": [features[position] for position in self.positions], "image_size": image_size}
 
-    def loss(self, output: Output, target: list[dict[str, Tensor]], present: Tensor) -> dict[str, Tensor]:
-        """Compute the mean loss over all boxes of the labelled rows: every box counts the same, whichever image it is in."""
+    def loss(self, output: Output, target: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Compute the mean loss over all boxes of the batch: every box counts the same, whichever image it is in."""
         features = output["features"]
-        rows = [row for row, labelled in enumerate(present.tolist()) if labelled and len(target[row]["labels"])]
-        if not rows:
-            return {"class": attached_zero(self, features)}
-        chosen = [self.choose(target[row]["labels"]) for row in rows]
-        boxes = [target[row]["boxes"][index] for row, index in zip(rows, chosen, strict=True)]
-        labels = torch.cat([target[row]["labels"][index] for row, index in zip(rows, chosen, strict=True)])
-        logits = self.classify([level[rows] for level in features], boxes)
+        if not any(len(known["labels"]) for known in target):
+            return {"class": attached_zero([*self.parameters(), *features])}
+        chosen = [self.choose(known["labels"]) for known in target]
+        boxes = [known["boxes"][index] for known, index in zip(target, chosen, strict=True)]
+        labels = torch.cat([known["labels"][index] for known, index in zip(target, chosen, strict=True)])
+        logits = self.classify(features, boxes)
         return {"class": self.criterion(logits, labels)}
 
     def choose(self, labels: Tensor) -> Tensor:

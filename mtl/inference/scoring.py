@@ -13,7 +13,7 @@ from mtl.core.types import ImageResult, TaskBatch
 from mtl.heads.base import Output, Prediction
 from mtl.inference.finite import check_finite
 from mtl.metrics.evaluator import Evaluator
-from mtl.model import MultiTaskModel
+from mtl.model import MultiTaskModel, Rows
 from mtl.stitching.stitcher import Stitcher
 
 
@@ -51,19 +51,30 @@ class WholeImageScorer:
         self.stitcher = Stitcher(model.specs)
         self.deciders = {pair for metric in evaluator.study.values() for pair in metric.deciders.items()}
 
-    def update(self, outputs: dict[str, Output], batch: TaskBatch) -> None:
+    def update(self, outputs: dict[str, Output], batch: TaskBatch, rows: Rows | None = None) -> None:
         """Take one batch.
 
         RoI classes are judged at the annotated boxes, so that the figure does not depend on the detector. Where a study metric
         has them decide the classes of detected boxes, the same outputs are decoded at these as well.
 
+        Args:
+            outputs: Of the network.
+            batch: What it saw.
+            rows: By task, the rows of the batch that its output stands for; None is all. A detector and the task that decides
+                the classes of its boxes have the same rows.
+
         Raises:
             NotFiniteError: The network says something that is not finite.
         """
-        predictions = self.model.decode(outputs, annotated_boxes(self.model, batch))
+        every = tuple(range(len(batch.meta)))
+        rows = dict.fromkeys(outputs, every) if rows is None else rows
+        predictions = self.model.decode(outputs, annotated_boxes(self.model, batch, rows))
         self._decide(outputs, predictions)
-        decoded = [{task: to_arrays(rows[row]) for task, rows in predictions.items()} for row in range(len(batch.meta))]
-        check_finite(outputs, decoded, [meta.sample_id for meta in batch.meta])
+        decoded: list[dict[str, dict[str, np.ndarray]]] = [{} for _ in every]
+        for task, found in predictions.items():
+            for row, prediction in zip(rows[task], found, strict=True):
+                decoded[row][task] = to_arrays(prediction)
+        check_finite(outputs, decoded, [meta.sample_id for meta in batch.meta], rows)
         for row, (meta, arrays) in enumerate(zip(batch.meta, decoded, strict=True)):
             for task, head in self.model.heads.items():
                 if head.needs_boxes and task in arrays:
@@ -82,6 +93,8 @@ class WholeImageScorer:
     def _decide(self, outputs: dict[str, Output], predictions: dict[str, list[Prediction]]) -> None:
         """Add to detected boxes what a deciding task says of each; it travels with them."""
         for task, decider in self.deciders:
+            if task not in predictions:
+                continue
             found = predictions[task]
             head: Any = self.model.heads[decider]
             said = head.decode(outputs[decider], boxes=[row["boxes"] for row in found])
@@ -89,15 +102,16 @@ class WholeImageScorer:
                 row[box_probabilities(decider)] = other["probabilities"]
 
 
-def annotated_boxes(model: MultiTaskModel, batch: TaskBatch) -> list[Tensor] | None:
-    """Return the annotated boxes per row (none where absent) if a head needs boxes, else None."""
-    for task, head in model.heads.items():
-        if head.needs_boxes:
-            return [
-                target["boxes"] if bool(known) else batch.images.new_zeros((0, 4))
-                for target, known in zip(batch.targets[task], batch.present[task], strict=True)
-            ]
-    return None
+def annotated_boxes(model: MultiTaskModel, batch: TaskBatch, rows: Rows) -> dict[str, list[Tensor]]:
+    """Return, for each task whose head needs boxes, the annotated ones of its rows (none where absent)."""
+    return {
+        task: [
+            batch.targets[task][row]["boxes"] if bool(batch.present[task][row]) else batch.images.new_zeros((0, 4))
+            for row in rows[task]
+        ]
+        for task, head in model.heads.items()
+        if head.needs_boxes and task in rows
+    }
 
 
 def to_arrays(prediction: dict[str, Any]) -> dict[str, np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from functools import partial
 from typing import Any
 
@@ -18,8 +19,9 @@ from mtl.core.types import TaskBatch
 from mtl.heads.base import Output
 from mtl.inference.finite import NotFiniteError
 from mtl.inference.scoring import KeepImages, WholeImageScorer
+from mtl.layers import take_rows
 from mtl.metrics.evaluator import Evaluator
-from mtl.model import MultiTaskModel
+from mtl.model import MultiTaskModel, Rows
 from mtl.runs.stored import FORMAT, converted
 from mtl.training.distributed import gather_objects, global_counts, mean_over_ranks, sum_over_ranks
 from mtl.training.divergence import check_weights, diverged
@@ -67,6 +69,7 @@ class MultiTaskModule(pl.LightningModule):
         self.terms = LossTerms()
         self.step_losses: dict[str, Tensor] = {}
         self.keep_images: KeepImages | None = None
+        self.examples: Collection[str] = ()  # validation images of which all tasks are predicted, labelled or not
         self._validated = False
         self._scorer: WholeImageScorer | None = None
         self._plateau: dict[str, Any] | None = None
@@ -76,11 +79,11 @@ class MultiTaskModule(pl.LightningModule):
         if self.config.runtime.channels_last:
             self.model.to(memory_format=torch.channels_last)
 
-    def forward(self, images: Tensor, tasks: tuple[str, ...] | None = None) -> dict[str, Output]:
-        """Compute the raw outputs of the heads, of all or of some tasks."""
+    def forward(self, images: Tensor, tasks: tuple[str, ...] | None = None, rows: Rows | None = None) -> dict[str, Output]:
+        """Compute the raw outputs of the heads, of all or of some tasks and rows (`MultiTaskModel.forward`)."""
         if self.config.runtime.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        outputs: dict[str, Output] = self._forward[0](images, tasks)
+        outputs: dict[str, Output] = self._forward[0](images, tasks, rows)
         return outputs
 
     @property
@@ -106,7 +109,7 @@ class MultiTaskModule(pl.LightningModule):
     def training_step(self, batch: TaskBatch, batch_index: int) -> Tensor:
         """Compute the balanced loss of one batch."""
         self._batch_index = batch_index
-        outputs = self(batch.images, self.stage.tasks)
+        outputs = self(batch.images, self.stage.tasks, batch.rows)
         losses, counts = self.task_losses(outputs, batch)
         present = {task: bool(count > 0) for task, count in counts.items()}
         average = partial(mean_over_ranks, module=self)
@@ -141,18 +144,21 @@ class MultiTaskModule(pl.LightningModule):
         """
         local = {task: batch.present[task].sum() for task in self.stage.tasks}
         total = global_counts(local, self)
-        losses = {}
+        losses, rows = {}, batch.rows
         for task in self.stage.tasks:
-            loss = self._loss(task, outputs, batch)
+            if rows[task]:
+                loss = self._loss(task, outputs, batch, rows)
+            else:
+                loss = self.model.unread(task, self.stage.tasks, rows, outputs)
             losses[task] = (
                 loss if self.trainer.world_size == 1 else loss * _share(local[task], total[task], self.trainer.world_size)
             )
         return losses, total
 
-    def _loss(self, task: str, outputs: dict[str, Output], batch: TaskBatch) -> Tensor:
+    def _loss(self, task: str, outputs: dict[str, Output], batch: TaskBatch, rows: Rows) -> Tensor:
         """Sum the loss terms of one head over this rank's labelled samples."""
         head: Any = self.model.heads[task]
-        return self.terms.sum_of(task, head.loss(outputs[task], batch.targets[task], batch.present[task]))
+        return self.terms.sum_of(task, head.loss(outputs[task], take_rows(batch.targets[task], rows[task])))
 
     def _not_finite(self, losses: dict[str, Tensor], batch: TaskBatch) -> TrainingError:
         broken = [task for task, loss in losses.items() if not bool(torch.isfinite(loss.detach()))] or ["balancer"]
@@ -173,21 +179,34 @@ class MultiTaskModule(pl.LightningModule):
 
     def validation_step(self, batch: TaskBatch, batch_index: int) -> None:
         """Decode one batch of windows; finished images are scored, for tasks that rest as well."""
-        outputs = self(batch.images)
+        rows = batch.rows
+        shown = self._shown(batch, rows)
+        outputs = self(batch.images, rows=shown)
         assert self._scorer is not None
         try:
-            self._scorer.update(outputs, batch)
+            self._scorer.update(outputs, batch, shown)
         except NotFiniteError as error:
             raise diverged(self, f"What the network says for {error.task} of validation image {error.image}") from error
-        losses, counts = {}, {}
-        for task in self.model.heads:
-            losses[task] = self._loss(task, outputs, batch)
-            counts[task] = float(batch.present[task].sum())
+        if shown != rows:
+            outputs = self(batch.images, rows=rows)
+        losses = {task: self._loss(task, outputs, batch, rows) for task in outputs}
+        counts = {task: float(len(rows[task])) for task in losses}
         loader: Any = self.trainer.val_dataloaders
         if not getattr(loader.sampler, "filler", False):
             self._add("val", losses, counts, None)
             self.terms.add("val", batch.present)
             self._watch("val", outputs, batch)
+
+    def _shown(self, batch: TaskBatch, rows: Rows) -> Rows:
+        """Return the rows to predict in validation: those with a label to be scored by, all of a batch with an example."""
+        every = tuple(range(len(batch)))
+        if any(meta.sample_id in self.examples for meta in batch.meta):
+            return dict.fromkeys(rows, every)
+        shown = dict(rows)
+        for metric in self.evaluator.study.values():
+            for task, decider in metric.deciders.items():
+                shown |= dict.fromkeys((task, decider), tuple(sorted({*shown[task], *shown[decider]})))
+        return shown
 
     def on_validation_epoch_end(self) -> None:
         """Exchange records once, choose thresholds on validation, log the metrics."""
@@ -271,9 +290,9 @@ class MultiTaskModule(pl.LightningModule):
     def _watch(self, split: str, outputs: dict[str, Output], batch: TaskBatch) -> None:
         """Accumulate what heads let others watch (the use of experts), over this rank's labelled samples."""
         for head in (head for head in self._heads if head.monitored):
-            task, present = head.spec.name, batch.present[head.spec.name]
-            count = present.sum()
-            for name, value in head.monitor(outputs[task], present).items():
+            task = head.spec.name
+            count = float(batch.present[task].sum())
+            for name, value in head.monitor(outputs[task]).items() if count else ():
                 self._add_mean(f"{split}/{task}/{name}", value, count)
 
     def _add_mean(self, key: str, value: Tensor, weight: float | Tensor) -> None:

@@ -15,6 +15,7 @@ from mtl.core.errors import ConfigError
 from mtl.core.registry import HEADS
 from mtl.kinds.base import rules_named
 from mtl.kinds.objects import ObjectKind
+from mtl.layers import take_rows
 from mtl.model import MultiTaskModel
 from mtl.runs.build import model_config
 
@@ -127,14 +128,15 @@ def train_and_decode(model: MultiTaskModel, images: torch.Tensor) -> torch.Tenso
     """One step with partly absent labels, then predictions; returns the loss."""
     (task,) = model.heads
     head: Any = model.heads[task]
-    present = torch.tensor([True, False, True])
-    loss = torch.stack(list(head.loss(model(images)[task], target_for(model, task), present).values())).sum()
+    rows = {task: (0, 2)}
+    terms = head.loss(model(images, rows=rows)[task], take_rows(target_for(model, task), rows[task]))
+    loss = torch.stack(list(terms.values())).sum()
     assert loss.dtype == torch.float32 and bool(loss.isfinite())
     loss.backward()
     model.eval()
     boxes = [torch.tensor([[6.0, 8, 34, 36]]), torch.zeros(0, 4), torch.tensor([[6.0, 8, 34, 36], [0, 0, 96, 64]])]
     with torch.no_grad():
-        predictions = model.predict(images, boxes if head.needs_boxes else None)[task]
+        predictions = model.decode(model(images), {task: boxes} if head.needs_boxes else None)[task]
     assert len(predictions) == 3
     for prediction, row_boxes in zip(predictions, boxes, strict=True):
         check_form(model, task, prediction, row_boxes)

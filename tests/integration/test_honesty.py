@@ -52,7 +52,7 @@ def test_every_trainable_parameter_moves_and_nothing_else_does(suite: str, smear
     with patch.object(MultiTaskModule, "trainer", SimpleNamespace(world_size=1)):
         for step in range(2):
             batch = Collate(model.specs, plan.config.tasks)([dataset[2 * step], dataset[2 * step + 1]])
-            losses, counts = module.task_losses(module(batch.images), batch)
+            losses, counts = module.task_losses(module(batch.images, rows=batch.rows), batch)
             loss = balancer(Step(losses, {task: count > 0 for task, count in counts.items()}))
             optimizer.zero_grad()
             loss.backward()

@@ -80,14 +80,20 @@ def test_one_rank_with_graded_and_one_with_segmented_images_equal_one_process(re
 
 @pytest.mark.parametrize("suite", ["idrid_mtl", "idrid_moe"])
 def test_a_task_that_nobody_in_the_batch_is_labelled_for_costs_nothing(suite: str, retinas: Path, tmp_path: Path) -> None:
-    """Alternating batches: no loss, no gradient, no step of that task's head, and no figure."""
+    """Alternating batches: no loss, no gradient, no pass through that task's head, and no figure; neither in validation."""
     found: list[tuple[str, dict[str, float], dict[str, float]]] = []
+    passes: list[tuple[str, bool, int]] = []
 
     def look(module: MultiTaskModule, batch: TaskBatch, index: int) -> None:
+        if not found:
+            for name, head in module.model.heads.items():
+                head.register_forward_pre_hook(
+                    lambda own, given, name=name: passes.append((name, own.training, len(given[0][0])))
+                )
         (source,) = {meta.source for meta in batch.meta}
         absent = [task for task in module.model.heads if not batch.present[task].any()]
         assert absent == [task for task in module.model.heads if (task == "grade") == (source == "idrid_segmentation")]
-        losses, _ = module.task_losses(module(batch.images), batch)
+        losses, _ = module.task_losses(module(batch.images, rows=batch.rows), batch)
         gradients = {}
         for task in absent:
             module.zero_grad()
@@ -105,6 +111,10 @@ def test_a_task_that_nobody_in_the_batch_is_labelled_for_costs_nothing(suite: st
     sources = {task: {record["source"] for record in metric.records} for task, metric in metrics.items()}
     masks = {"idrid_segmentation"}
     assert sources == {"grade": {"idrid_grading"}, "lesions_ma": masks, "optic_disc": masks}
+    for task, metric in metrics.items():
+        trained = [rows for name, training, rows in passes if name == task and training]
+        assert trained == [2] * 4  # the step and the look at it, of two of four batches
+        assert sum(rows for name, training, rows in passes if name == task and not training) == len(metric.records)
 
 
 def test_single_task_twins_draw_only_what_they_can_learn_from(retinas: Path, tmp_path: Path) -> None:

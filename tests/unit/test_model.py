@@ -234,7 +234,7 @@ def test_heads_that_need_boxes_take_the_detected_ones_or_those_given() -> None:
     with torch.no_grad():
         outputs = model(images())
         found = model.decode(outputs)
-        given = model.decode(outputs, [torch.tensor([[0.0, 0, 32, 32]]), torch.zeros(0, 4)])
+        given = model.decode(outputs, {"roi": [torch.tensor([[0.0, 0, 32, 32]]), torch.zeros(0, 4)]})
     assert [len(row["probabilities"]) for row in found["roi"]] == [len(row["boxes"]) for row in found["detection"]] == [7, 7]
     assert [len(row["probabilities"]) for row in given["roi"]] == [1, 0]
     torch.testing.assert_close(given["detection"][0]["boxes"], found["detection"][0]["boxes"])

@@ -17,7 +17,8 @@ from mtl.core.registry import HEADS
 from mtl.core.task import TaskSpec
 from mtl.heads.base import Head, Output, Prediction
 from mtl.heads.detection.sampling import ReproducibleSampler
-from mtl.heads.pyramid import RoIPooling, attached_zero, equal_channels, sanitize_boxes, select_levels
+from mtl.heads.pyramid import RoIPooling, equal_channels, sanitize_boxes, select_levels
+from mtl.layers import attached_zero
 from mtl.losses.base import class_weight_tensor
 from mtl.losses.classification import softmax_cross_entropy, softmax_focal
 
@@ -187,46 +188,39 @@ class FasterRCNNHead(Head):
         shifts = [self.anchor_offset * stride for stride in self.strides]
         return torch.cat([grid + shift for grid, shift in zip(grids, shifts, strict=True)])
 
-    def loss(self, output: Output, target: list[dict[str, Tensor]], present: Tensor) -> dict[str, Tensor]:
-        """Compute the four losses over the sampled anchors and proposals of the labelled rows.
+    def loss(self, output: Output, target: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Compute the four losses over the sampled anchors and proposals.
 
         In evaluation mode the sample is the same on every call.
         """
-        rows = [row for row, labelled in enumerate(present.tolist()) if labelled]
-        if not rows:
-            zero = attached_zero(self, [output["objectness"], output["deltas"], *output["features"]])
-            return dict.fromkeys(("objectness", "rpn_box", "classifier", "box"), zero)
         # torchvision keeps 0 for the background.
         truth = []
-        for row in rows:
-            boxes, labels = sanitize_boxes(target[row]["boxes"], target[row]["labels"])
+        for known in target:
+            boxes, labels = sanitize_boxes(known["boxes"], known["labels"])
             truth.append({"boxes": boxes, "labels": labels + 1})
         for sampler in (self.rpn.fg_bg_sampler, self.roi_heads.fg_bg_sampler):
             sampler.fixed = not self.training
         with torch.autocast(output["objectness"].device.type, enabled=False):
-            objectness, rpn_box = self.rpn_loss(output, truth, rows)
-        classifier, box = self.box_loss(output, truth, rows)
+            objectness, rpn_box = self.rpn_loss(output, truth)
+        classifier, box = self.box_loss(output, truth)
         return {"objectness": objectness, "rpn_box": rpn_box, "classifier": classifier, "box": box}
 
-    def rpn_loss(self, output: Output, truth: list[dict[str, Tensor]], rows: list[int]) -> tuple[Tensor, Tensor]:
+    def rpn_loss(self, output: Output, truth: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
         """Compute objectness and box loss of the sampled anchors."""
-        anchors = [output["anchors"]] * len(rows)
+        anchors = [output["anchors"]] * len(truth)
         labels, matched = self.rpn.assign_targets_to_anchors(anchors, truth)
         targets = self.rpn.box_coder.encode(matched, anchors)
-        return self.rpn.compute_loss(
-            output["objectness"][rows].reshape(-1), output["deltas"][rows].flatten(0, 1), labels, targets
-        )
+        return self.rpn.compute_loss(output["objectness"].reshape(-1), output["deltas"].flatten(0, 1), labels, targets)
 
-    def box_loss(self, output: Output, truth: list[dict[str, Tensor]], rows: list[int]) -> tuple[Tensor, Tensor]:
+    def box_loss(self, output: Output, truth: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
         """Compute class and box loss of the sampled proposals."""
         heads = self.roi_heads
-        proposals = [output["proposals"][row] for row in rows]
-        proposals, _, labels_per_row, targets_per_row = heads.select_training_samples(proposals, truth)
+        proposals, _, labels_per_row, targets_per_row = heads.select_training_samples(output["proposals"], truth)
         labels, targets = torch.cat(labels_per_row), torch.cat(targets_per_row)
         if len(labels) == 0:
-            zero = attached_zero(heads, output["features"])
+            zero = attached_zero([*heads.parameters(), *output["features"]])
             return zero, zero
-        logits, deltas = self.classify([level[rows] for level in output["features"]], proposals)
+        logits, deltas = self.classify(output["features"], proposals)
         if self.classification_loss == "focal":
             classifier = softmax_focal(logits, labels, self.focal_gamma, self.focal_alpha, self.class_weights)
         else:

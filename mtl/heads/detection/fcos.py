@@ -16,7 +16,7 @@ from torchvision.ops import batched_nms, clip_boxes_to_image, generalized_box_io
 from mtl.core.registry import HEADS
 from mtl.core.task import TaskSpec
 from mtl.heads.base import Head, Output, Prediction
-from mtl.heads.pyramid import attached_zero, equal_channels, sanitize_boxes, select_levels
+from mtl.heads.pyramid import equal_channels, sanitize_boxes, select_levels
 
 
 @HEADS.register("fcos")
@@ -102,28 +102,24 @@ class FCOSHead(Head):
             "image_size": image_size,
         }
 
-    def loss(self, output: Output, target: list[dict[str, Tensor]], present: Tensor) -> dict[str, Tensor]:
-        """Compute focal, GIoU and centredness loss, each summed over the labelled rows and divided by their positives."""
+    def loss(self, output: Output, target: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Compute focal, GIoU and centredness loss, each summed over the rows and divided by their positives."""
         logits, deltas, centredness = output["logits"], output["deltas"], output["centredness"]
-        rows = [row for row, labelled in enumerate(present.tolist()) if labelled]
-        if not rows:
-            zero = attached_zero(self, [logits, deltas, centredness])
-            return dict.fromkeys(("classification", "box", "centredness"), zero)
         with torch.autocast(logits.device.type, enabled=False):
-            matched = [self.match(output, *sanitize_boxes(target[row]["boxes"], target[row]["labels"])) for row in rows]
+            matched = [self.match(output, *sanitize_boxes(known["boxes"], known["labels"])) for known in target]
             labels, boxes = torch.stack([entry[0] for entry in matched]), torch.stack([entry[1] for entry in matched])
             positive = labels >= 0
             count = positive.sum().clamp(min=1)
-            truth = torch.zeros_like(logits[rows])
+            truth = torch.zeros_like(logits)
             truth[positive, labels[positive]] = 1.0
-            classification = sigmoid_focal_loss(logits[rows], truth, self.focal_alpha, self.focal_gamma, reduction="sum")
-            map_pixels = output["map_pixels"].expand(len(rows), -1, -1)[positive]
-            predicted = self.coder.decode(deltas[rows][positive], map_pixels)
+            classification = sigmoid_focal_loss(logits, truth, self.focal_alpha, self.focal_gamma, reduction="sum")
+            map_pixels = output["map_pixels"].expand(len(target), -1, -1)[positive]
+            predicted = self.coder.decode(deltas[positive], map_pixels)
             box = generalized_box_iou_loss(predicted, boxes[positive], reduction="sum")
             sides = self.coder.encode(map_pixels, boxes[positive])
             across, along = sides[:, 0::2], sides[:, 1::2]
             centred = (across.amin(1) / across.amax(1) * along.amin(1) / along.amax(1)).sqrt()
-            centring = F.binary_cross_entropy_with_logits(centredness[rows][positive], centred, reduction="sum")
+            centring = F.binary_cross_entropy_with_logits(centredness[positive], centred, reduction="sum")
         return {"classification": classification / count, "box": box / count, "centredness": centring / count}
 
     def match(self, output: Output, boxes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from mtl.core.heatmap import render_heatmap, render_shapes
 from mtl.core.registry import HEADS
 from mtl.core.task import TaskSpec
-from mtl.heads.base import Output, labelled_loss
+from mtl.heads.base import Output
 from mtl.heads.heatmap import find_peaks
 from mtl.heads.points.base import PEAK_WINDOW, Candidates, PointsHead, where_it_counts
 from mtl.layers import resize
@@ -79,23 +79,15 @@ class BlobsHead(PointsHead):
         """Return `logits` [B, K (+ 1), h, w], the background first, and the `size` (height, width) of the input."""
         return {"logits": self.logits(features[0]), "size": image_size}
 
-    def loss(self, output: Output, target: list[dict[str, Tensor]], present: Tensor) -> dict[str, Tensor]:
-        """Compute the loss over labelled rows at the size of the input."""
-        logits, size = output["logits"], output["size"]
-        truth = torch.zeros(len(logits), logits.shape[1], *size, device=logits.device)
-        counts = torch.ones(len(logits), 1, *size, device=logits.device)
-        for row, labelled in enumerate(present.tolist()):
-            if labelled:
-                truth[row] = self.render(target[row], size)
-                counts[row] = where_it_counts(target[row], truth[row, -len(self.spec.classes) :], size)
-
-        def at_full_size(some_logits: Tensor, some_truth: Tensor) -> Tensor:
-            known, counted = some_truth[:, :-1], some_truth[:, -1:] > 0
-            # Where nobody looked the prediction is the truth, whatever it is.
-            value: Tensor = self.criterion(resize(some_logits, size).where(counted, CERTAIN * (2 * known - 1)), known)
-            return value
-
-        return {"blobs": labelled_loss(at_full_size, logits, torch.cat([truth, counts], dim=1), present)}
+    def loss(self, output: Output, target: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Compute the loss at the size of the input."""
+        logits, size = resize(output["logits"].float(), output["size"]), output["size"]
+        truth = torch.stack([self.render(known, size) for known in target])
+        counted = torch.stack(
+            [where_it_counts(known, drawn[-len(self.spec.classes) :], size) for known, drawn in zip(target, truth, strict=True)]
+        )
+        # Where nobody looked the prediction is the truth, whatever it is.
+        return {"blobs": self.criterion(logits.where(counted > 0, CERTAIN * (2 * truth - 1)), truth)}
 
     def render(self, target: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
         """Return the target [K (+ 1), height, width] of one row."""

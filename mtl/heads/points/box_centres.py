@@ -56,18 +56,18 @@ class BoxCentresHead(PointsHead):
         output: Output = self.detector(features, image_size)
         return output
 
-    def loss(self, output: Output, target: Any, present: Tensor) -> dict[str, Tensor]:
+    def loss(self, output: Output, target: Any) -> dict[str, Tensor]:
         """Compute the detector's losses."""
-        return self.detector.loss(output, target, present)
+        return self.detector.loss(output, target)
 
     @property
     def monitored(self) -> tuple[str, ...]:
         """Names of what `monitor` returns."""
         return self.detector.monitored
 
-    def monitor(self, output: Output, present: Tensor) -> dict[str, Tensor]:
+    def monitor(self, output: Output) -> dict[str, Tensor]:
         """Compute what the detector lets others watch."""
-        return self.detector.monitor(output, present)
+        return self.detector.monitor(output)
 
     def candidates(self, output: Output) -> list[Candidates]:
         """Take the middles of the boxes."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mtl.core.heatmap import render_heatmap
 from mtl.core.registry import HEADS
 from mtl.core.task import TaskSpec
-from mtl.heads.base import Output, labelled_loss
+from mtl.heads.base import Output
 from mtl.heads.heatmap import find_peaks, heatmap_blocks, project_maps, rare_logits, sum_maps
 from mtl.heads.points.base import PEAK_WINDOW, Candidates, PointsHead, where_it_counts
 from mtl.losses.base import build_loss
@@ -81,29 +81,25 @@ class CentresHead(PointsHead):
         maps = self.convolutions(sum_maps(features, self.positions, self.projections, size))
         return {"heatmap": self.logits(maps).float().sigmoid(), "offset": self.offset(maps).float().sigmoid()}
 
-    def loss(self, output: Output, target: list[dict[str, Tensor]], present: Tensor) -> dict[str, Tensor]:
-        """Compare the heatmap with one rendered from the labelled rows' points, and the offsets at these points."""
+    def loss(self, output: Output, target: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Compare the heatmap with one rendered from the points, and the offsets at these points."""
         heatmap = output["heatmap"]
         truth = torch.zeros_like(heatmap)
-        rows = [row for row, labelled in enumerate(present.tolist()) if labelled]
-        for row in rows:
-            points, labels = target[row]["points"], target[row]["labels"]
-            truth[row] = render_heatmap(points, labels, len(self.spec.classes), heatmap.shape[-2:], self.stride, self.sigma)
         counts = torch.ones_like(truth[:, :1])
-        for row in rows:
-            counts[row] = where_it_counts(target[row], truth[row], heatmap.shape[-2:])
+        for row, known in enumerate(target):
+            points, labels = known["points"], known["labels"]
+            truth[row] = render_heatmap(points, labels, len(self.spec.classes), heatmap.shape[-2:], self.stride, self.sigma)
+            counts[row] = where_it_counts(known, truth[row], heatmap.shape[-2:])
         counted = heatmap.where(counts > 0, truth)  # where nobody looked the prediction is the truth, whatever it is
         return {
-            "heatmap": labelled_loss(self.criterion, counted, truth, present),
-            "offset": self.offset_weight * self.offset_loss(output["offset"], target, rows),
+            "heatmap": self.criterion(counted, truth),
+            "offset": self.offset_weight * self.offset_loss(output["offset"], target),
         }
 
-    def offset_loss(self, offset: Tensor, target: list[dict[str, Tensor]], rows: list[int]) -> Tensor:
-        """Compute the mean L1 distance, in map pixels, of the offsets at the points of some rows; 0 where there is none."""
-        if not rows:
-            return offset.sum() * 0.0
-        points = torch.cat([target[row]["points"] for row in rows]).float() / self.stride
-        row = torch.cat([target[row]["labels"].new_full((len(target[row]["points"]),), row) for row in rows])
+    def offset_loss(self, offset: Tensor, target: list[dict[str, Tensor]]) -> Tensor:
+        """Compute the mean L1 distance, in map pixels, of the offsets at the points; 0 where there is none."""
+        points = torch.cat([known["points"] for known in target]).float() / self.stride
+        row = torch.cat([known["labels"].new_full((len(known["points"]),), row) for row, known in enumerate(target)])
         corners = points.floor()
         x, y = (corners[:, axis].long().clamp(0, offset.shape[3 - axis] - 1) for axis in (0, 1))
         return (offset[row, :, y, x] - (points - corners)).abs().sum() / max(len(points), 1)

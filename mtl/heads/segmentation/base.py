@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mtl.core.task import TaskSpec
-from mtl.heads.base import Head, Output, Prediction, labelled_loss
+from mtl.heads.base import Head, Output, Prediction
 from mtl.layers import resize
 from mtl.losses.base import build_loss
 
@@ -17,7 +17,7 @@ from mtl.losses.base import build_loss
 class SegmentationHead(Head):
     """A head that computes logits in `maps`, at whatever size suits it.
 
-    Sub-classes implement `maps`; `loss` and `decode` resize bilinearly to the input, the former only the labelled rows.
+    Sub-classes implement `maps`; `loss` and `decode` resize bilinearly to the input.
 
     Args:
         spec: The task.
@@ -40,14 +40,9 @@ class SegmentationHead(Head):
         """Return `logits` [B, K, h, w] and the `size` (height, width) of the input."""
         return {"logits": self.maps(features, image_size), "size": image_size}
 
-    def loss(self, output: Output, target: Tensor, present: Tensor) -> dict[str, Tensor]:
-        """Compute the loss over labelled rows at the size of the input; `target` as in `TaskBatch.targets`."""
-
-        def at_full_size(logits: Tensor, truth: Tensor) -> Tensor:
-            value: Tensor = self.criterion(resize(logits, output["size"]), truth)
-            return value
-
-        return {"mask": labelled_loss(at_full_size, output["logits"], target, present)}
+    def loss(self, output: Output, target: Tensor) -> dict[str, Tensor]:
+        """Compute the loss at the size of the input; `target` as in `TaskBatch.targets`."""
+        return {"mask": self.criterion(resize(output["logits"].float(), output["size"]), target)}
 
     @torch.no_grad()
     def decode(self, output: Output, **context: Any) -> list[Prediction]:

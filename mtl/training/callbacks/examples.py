@@ -50,7 +50,7 @@ class ExamplePictures(Callback):
                 small = masks_for_pictures(truth, module.model.specs) if module.evaluator.native else truth
                 self._kept[truth.sample_id] = (prediction, small)
 
-        module.keep_images = keep
+        module.keep_images, module.examples = keep, self._chosen.keys()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Make pictures of what was kept, at the thresholds that this validation has chosen, and hand them on."""

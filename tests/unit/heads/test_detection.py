@@ -19,7 +19,6 @@ STRIDES = (8, 16, 32)
 SIZE = (96, 128)
 BOXES = torch.tensor([[10.0, 12, 38, 40], [60, 30, 88, 58], [30, 60, 58, 88]])
 LABELS = torch.tensor([0, 1, 1])
-ALL = torch.tensor([True])
 
 
 def head_of(name: str, **keys: Any) -> Any:
@@ -43,7 +42,7 @@ def test_learns_one_image_by_heart(name: str) -> None:
     features = maps()
     for _ in range(40):
         optimizer.zero_grad()
-        sum(head.loss(head(features, SIZE), target(), ALL).values()).backward()
+        sum(head.loss(head(features, SIZE), target()).values()).backward()
         torch.nn.utils.clip_grad_norm_(head.parameters(), 5.0)
         optimizer.step()
     found = head.decode(head(features, SIZE))[0]
@@ -96,7 +95,7 @@ def test_focal_loss_and_class_weights_are_really_applied() -> None:
 
     def classifier_loss(**keys: Any) -> float:
         head = head_of("faster_rcnn", **keys).eval()
-        return head.loss(head(features, SIZE), target(), ALL)["classifier"].item()
+        return head.loss(head(features, SIZE), target())["classifier"].item()
 
     plain = classifier_loss()
     focal = classifier_loss(classification_loss="focal")
@@ -135,7 +134,7 @@ def test_boxes_without_area_do_not_break_the_loss() -> None:
     for name in ("faster_rcnn", "fcos"):
         head = head_of(name).eval()
         output = head(maps(), SIZE)
-        with_it, without = head.loss(output, broken, ALL), head.loss(output, target(), ALL)
+        with_it, without = head.loss(output, broken), head.loss(output, target())
         for term, value in without.items():
             assert with_it[term] == value
 
@@ -143,8 +142,8 @@ def test_boxes_without_area_do_not_break_the_loss() -> None:
 def test_training_samples_anchors_at_random_and_validation_does_not() -> None:
     head = head_of("faster_rcnn", rpn_batch_size_per_image=16, box_batch_size_per_image=8)
     output = head(maps(), SIZE)
-    draws = {head.train().loss(output, target(), ALL)["objectness"].item() for _ in range(5)}
-    fixed = {head.eval().loss(output, target(), ALL)["objectness"].item() for _ in range(5)}
+    draws = {head.train().loss(output, target())["objectness"].item() for _ in range(5)}
+    fixed = {head.eval().loss(output, target())["objectness"].item() for _ in range(5)}
     assert len(draws) > 1 and len(fixed) == 1
 
 
@@ -183,7 +182,7 @@ def test_fcos_decodes_what_it_is_taught() -> None:
     overlap, partner = box_iou(BOXES, found["boxes"]).max(dim=1)
     assert len(found["boxes"]) == 3 and overlap.min() > 0.999
     assert torch.equal(found["labels"][partner], LABELS)
-    assert head.loss(perfect, target(), ALL)["box"] < 1e-5
+    assert head.loss(perfect, target())["box"] < 1e-5
 
 
 def test_levels() -> None:

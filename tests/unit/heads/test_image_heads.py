@@ -34,12 +34,12 @@ def test_values_come_back_in_their_unit() -> None:
     assert head.target_mean == 50 and head.target_std.item() == pytest.approx((800 / 3) ** 0.5)
     torch.testing.assert_close(torch.stack([row["value"] for row in head.decode(output)]), raw * head.target_std + 50)
     # The loss is one of standardised values, so that the unit does not decide on its size.
-    target, present = torch.tensor([30.0, float("nan"), 70.0]), torch.tensor([True, False, True])
-    expected = ((raw[[0, 2]] - (target[[0, 2]] - 50) / head.target_std) ** 2).mean()
-    torch.testing.assert_close(head.loss(output, target, present)["value"], expected)
+    target = torch.tensor([30.0, 40.0, 70.0])
+    expected = ((raw - (target - 50) / head.target_std) ** 2).mean()
+    torch.testing.assert_close(head.loss(output, target)["value"], expected)
     in_days = build("regressor", NUMBER, "l2")
     in_days.observe_targets([365.0 * value for value in (30.0, 50.0, 70.0)])
-    torch.testing.assert_close(in_days.loss(output, 365 * target, present)["value"], expected)
+    torch.testing.assert_close(in_days.loss(output, 365 * target)["value"], expected)
 
 
 def test_statistics_travel_with_the_weights() -> None:
@@ -86,7 +86,7 @@ def test_a_regressor_learns_a_number_far_from_zero() -> None:
     optimizer = torch.optim.Adam(head.parameters(), lr=0.05)
     for _ in range(300):
         optimizer.zero_grad()
-        head.loss(head((features,), SIZE), target, torch.ones(32, dtype=torch.bool))["value"].backward()
+        head.loss(head((features,), SIZE), target)["value"].backward()
         optimizer.step()
     predicted = torch.stack([row["value"] for row in head.decode(head((features,), SIZE))])
     assert (predicted - target).abs().max() < 10
@@ -97,7 +97,7 @@ def test_classes_are_independent_and_may_be_unknown() -> None:
     output = head(maps(), SIZE)
     found = torch.stack([row["probabilities"] for row in head.decode(output)])
     torch.testing.assert_close(found, output["logits"].detach().sigmoid())
+    # Of the other rows nothing is known although they count as labelled.
     target = torch.tensor([[1.0, 0.0, torch.nan], [torch.nan] * 3, [torch.nan] * 3])
-    # The second row is absent; of the third nothing is known although it counts as labelled.
-    value = head.loss(output, target, torch.tensor([True, False, True]))["class"]
+    value = head.loss(output, target)["class"]
     torch.testing.assert_close(value, -(found[0, 0].log() + (1 - found[0, 1]).log()) / 2)

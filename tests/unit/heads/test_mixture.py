@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from mixture_tools import AUXILIARY, EVERYONE, SIZE, build, features, target_for
+from mixture_tools import EVERYONE, SIZE, build, features, target_for
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -75,9 +75,7 @@ def test_equals_the_masked_average(expert: str, keys: dict[str, Any], training: 
     for compute in (lambda maps: head(maps, SIZE), lambda maps: masked(reference, maps)):
         maps = features(grad=True)
         output = compute(maps)
-        loss = torch.stack(
-            list(head.loss(output, target_for(head), torch.tensor([True, False, True, True, True])).values())
-        ).sum()
+        loss = torch.stack(list(head.loss(output, target_for(head)).values())).sum()
         loss.backward()
         results.append((output, loss, maps))
     (output, loss, maps), (wanted, wanted_loss, wanted_maps) = results
@@ -105,7 +103,7 @@ def test_the_loss_reaches_the_gate(keys: dict[str, Any]) -> None:
     output = head(features(), SIZE)
     selected = output["weights"].gt(0)
     assert bool(selected.all()) == (keys["routing"] == "dense")
-    head.loss(output, target_for(head), torch.ones(5, dtype=torch.bool))["class"].backward()
+    head.loss(output, target_for(head))["class"].backward()
     gradient = head.gate.weight.grad
     assert gradient is not None and gradient.isfinite().all()
     # An expert selected alone has the weight 1 whatever its score.
@@ -147,7 +145,7 @@ def test_training_skips_experts_that_nobody_selected() -> None:
     output = head(features(), SIZE)
     assert seen == [5, 0, 5, 0]
     assert output["weights"].gt(0).tolist() == [[True, False, True, False]] * 5
-    head.loss(output, target_for(head), torch.ones(5, dtype=torch.bool))["mask"].backward()
+    head.loss(output, target_for(head))["mask"].backward()
     for index, expert in enumerate(head.experts):
         gradients = [parameter.grad for parameter in expert.parameters()]
         assert all(gradient is not None for gradient in gradients)
@@ -179,24 +177,6 @@ def test_synchronised_norms_keep_every_expert_running() -> None:
     assert seen == [5] * 4
     head.eval()(features(), SIZE)
     assert sum(seen) == 5 * 4 + 5
-
-
-@pytest.mark.parametrize("expert", EVERYONE)
-@pytest.mark.parametrize("keys", ROUTINGS[:2], ids=["dense", "sparse"])
-def test_nothing_labelled_costs_nothing(expert: str, keys: dict[str, Any]) -> None:
-    weights = {f"{name}_weight": 1.0 for name in AUXILIARY}
-    head = build(expert, **keys, **weights).train()
-    rank(head, (0, 1, 2, 3))
-    absent = torch.zeros(5, dtype=torch.bool)
-    output = head(features(), SIZE)
-    terms = head.loss(output, target_for(head), absent)
-    assert set(AUXILIARY) < set(terms)
-    total = torch.stack(list(terms.values())).sum()
-    assert total.item() == 0
-    total.backward()
-    for name, parameter in head.named_parameters():
-        assert parameter.grad is not None and not parameter.grad.any(), name
-    assert {name: value.item() for name, value in head.monitor(output, absent).items()} == dict.fromkeys(head.monitored, 0.0)
 
 
 # -- routing -----------------------------------------------------------------------------------------------------------

@@ -19,16 +19,16 @@ from mtl.core.task import TaskSpec
 
 def test_loss_is_that_of_an_expert_on_the_average() -> None:
     head = build("deeplabv3plus").train()
-    output, present = head(features(), SIZE), torch.tensor([True, False, True, True, False])
-    terms = head.loss(output, target_for(head), present)
-    own = head.experts[0].loss({"logits": output["logits"], "size": SIZE}, target_for(head), present)  # type: ignore[operator]
+    output = head(features(), SIZE)
+    terms = head.loss(output, target_for(head))
+    own = head.experts[0].loss({"logits": output["logits"], "size": SIZE}, target_for(head))  # type: ignore[operator]
     assert terms == own
 
 
 def terms_of(gate: Tensor, weights: Tensor | None = None, **keys: Any) -> dict[str, float]:
     head = build(experts=gate.shape[1], **({f"{name}_weight": 1.0 for name in AUXILIARY} | keys)).train()
     output = {"gate": gate, "weights": gate if weights is None else weights}
-    return {name: value.item() for name, value in head.auxiliary(output, torch.ones(len(gate), dtype=torch.bool)).items()}
+    return {name: value.item() for name, value in head.auxiliary(output).items()}
 
 
 def test_auxiliary_terms_by_hand() -> None:
@@ -66,26 +66,24 @@ def test_published_terms_are_lowest_at_uniform_scores() -> None:
     assert min((0.05, 0.15, 0.25, 0.35, 0.6, 0.95), key=both) == 0.25
 
 
-def test_terms_enter_weighted_labelled_and_in_training_only() -> None:
-    gate, present = torch.rand(5, 4), torch.tensor([True, False, True, True, False])
+def test_terms_enter_weighted_and_in_training_only() -> None:
+    gate = torch.rand(5, 4)
     output = {"gate": gate, "weights": gate}
     head = build(l1_weight=0.5, importance_weight=2.0).train()
-    found = head.auxiliary(output, present)
+    found = head.auxiliary(output)
     assert set(found) == {"l1", "importance"}
-    torch.testing.assert_close(found["l1"], 0.5 * gate[present].mean())
-    moved = torch.where(present[:, None], gate, 9.0)
-    torch.testing.assert_close(head.auxiliary({"gate": moved, "weights": moved}, present)["importance"], found["importance"])
+    torch.testing.assert_close(found["l1"], 0.5 * gate.mean())
     real = head(features(), SIZE)
-    assert set(head.loss(real, target_for(head), present)) == {"class", "l1", "importance"}
-    assert set(head.eval().loss(real, target_for(head), present)) == {"class"}
-    assert set(build().train().loss(real, target_for(head), present)) == {"class"}
+    assert set(head.loss(real, target_for(head))) == {"class", "l1", "importance"}
+    assert set(head.eval().loss(real, target_for(head))) == {"class"}
+    assert set(build().train().loss(real, target_for(head))) == {"class"}
 
 
 @pytest.mark.parametrize("name", AUXILIARY)
 def test_every_term_moves_the_gate(name: str) -> None:
     head = build(**{f"{name}_weight": 1.0}, routing="top_k", top_k=1).train()
     output = head(features(), SIZE)
-    head.auxiliary(output, torch.ones(5, dtype=torch.bool))[name].backward()
+    head.auxiliary(output)[name].backward()
     moved = head.gate.weight.grad
     assert moved is not None and moved.isfinite().all()
     assert bool(moved.abs().max() > 1e-6) == (name != "l1")  # softmax scores have a constant mean
@@ -94,13 +92,13 @@ def test_every_term_moves_the_gate(name: str) -> None:
 
 def test_monitoring() -> None:
     head = build(experts=3)
-    weights = torch.tensor([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0], [0.2, 0.3, 0.5]])
-    found = head.monitor({"weights": weights}, torch.tensor([True, True, False]))
+    weights = torch.tensor([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]])
+    found = head.monitor({"weights": weights})
     assert head.monitored == ("expert_1", "expert_2", "expert_3", "experts_used") == tuple(found)
     assert [value.item() for value in found.values()] == pytest.approx([0.75, 0.25, 0.0, 1.5])
     assert all(value.ndim == 0 and not value.requires_grad for value in found.values())
     plain = head.experts[0]
-    assert plain.monitored == () and plain.monitor({}, torch.ones(1)) == {}  # type: ignore[operator]
+    assert plain.monitored == () and plain.monitor({}) == {}  # type: ignore[operator]
 
 
 def test_the_gate_learns_who_is_right() -> None:
@@ -116,7 +114,7 @@ def test_the_gate_learns_who_is_right() -> None:
     optimizer = torch.optim.Adam(head.gate.parameters(), lr=0.05)
     for _ in range(60):
         optimizer.zero_grad()
-        head.loss(head(maps, SIZE), labels, torch.ones(16, dtype=torch.bool))["class"].backward()
+        head.loss(head(maps, SIZE), labels)["class"].backward()
         optimizer.step()
     output = head.eval()(maps, SIZE)
     assert torch.equal(output["weights"].argmax(dim=1), labels)

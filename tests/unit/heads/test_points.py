@@ -114,17 +114,17 @@ def test_lengths_of_centres_are_in_microns() -> None:
     assert coarse.sigma == pytest.approx(8.0 * 0.5 / 2) and coarse.radius == 3.0
 
 
-def test_offsets_are_learnt_at_the_centres_of_labelled_rows_only() -> None:
+def test_offsets_are_learnt_at_the_centres_only() -> None:
     head = build("centres")
     points = [torch.tensor([[10.5, 20.5]]), torch.tensor([[64.0, 50.0], [3.2, 4.6]]), torch.zeros(0, 2)]
     offset = torch.rand(3, 2, 48, 64).requires_grad_()
-    value = head.offset_loss(offset, [target_of(some) for some in points], [0, 2])
+    value = head.offset_loss(offset[[0, 2]], [target_of(points[0]), target_of(points[2])])
     # The point (10.5, 20.5) lies at (.25, .25) of cell (5, 10).
     torch.testing.assert_close(value, (offset[0, :, 10, 5] - 0.25).abs().sum())
     value.backward()
     touched = offset.grad.nonzero().tolist()
     assert touched == [[0, 0, 10, 5], [0, 1, 10, 5]]
-    both = head.offset_loss(offset, [target_of(some) for some in points], [0, 1, 2])
+    both = head.offset_loss(offset, [target_of(some) for some in points])
     at = offset[[0, 1, 1], :, [10, 25, 2], [5, 32, 1]]
     torch.testing.assert_close(both, (at - torch.tensor([[0.25, 0.25], [0.0, 0.0], [0.6, 0.3]])).abs().sum() / 3)
 
@@ -198,7 +198,7 @@ def test_the_published_loss_of_blobs_takes_both_channels_as_independent() -> Non
     lymphocyte[32:49, 52:69] = 1
     truth = torch.stack([1 - lymphocyte, lymphocyte])[None]
     expected = torch.nn.functional.binary_cross_entropy_with_logits(output["logits"], truth)
-    torch.testing.assert_close(head.loss(output, [target], torch.tensor([True]))["blobs"], expected)
+    torch.testing.assert_close(head.loss(output, [target])["blobs"], expected)
 
 
 # -- boxes -------------------------------------------------------------------------------------------------------------
@@ -284,10 +284,10 @@ def test_a_few_cells_are_learnt_and_found(name: str, steps: int, keys: dict[str,
     stem = torch.nn.Conv2d(1, 16, 20, stride=4, padding=8)
     head = build(name, spec, **keys)
     optimizer = torch.optim.Adam([*stem.parameters(), *head.parameters()], lr=2e-2)
-    targets, present = [target_of(some) for some in points], torch.tensor([True, True])
+    targets = [target_of(some) for some in points]
     for _ in range(steps):
         optimizer.zero_grad()
-        terms = head.loss(head((stem(images).relu(),), SIZE), targets, present)
+        terms = head.loss(head((stem(images).relu(),), SIZE), targets)
         torch.stack(list(terms.values())).sum().backward()
         optimizer.step()
     head.eval()
@@ -309,7 +309,7 @@ def test_where_nobody_looked_nothing_is_learnt(name: str) -> None:
 
     def loss_of(maps: Tensor, known: dict[str, Tensor]) -> Tensor:
         output = head((torch.zeros(1, 16, SIZE[0] // 4, SIZE[1] // 4),), SIZE)
-        return head.loss({**output, key: maps}, [known], torch.tensor([True]))[name if name == "blobs" else "heatmap"]
+        return head.loss({**output, key: maps}, [known])[name if name == "blobs" else "heatmap"]
 
     shape = head((torch.zeros(1, 16, SIZE[0] // 4, SIZE[1] // 4),), SIZE)[key].shape
     maps = torch.rand(shape, generator=torch.Generator().manual_seed(1)).requires_grad_()

@@ -48,26 +48,8 @@ def test_logits_stay_at_the_stride_of_the_head() -> None:
     full = F.interpolate(output["logits"], size=SIZE, mode="bilinear", align_corners=False)
     found = torch.stack([row["probabilities"] for row in head.decode(output)])
     torch.testing.assert_close(found, full.sigmoid())
-    loss = head.loss(output, truth(), torch.ones(3, dtype=torch.bool))["mask"]
+    loss = head.loss(output, truth())["mask"]
     torch.testing.assert_close(loss, head.criterion(full, truth()))
-
-
-def test_only_labelled_rows_are_brought_to_full_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[int] = []
-    original = F.interpolate
-
-    def counted(value: Tensor, **settings: Any) -> Tensor:
-        seen.append(len(value))
-        return original(value, **settings)
-
-    monkeypatch.setattr("mtl.layers.F.interpolate", counted)
-    head, target = Probe(), truth()
-    output = head(features((8,), (4,)), SIZE)
-    assert seen == []
-    head.loss(output, target, torch.tensor([False, True, False]))
-    assert seen == [1]
-    head.loss(output, target, torch.zeros(3, dtype=torch.bool))
-    assert seen == [1]
 
 
 def test_one_class_per_pixel_sums_to_one_after_resizing() -> None:
