@@ -74,7 +74,7 @@ def prepare_data(plan: Plan, run_dir: Path, resume_from: Path | None = None) -> 
         data.save_split(split_file)
     log.info(data.describe_split())
     log_notes(run_dir, [*plan.notes, *data.gaps])
-    check_single_images(model, min(_smallest_batch(stage, data) for stage in plan.stages))
+    check_single_images(model, min(_smallest_batch(stage, data) for stage in plan.stages), _partly_labelled(data))
     for stage in plan.stages if plan.stages[0].name else ():
         try:
             model.train_only(stage.tasks, stage.freeze)
@@ -157,6 +157,12 @@ def show_targets(model: MultiTaskModel, data: MultiTaskDataModule) -> None:
         head: Any = model.heads[task]
         if head.looks_at_targets:
             head.observe_targets(data.dataset("train").targets(task))
+
+
+def _partly_labelled(data: MultiTaskDataModule) -> bool:
+    """Return whether some training image lacks a label of some task."""
+    labels = {data.specs[task].label for task in data.tasks}
+    return any(not record.knows(label) for record in data.records_by_split["train"] for label in labels)
 
 
 def _smallest_batch(stage: Stage, data: MultiTaskDataModule) -> int:
