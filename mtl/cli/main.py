@@ -12,6 +12,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
+from mtl.core.allocator import keep_freed_memory
 from mtl.core.disk import is_refusal, sentence
 from mtl.core.errors import INTERRUPTED, MtlError, nearest
 from mtl.core.version import __version__
@@ -51,6 +52,7 @@ def main(verb: str | None = None) -> None:
 
 def guarded(verb: str, words: list[str]) -> int:
     """Run a verb; an error meant for the user becomes its text and an exit status."""
+    keep_freed_memory()
     try:
         return int(importlib.import_module(f"mtl.cli.{verb}").run(words) or 0)
     except MtlError as error:

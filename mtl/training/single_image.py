@@ -32,9 +32,9 @@ def check_single_images(model: MultiTaskModel, batch_size: int, partly: bool) ->
     except ValueError as error:
         if REFUSAL not in str(error):
             raise
+        which = "with one labelled image" if batch_size > 1 else "of one image"
+        remedy = "Give" if batch_size > 1 else "Set data.loader.batch_size=2 or more, or give"
         raise ConfigError(
-            f"A batch {'with one labelled image' if batch_size > 1 else 'of one image'} of {height} x {width} pixels leaves one "
-            "value per channel to a BatchNorm, on a map of 1 x 1 pixel. "
-            f"{'Give' if batch_size > 1 else 'Set data.loader.batch_size=2 or more, or give'} the network larger images with "
-            "data.geometry.size."
+            f"A batch {which} of {height} x {width} pixels leaves one value per channel to a BatchNorm, on a map of 1 x 1 "
+            f"pixel. {remedy} the network larger images with data.geometry.size."
         ) from None
