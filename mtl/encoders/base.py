@@ -6,10 +6,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Self
+from types import MethodType
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from mtl.layers import take_rows
@@ -17,25 +19,81 @@ from mtl.layers import take_rows
 if TYPE_CHECKING:
     from mtl.encoders.keys import KeyReport
 
-# The task whose adapters are in use. A context variable, so that threads of a server do not see each other's task.
-ACTIVE_TASK: ContextVar[str | None] = ContextVar("ACTIVE_TASK", default=None)
 SHARED = "shared"
 
 
-class Adapter(nn.Module):
-    """Marks modules that hold adapter parameters and picks the set in use.
+class Passage:
+    """The way of a batch through a network whose tasks have adapters of their own.
+
+    Until the first adapter the batch holds each image once; behind it, the rows of one task after the other.
 
     Args:
-        per_task: One set per task instead of one shared set.
+        rows: By task, positions in the batch, ascending.
     """
+
+    def __init__(self, rows: Mapping[str, Sequence[int]]) -> None:
+        self.rows = rows
+        self.apart = False
+
+    @property
+    def task(self) -> str:
+        """The task of a passage of one task alone."""
+        (task,) = self.rows
+        return task
+
+    def split(self, maps: Tensor) -> dict[str, Tensor]:
+        """Return the rows of each task, of maps behind the first adapter or those that come to it."""
+        if not self.apart:
+            self.apart = True
+            return {task: take_rows(maps, rows) for task, rows in self.rows.items()}
+        parts = maps.split([len(rows) for rows in self.rows.values()])
+        return dict(zip(self.rows, parts, strict=True))
+
+    def of_tasks(self, maps: Sequence[Tensor], batch: int) -> dict[str, tuple[Tensor, ...]]:
+        """Return the maps of each task.
+
+        Args:
+            maps: Of the whole passage; those from before the first adapter have the size of the batch.
+            batch: That size. It differs from the number of rows of all tasks, unless both are in the same order.
+        """
+        levels = [
+            {task: take_rows(level, rows) for task, rows in self.rows.items()} if len(level) == batch else self.split(level)
+            for level in maps
+        ]
+        return {task: tuple(level[task] for level in levels) for task in self.rows}
+
+
+def keep_tasks_apart(norm: nn.Module) -> None:
+    """Let a norm take its statistics of one task after the other where the rows of several pass in one batch."""
+    norm.forward = MethodType(_one_task_after_the_other, norm)  # a bound method, so that a deep copy calls the copied norm
+
+
+def _one_task_after_the_other(norm: nn.Module, maps: Tensor) -> Tensor:
+    passage, whole = PASSAGE.get(), type(norm).forward
+    if passage is None or not passage.apart or not norm.training:
+        return whole(norm, maps)
+    return torch.cat([whole(norm, part) for part in passage.split(maps).values()])
+
+
+# A context variable, so that threads of a server do not see each other's tasks.
+PASSAGE: ContextVar[Passage | None] = ContextVar("PASSAGE", default=None)
+
+
+class Adapter(nn.Module):
+    """Marks modules that hold adapter parameters.
+
+    Args:
+        per_task: One set per task instead of one shared set; outside of a `Passage` these do nothing.
+
+    Attributes:
+        by_row: Corrects maps row by row, so that rows of several tasks can pass in one batch.
+    """
+
+    by_row: ClassVar[bool] = False
 
     def __init__(self, per_task: bool) -> None:
         super().__init__()
         self.per_task = per_task
-
-    def active_set(self) -> str | None:
-        """Return the key of the set in use, or None outside of a task, where an adapter does nothing."""
-        return ACTIVE_TASK.get() if self.per_task else SHARED
 
 
 class Encoder(nn.Module, ABC):
@@ -95,26 +153,50 @@ class Encoder(nn.Module, ABC):
             raise ValueError(
                 f"This encoder has one adapter set per task: expected task= one of {self.adapter_tasks}, found {task}"
             )
-        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(self._task_maps, images, task, use_reentrant=False)
-        return self._task_maps(images, task)
+        return self.for_tasks(images, {task: range(len(images))})[task]
 
     def for_tasks(self, images: Tensor, rows: Mapping[str, Sequence[int]]) -> dict[str, tuple[Tensor, ...]]:
         """Compute the maps of several tasks, each with its own adapters and of its own rows.
+
+        Where adapters correct maps row by row, what lies before the first one is computed once, and behind it the rows of all
+        tasks pass in one batch; norms that take statistics there take them of each task alone, as in passes one after the
+        other. Where adapters change weights, the tasks pass one after the other.
 
         Args:
             images: [B, C, H, W] normalised.
             rows: By task, positions in the batch, ascending.
         """
-        return {task: self(take_rows(images, own), task=task) for task, own in rows.items()}
+        if not self._pass_together():
+            return {task: self._pass(take_rows(images, own), {task: range(len(own))})[task] for task, own in rows.items()}
+        order = [row for own in rows.values() for row in own]
+        if len(set(order)) < len(order):
+            order = sorted(set(order))
+        # Tasks that share no row come one after the other from the start, so that nothing changes its place on the way.
+        images = take_rows(images, order) if order == sorted(order) else torch.cat([images[row : row + 1] for row in order])
+        places = {row: place for place, row in enumerate(order)}
+        return self._pass(images, {task: [places[row] for row in own] for task, own in rows.items()})
 
-    def _task_maps(self, images: Tensor, task: str) -> tuple[Tensor, ...]:
-        # The task is set inside the recomputed function, so that the backward pass recomputes with the same adapters.
-        token = ACTIVE_TASK.set(task)
+    def _pass_together(self) -> bool:
+        """Return whether rows of several tasks can be one batch."""
+        mixing = any(
+            isinstance(module, _BatchNorm) and module.training and "forward" not in vars(module)
+            for module in self.body.modules()
+        )
+        return not mixing and all(module.by_row for module in self.modules() if isinstance(module, Adapter))
+
+    def _pass(self, images: Tensor, rows: Mapping[str, Sequence[int]]) -> dict[str, tuple[Tensor, ...]]:
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            return checkpoint(self._task_maps, images, rows, use_reentrant=False)
+        return self._task_maps(images, rows)
+
+    def _task_maps(self, images: Tensor, rows: Mapping[str, Sequence[int]]) -> dict[str, tuple[Tensor, ...]]:
+        # The passage is begun inside the recomputed function, so that the backward pass recomputes with the same adapters.
+        passage = Passage(rows)
+        token = PASSAGE.set(passage)
         try:
-            return self.maps(images)
+            return passage.of_tasks(self.maps(images), len(images))
         finally:
-            ACTIVE_TASK.reset(token)
+            PASSAGE.reset(token)
 
     def train(self, mode: bool = True) -> Self:
         """Switch the mode; frozen modules (each by itself, not its children) stay in evaluation mode."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtl.core.errors import ConfigError, unknown
 from mtl.core.registry import ADAPTERS
 from mtl.encoders.adapters import check_rank, set_names
-from mtl.encoders.base import Adapter, Encoder, output_shapes
+from mtl.encoders.base import PASSAGE, SHARED, Adapter, Encoder, keep_tasks_apart, output_shapes
 from mtl.encoders.keys import spelled
 
 # Classes of timm that count as one block, by family. Where such modules are nested, the outer one counts.
@@ -69,8 +70,10 @@ class BlockAdapter(Adapter):
 
     Args:
         sets: Adapter by key.
-        per_task: The set in use follows the active task.
+        per_task: Each task has a set of its own.
     """
+
+    by_row = True
 
     def __init__(self, sets: dict[str, Bottleneck], per_task: bool) -> None:
         super().__init__(per_task)
@@ -78,8 +81,12 @@ class BlockAdapter(Adapter):
 
     def add(self, block: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         """Correct a block's output; registered as its forward hook."""
-        key = self.active_set()
-        return output if key is None else output + self.sets[key](output)
+        if not self.per_task:
+            return output + self.sets[SHARED](output)
+        passage = PASSAGE.get()
+        if passage is None:
+            return output
+        return torch.cat([part + self.sets[task](part) for task, part in passage.split(output).items()])
 
 
 @ADAPTERS.register("bottleneck")
@@ -103,7 +110,7 @@ def attach_bottleneck(
         rank: Channels of the bottleneck.
         alpha: The correction is multiplied by alpha / rank.
         dropout: Rate on the input of the bottleneck, while training.
-        per_task: One set per task (the encoder then runs once per task) instead of a shared one.
+        per_task: One set per task instead of a shared one; behind the first block the encoder then computes the maps of each.
         ranks: Other ranks for some tasks; alpha / rank stays the same.
 
     Returns:
@@ -128,6 +135,9 @@ def attach_bottleneck(
         encoder.adapters[spelled(name).replace(".", "_")] = adapter
         # A bound method, so that a deep copy of the encoder calls the copied adapter.
         block.register_forward_hook(adapter.add)
+    for norm in encoder.body.modules() if per_task else ():
+        if isinstance(norm, nn.BatchNorm2d):
+            keep_tasks_apart(norm)
     encoder.announce_adapters(tasks, per_task)
     return encoder
 

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 from mtl.core.errors import ConfigError
 from mtl.core.registry import ADAPTERS
 from mtl.encoders.adapters import check_rank, set_names
-from mtl.encoders.base import Adapter, Encoder, output_shapes
+from mtl.encoders.base import PASSAGE, SHARED, Adapter, Encoder, output_shapes
 from mtl.encoders.keys import canonical, spelled
 
 KINDS = ("conv", "grouped", "linear")
@@ -31,7 +31,7 @@ class LowRankUpdate(Adapter):
         sets: Keys of the sets, one per task or a single shared one.
         rank: Rank of the update.
         alpha: Scale; the update is multiplied by alpha / rank.
-        per_task: The set in use follows the active task.
+        per_task: Each task has a set of its own.
     """
 
     def __init__(self, weight: Tensor, sets: list[str], rank: int, alpha: float, per_task: bool) -> None:
@@ -45,9 +45,10 @@ class LowRankUpdate(Adapter):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the updated weight, same shape; the weight itself outside of a task."""
-        key = self.active_set()
-        if key is None:
+        passage = PASSAGE.get()
+        if self.per_task and passage is None:
             return weight
+        key = passage.task if self.per_task and passage else SHARED
         return weight + self.scale * (self.up[key] @ self.down[key]).view_as(weight)
 
 

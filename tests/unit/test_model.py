@@ -143,10 +143,11 @@ def test_shared_features_are_computed_once() -> None:
     assert count_calls(build("peft=lora")) == {"encoder": 1, "body": 1, "fpn": 1}
 
 
-def test_adapters_per_task_need_one_pass_per_task() -> None:
+def test_adapters_per_task_pass_in_one_batch_and_changed_weights_one_after_the_other() -> None:
     model = build("peft=bottleneck")
     assert len(model.heads) == 4
-    assert count_calls(model) == {"encoder": 4, "body": 4, "fpn": 2}  # detection and roi read the neck, each its own maps
+    assert count_calls(model) == {"encoder": 0, "body": 1, "fpn": 2}  # detection and roi read the neck, each its own maps
+    assert count_calls(build("peft=lora", "peft.per_task=true")) == {"encoder": 0, "body": 4, "fpn": 2}
 
 
 def test_each_task_sees_its_own_adapters() -> None:
