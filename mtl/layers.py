@@ -121,7 +121,7 @@ class DepthwiseConvolution(nn.Conv2d):
         if isinstance(padding, str) or any(pad >= side for pad, side in zip(padding, self.kernel_size, strict=True)):
             return super()._conv_forward(input, weight, bias)
         cast = (input.bfloat16(), weight.bfloat16(), None if bias is None else bias.bfloat16())
-        result: Tensor = _Depthwise.apply(*cast, self.stride, padding)  # type: ignore[no-untyped-call]
+        result: Tensor = _Depthwise.apply(*cast, self.stride, padding)
         return result
 
 
@@ -188,7 +188,7 @@ def ready_for_bfloat16(model: nn.Module) -> None:
     """Turn the depthwise convolutions of a network into `DepthwiseConvolution`, in place; nothing that is stored changes."""
     for module in model.modules():
         depthwise = type(module) is nn.Conv2d and 1 < module.groups == module.in_channels == module.out_channels
-        if depthwise and set(module.dilation) == {1}:
+        if depthwise and module.dilation == (1, 1):
             module.__class__ = DepthwiseConvolution
 
 
@@ -230,6 +230,18 @@ def convolution_block(inputs: int, outputs: int, kernel: int = 1, dilation: int 
         else kind(inputs, outputs, kernel, padding=dilation * (kernel // 2), dilation=dilation)
     )
     return nn.Sequential(convolution, TolerantBatchNorm2d(outputs), nn.ReLU(inplace=True))
+
+
+def in_float32(layer: nn.Module, values: Tensor) -> Tensor:
+    """Apply a last, small layer in float32 whatever the precision: what it gives is ranked, or tells a place within a pixel."""
+    with torch.autocast(values.device.type, enabled=False):
+        result: Tensor = layer(values.float())
+    return result
+
+
+def pooled(maps: Tensor) -> Tensor:
+    """Return the mean [B, C] of [B, C, h, w], in float32."""
+    return maps.mean(dim=(2, 3), dtype=torch.float32)
 
 
 def resize(maps: Tensor, size: tuple[int, ...], align_corners: bool = False) -> Tensor:
