@@ -115,6 +115,8 @@ def settled(plan: Plan) -> tuple[Plan, str]:
         said = f"{chosen} (as configured; {has}, so that it is slow)"
     else:
         said = f"{chosen} (as configured)"
+    if AUTO not in (asked, layout):
+        return plan, said
     # What was configured keeps its spelling: a resumed run is held against its checkpoint.
     return plan.computing(precision if asked == AUTO else asked, channels_last), said
 
