@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 __all__ = ["__version__", "load"]
 
 
-def load(checkpoint: str | Path, device: str = "auto", plugins: Iterable[str] = ()) -> Predictor:
+def load(
+    checkpoint: str | Path,
+    device: str = "auto",
+    plugins: Iterable[str] = (),
+    precision: str | int = "auto",
+    channels_last: str | bool = "auto",
+) -> Predictor:
     """Load a checkpoint as something that predicts images and volumes; no YAML is needed.
 
     Args:
@@ -24,6 +30,9 @@ def load(checkpoint: str | Path, device: str = "auto", plugins: Iterable[str] = 
         device: `auto`, `cpu`, `cuda`, `cuda:1` ...
         plugins: Modules or paths of files with parts that the checkpoint needs, as in `plugins=` of the command line; installed
             plug-ins are known. A checkpoint only names what it needs and is never asked what to import.
+        precision: `auto` is that of the training, where the device is made for it, else float32; `32` is float32, `bf16-mixed`
+            and `16-mixed` (on a GPU) are mixed. Predictions say it (`precision`).
+        channels_last: Memory format; `auto` is that of the training, or what suits the precision.
 
     Returns:
         A predictor: `mtl.load("runs/malaria_mttl/demo").predict("smear.jpg")`, which also takes PIL images, arrays [H, W, 3] of
@@ -37,4 +46,4 @@ def load(checkpoint: str | Path, device: str = "auto", plugins: Iterable[str] = 
     from mtl.inference.loading import load_predictor
 
     use(plugins)
-    return load_predictor(checkpoint, device=device)
+    return load_predictor(checkpoint, device, precision, channels_last)

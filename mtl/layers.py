@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_weight
 
 from mtl.core.errors import ConfigError
 
@@ -96,6 +97,27 @@ def _with_running_statistics(norm: nn.BatchNorm1d | nn.BatchNorm2d, input: Tenso
     return F.batch_norm(input, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
 
 
+class Dropout(nn.Dropout):
+    """Dropout of single values that draws its mask on a CPU in a third of the time.
+
+    One random number of 64 bits decides over four values, so that the share is a multiple of 2^-16.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Set a share `p` of the values to 0 while training, and scale the others."""
+        limit = round(self.p * 2**16)
+        if not self.training or input.device.type != "cpu" or not 0 < limit < 2**16:
+            return super().forward(input)
+        draws = torch.empty(-(-input.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        kept = draws.view(torch.int16)[: input.numel()] >= limit - 2**15
+        if input.ndim == 4 and memory_format_of(input) is torch.channels_last:
+            batch, channels, height, width = input.shape
+            mask = kept.view(batch, height, width, channels).permute(0, 3, 1, 2)
+        else:
+            mask = kept.view(input.shape)
+        return (input * mask).mul_(1 / (1 - limit / 2**16))  # of the mask, one byte per value is kept
+
+
 class DoubleConvolution(nn.Sequential):
     """Two 3x3 convolutions, each with normalisation and ReLU: the block of the U-Net.
 
@@ -123,6 +145,114 @@ def _convolve_and_normalise(inputs: int, outputs: int, norm: str) -> list[nn.Mod
     return [*layers, nn.ReLU(inplace=True)]
 
 
+class DilatedConvolution(nn.Conv2d):
+    """A dilated convolution with zeros around that leaves out the taps which lie outside the map wherever the kernel stands.
+
+    They would add nothing and get no gradient. A depthwise one in channels_last on a CPU is computed in the other memory
+    format, which is several times as fast.
+    """
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        steps = [dilation if dilation < length else 0 for dilation, length in zip(self.dilation, input.shape[2:], strict=True)]
+        seen = [
+            slice(None) if step else slice(side // 2, side // 2 + 1) for step, side in zip(steps, self.kernel_size, strict=True)
+        ]
+        padding = [step * (side // 2) for step, side in zip(steps, self.kernel_size, strict=True)]
+        weight = weight[:, :, seen[0], seen[1]]
+        if self.groups == 1 or input.device.type != "cpu":
+            return F.conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
+        # A copy, since weights of one channel count as both formats, and their strides decide.
+        weight = weight.clone(memory_format=torch.contiguous_format)
+        output = F.conv2d(input.contiguous(), weight, bias, self.stride, padding, self.dilation, self.groups)
+        return output.contiguous(memory_format=memory_format_of(input))
+
+
+class DepthwiseConvolution(nn.Conv2d):
+    """A depthwise convolution that is not slower in bfloat16 on a CPU than in float32; elsewhere an ordinary one.
+
+    The library has no fast kernels there for the gradient of the input of a strided convolution, nor for the gradient of
+    kernels wider than 3. They are computed as a convolution without stride, and in float32.
+    """
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        mixed = input.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+        if not mixed or torch.get_autocast_dtype("cpu") != torch.bfloat16 or self.padding_mode != "zeros":
+            return super()._conv_forward(input, weight, bias)
+        padding = self.padding
+        if isinstance(padding, str) or any(pad >= side for pad, side in zip(padding, self.kernel_size, strict=True)):
+            return super()._conv_forward(input, weight, bias)
+        cast = (input.bfloat16(), weight.bfloat16(), None if bias is None else bias.bfloat16())
+        result: Tensor = _Depthwise.apply(*cast, self.stride, padding)
+        return result
+
+
+class _Depthwise(torch.autograd.Function):
+    """A depthwise convolution in bfloat16 with its own backward pass."""
+
+    @staticmethod
+    def forward(
+        context: Any, input: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int]
+    ) -> Tensor:
+        """Convolve; all tensors have the same type."""
+        context.save_for_backward(input, weight)
+        context.stride, context.padding = stride, padding
+        return F.conv2d(input, weight, bias, stride, padding, 1, input.shape[1])
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of input, weight and bias."""
+        input, weight = context.saved_tensors
+        wants_input, wants_weight, wants_bias = context.needs_input_grad[:3]
+        to_input = to_weight = None
+        gradient = gradient.contiguous(memory_format=memory_format_of(input))
+        with torch.autocast("cpu", enabled=False):
+            if wants_input:
+                spread = _spread(gradient, input, weight, context.stride, context.padding)
+                outside = [side - 1 - pad for side, pad in zip(weight.shape[2:], context.padding, strict=True)]
+                to_input = F.conv2d(spread, weight.flip(2, 3), None, 1, outside, 1, input.shape[1])
+            if wants_weight:
+                wide = max(weight.shape[2:]) > 3
+                maps = [
+                    part.float().contiguous(memory_format=torch.channels_last) if wide else part for part in (gradient, input)
+                ]
+                to_weight = conv2d_weight(
+                    maps[1], weight.shape, maps[0], context.stride, context.padding, 1, input.shape[1]
+                ).to(weight.dtype)  # fmt: skip
+        to_bias = gradient.sum(dim=(0, 2, 3)) if wants_bias else None
+        return to_input, to_weight, to_bias, None, None
+
+
+def _spread(
+    gradient: Tensor, input: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]
+) -> Tensor:  # fmt: skip
+    """Return the gradient of an output [B, C, h, w] with zeros between its values, as if there had been no stride."""
+    if max(stride) == 1:
+        return gradient
+    size = [
+        length + 2 * pad - side + 1
+        for length, pad, side in zip(input.shape[2:], padding, weight.shape[2:], strict=True)
+    ]  # fmt: skip
+    spread = torch.zeros(*gradient.shape[:2], *size, dtype=gradient.dtype)
+    spread = spread.contiguous(memory_format=memory_format_of(gradient))
+    height, width = ((length - 1) * step + 1 for length, step in zip(gradient.shape[2:], stride, strict=True))
+    spread[:, :, : height : stride[0], : width : stride[1]] = gradient
+    return spread
+
+
+def memory_format_of(maps: Tensor) -> torch.memory_format:
+    """Return how [B, C, h, w] lies in memory; what is both counts as contiguous."""
+    last = maps.is_contiguous(memory_format=torch.channels_last) and not maps.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def ready_for_bfloat16(model: nn.Module) -> None:
+    """Turn the depthwise convolutions of a network into `DepthwiseConvolution`, in place; nothing that is stored changes."""
+    for module in model.modules():
+        depthwise = type(module) is nn.Conv2d and 1 < module.groups == module.in_channels == module.out_channels
+        if depthwise and module.dilation == (1, 1):
+            module.__class__ = DepthwiseConvolution
+
+
 def separable_block(inputs: int, outputs: int) -> nn.Sequential:
     """Build a depthwise 3x3 and a pointwise convolution, each with BatchNorm and ReLU and without bias."""
     return nn.Sequential(
@@ -138,9 +268,8 @@ def separable_block(inputs: int, outputs: int) -> nn.Sequential:
 def separable_convolution(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, dilation: int = 1) -> nn.Sequential:
     """Build a depthwise and a pointwise convolution, both with bias and nothing in between."""
     padding = dilation * (kernel // 2)
-    return nn.Sequential(
-        nn.Conv2d(inputs, inputs, kernel, stride, padding, dilation, groups=inputs), nn.Conv2d(inputs, outputs, 1)
-    )
+    kind = nn.Conv2d if dilation == 1 else DilatedConvolution
+    return nn.Sequential(kind(inputs, inputs, kernel, stride, padding, dilation, groups=inputs), nn.Conv2d(inputs, outputs, 1))
 
 
 def convolution_block(inputs: int, outputs: int, kernel: int = 1, dilation: int = 1, separable: bool = False) -> nn.Sequential:
@@ -155,19 +284,37 @@ def convolution_block(inputs: int, outputs: int, kernel: int = 1, dilation: int 
         dilation: Distance of its taps.
         separable: A depthwise and a pointwise convolution instead of a full one.
     """
+    kind = nn.Conv2d if dilation == 1 else DilatedConvolution
     convolution: nn.Module = (
         separable_convolution(inputs, outputs, kernel, dilation=dilation)
         if separable
-        else nn.Conv2d(inputs, outputs, kernel, padding=dilation * (kernel // 2), dilation=dilation)
+        else kind(inputs, outputs, kernel, padding=dilation * (kernel // 2), dilation=dilation)
     )
     return nn.Sequential(convolution, TolerantBatchNorm2d(outputs), nn.ReLU(inplace=True))
+
+
+def in_float32(layer: nn.Module, values: Tensor) -> Tensor:
+    """Apply a last, small layer in float32 whatever the precision: what it gives is ranked, or tells a place within a pixel."""
+    with torch.autocast(values.device.type, enabled=False):
+        result: Tensor = layer(values.float())
+    return result
+
+
+def pooled(maps: Tensor) -> Tensor:
+    """Return the mean [B, C] of [B, C, h, w], in float32."""
+    return maps.mean(dim=(2, 3), dtype=torch.float32)
 
 
 def resize(maps: Tensor, size: tuple[int, ...], align_corners: bool = False) -> Tensor:
     """Resize [B, C, h, w] bilinearly to (height, width), if needed."""
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
-    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=align_corners)
+    resized = F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=align_corners)
+    if resized.requires_grad and maps.is_contiguous(memory_format=torch.channels_last):
+        # Of maps that are put behind others the gradient is a part of theirs, of which the backward pass would be five times as
+        # slow.
+        resized.register_hook(lambda gradient: gradient.contiguous(memory_format=torch.channels_last))
+    return resized
 
 
 def join_maps(fine: Tensor, coarse: Tensor, align_corners: bool = False) -> Tensor:

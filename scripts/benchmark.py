@@ -74,6 +74,7 @@ def measure(options: argparse.Namespace, overrides: list[str], folder: Path) -> 
     import benchmark_steps as steps
 
     from mtl.config.plan import Plan
+    from mtl.runs.precision import settled
 
     overrides = [*overrides, f"paths.output_root={folder / 'runs'}", f"data.cache.folder={folder / 'cache'}"]
     plan = Plan.from_words(overrides)
@@ -81,6 +82,7 @@ def measure(options: argparse.Namespace, overrides: list[str], folder: Path) -> 
         root = steps.generate_images(plan.config.data.name, folder / "images", options.images, options.width)
         overrides.append(f"data.root={root}")
         plan = Plan.from_words(overrides)
+    plan, _ = settled(plan)
     repetitions = options.repetitions
     measures: dict[str, Callable[[], list[Row]]] = {
         "step": lambda: steps.step_rows(plan, folder, repetitions),

@@ -71,9 +71,10 @@ def measure_memory(overrides: list[str]) -> dict[str, Any]:
     import torch
 
     from mtl.config.plan import Plan
+    from mtl.runs.precision import settled
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    plan = Plan.from_words(overrides)
+    plan, _ = settled(Plan.from_words(overrides))
     device = steps.device_of(plan.config)
     module = steps.build_module(plan)
     module.model.to(device)

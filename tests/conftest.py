@@ -11,9 +11,18 @@ os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def float32_machine() -> Iterator[None]:
+    """Let no result depend on the processor: `auto` is float32, as on a machine that is not made for bfloat16."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mtl.runs.precision.made_for_bfloat16", lambda kind: "")
+        yield
 
 
 @pytest.fixture(scope="session")

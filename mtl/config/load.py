@@ -41,8 +41,8 @@ ANY_KIND = "any"
 NECK_KEYS = frozenset({"shared", "features"})
 # What the JSON files and the table of predictions hold of an image, under these names.
 SAID_OF_IMAGES = frozenset({
-    "image", "width", "height", "counts", "thresholds", "tasks", "object", "task", "class", "score", "x_min", "y_min", "x_max",
-    "y_max", "x", "y",
+    "image", "width", "height", "counts", "precision", "thresholds", "tasks", "object", "task", "class", "score", "x_min",
+    "y_min", "x_max", "y_max", "x", "y",
 })  # fmt: skip
 DATA_KEYS = frozenset(DataGenericConfig.model_fields)
 

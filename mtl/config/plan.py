@@ -143,6 +143,15 @@ class Plan:
         """The most epochs that the run may take, all stages together."""
         return sum(stage.epochs for stage in self.stages)
 
+    def computing(self, precision: str | int, channels_last: bool) -> Plan:
+        """Return this plan with how the network computes written into its configuration and stages."""
+        trainer = self.config.trainer.model_copy(update={"precision": precision})
+        runtime = self.config.runtime.model_copy(update={"channels_last": channels_last})
+        config = self.config.model_copy(update={"trainer": trainer, "runtime": runtime})
+        changed = replace(self, config=config, stages=stages_of(config))
+        changed.__dict__.update({name: self.__dict__[name] for name in ("records", "notes") if name in self.__dict__})
+        return changed
+
     def to_dict(self) -> dict[str, Any]:
         """Return the plain configuration, as stored in config.json and in checkpoints."""
         return self.config.model_dump()

@@ -26,6 +26,10 @@ from mtl.config.data_schema import DataConfig
 from mtl.config.strict import Part, Strict
 from mtl.core.places import Place
 
+# `auto` is settled before a run starts (`mtl.runs.precision`), so that stored configurations name what was done.
+Precision = Literal["auto", "32-true", "32", 32, "16-mixed", "bf16-mixed"]
+ChannelsLast = Literal["auto"] | bool
+
 
 class OptimizerPartConfig(Strict):
     """What one part does differently."""
@@ -61,7 +65,7 @@ class TrainerConfig(Strict):
     strategy: str = "auto"
     devices: Devices | Literal["auto"] | DeviceWord | Annotated[list[Count], Field(min_length=1)] = "auto"
     num_nodes: int = Field(1, ge=1, le=10**5)
-    precision: Literal["32-true", "32", 32, "16-mixed", "bf16-mixed"] = "32-true"
+    precision: Precision = "auto"
     max_epochs: int = Field(10, ge=1, le=10**6)
     min_epochs: Count | None = None
     max_steps: int = Field(-1, ge=-1, le=10**9)
@@ -140,7 +144,7 @@ class EvaluationConfig(Strict):
 class RuntimeConfig(Strict):
     """How the same computation is carried out."""
 
-    channels_last: bool = False
+    channels_last: ChannelsLast = "auto"
     compile: bool = False
 
 

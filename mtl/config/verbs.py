@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from mtl.config.bounds import Batch, Seed, Share
+from mtl.config.schema import ChannelsLast, Precision
 from mtl.config.strict import Part, Strict
 from mtl.core.places import Place
 
@@ -33,6 +34,8 @@ class EvaluateConfig(Strict):
     data: DataRootConfig = DataRootConfig()
     batch_size: Batch | None = None
     device: str = "auto"
+    precision: Precision = "auto"
+    channels_last: ChannelsLast = "auto"
     bootstrap: int | None = Field(None, ge=0, le=10**6)
     report: bool = True
     plugins: list[str] = []
@@ -59,6 +62,8 @@ class PredictConfig(Strict):
     output: Place = "predictions"
     batch_size: Batch = 4
     device: str = "auto"
+    precision: Precision = "auto"
+    channels_last: ChannelsLast = "auto"
     overlays: bool = True
     masks: bool = True
     tasks: list[str] | None = None

@@ -18,6 +18,7 @@ from mtl.core.registry import ADAPTERS
 from mtl.encoders.adapters import check_rank, set_names
 from mtl.encoders.base import PASSAGE, SHARED, Adapter, Encoder, keep_tasks_apart, output_shapes
 from mtl.encoders.keys import spelled
+from mtl.layers import Dropout
 
 # Classes of timm that count as one block, by family. Where such modules are nested, the outer one counts.
 BLOCKS = {
@@ -50,7 +51,7 @@ class Bottleneck(nn.Module):
         super().__init__()
         self.scale = scale
         self.axis = axis
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.down = nn.Linear(channels, rank, bias=False)
         self.up = nn.Linear(rank, channels, bias=False)
         nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))

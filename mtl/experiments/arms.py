@@ -94,7 +94,7 @@ def compare(
     folder = Path(output_root) / (suite if name is None else name)
     arm_overrides = _arm_overrides(arms)
     runs = _plan(suite, seeds, arm_overrides, shared, folder)
-    plans = {run: Plan.from_words(list(run.overrides)) for run in runs}
+    plans = _settled({run: Plan.from_words(list(run.overrides)) for run in runs})
     _check_shared(plans)
     _check_budget(plans)
     base = reference or next((arm for arm in arm_overrides if is_single(arm)), next(iter(arm_overrides)))
@@ -108,6 +108,31 @@ def compare(
         write_comparison(folder, summaries, base, bootstrap, _command(suite, seeds, arms, overrides, given))
     Console().print(str(folder / "comparison.md"), markup=False)
     return folder / "comparison.md"
+
+
+def _settled(plans: dict[Run, Plan]) -> dict[Run, Plan]:
+    """Let all runs whose precision is left open compute alike: as one of them already did, else as suits this machine."""
+    from mtl.runs.precision import AUTO, Computation, settled
+
+    open_ = {
+        run: plan for run, plan in plans.items() if AUTO in (plan.config.trainer.precision, plan.config.runtime.channels_last)
+    }
+    if not open_:
+        return plans
+    before = [
+        Plan.from_stored(read_config(place), str(place.config))
+        for place in (RunFolder(run.folder) for run in open_)
+        if place.config.is_file()
+    ]
+    common = Computation.of((before[0] if before else settled(next(iter(open_.values())))[0]).config)
+    chosen = {}
+    for run, plan in open_.items():
+        precision, channels_last = plan.config.trainer.precision, plan.config.runtime.channels_last
+        chosen[run] = plan.computing(
+            common.precision if precision == AUTO else precision,
+            channels_last if isinstance(channels_last, bool) else common.channels_last,
+        )
+    return plans | chosen
 
 
 def _train_all(runs: list[Run], plans: dict[Run, Plan], folder: Path) -> None:
@@ -291,7 +316,9 @@ def _bring_up_to_date(run: Run, plan: Plan) -> str:
         words = [written("resume", str(run.folder)), *(written(key, now[key]) for key in again)]
         state = "resumed"
     else:
-        words, state = list(run.overrides), "trained"
+        computation = ("trainer.precision", "runtime.channels_last")  # settled for all runs of the comparison
+        words = [*run.overrides, *(written(key, _get(plan.to_dict(), key)) for key in computation)]
+        state = "trained"
     run.folder.mkdir(parents=True, exist_ok=True)
     log = place.output
     status = train_in_own_process(words, log)

@@ -27,6 +27,7 @@ from mtl.runs.build import build_evaluator
 from mtl.runs.folder import ResultFolder, RunFolder, checkpoint_path
 from mtl.runs.history import read_history, training_summary
 from mtl.runs.loading import PRETRAINING_NOTE, LoadedModel, load_model
+from mtl.runs.precision import AUTO, Computation
 from mtl.runs.results import metrics_content, save_cases, save_records, save_tables, write_metrics
 from mtl.runs.stages import trained_in
 
@@ -40,6 +41,8 @@ def evaluate(
     data: dict[str, Any] | None = None,
     batch_size: int | None = None,
     device: str = "auto",
+    precision: str | int = AUTO,
+    channels_last: str | bool = AUTO,
     bootstrap: int | None = None,
     report: bool = True,
     plugins: Iterable[str] = (),
@@ -55,6 +58,8 @@ def evaluate(
         data: `{"root": ...}` to score another folder, and `largest_loss` where more of its labels may be unusable.
         batch_size: Windows per step; None as in training.
         device: `auto`, `cpu`, `cuda`, ...
+        precision: As in `mtl.runs.precision.usable`: `auto` is that of the training where the device is made for it.
+        channels_last: As in `mtl.runs.precision.usable`.
         bootstrap: Resamples of the intervals; None as in training.
         report: Write `report.html` too.
         plugins: Modules or paths of files with parts that the checkpoint needs; installed ones are known.
@@ -67,7 +72,8 @@ def evaluate(
         log.setLevel(logging.INFO)
     use(plugins)
     path = checkpoint_path(checkpoint)
-    loaded = load_model(path, device)
+    loaded = load_model(path, device, precision, channels_last)
+    log.info("precision: %s", loaded.computation)
     run_dir = RunFolder.of(path).path
     root, largest_loss = (data or {}).get("root"), (data or {}).get("largest_loss")
     plan = Plan.of_trained(loaded.config, root, batch_size, largest_loss)
@@ -101,13 +107,19 @@ def evaluate_run(plan: Plan, run_dir: Path, device: str) -> dict[str, Any]:
             "least one validation: check `monitor` and trainer.check_val_every_n_epoch, or score the last epoch with "
             f"evaluate.py checkpoint={run.last}."
         )
-    loaded = load_model(best, device)
+    loaded = load_model(best, device, *_of_training(plan))
     evaluation = score(loaded, "test", plan=plan)
     stages = score_stages(plan, run_dir, device, evaluation.datamodule)
     evaluation.summary |= {"stages": stages} if stages else {}
     metrics = write_results(evaluation, run, run_dir, report=True)
     log.info(result_lines(metrics))
     return metrics
+
+
+def _of_training(plan: Plan) -> tuple[str, bool]:
+    """Return precision and channels_last of a finished run: its test split is scored as validation was."""
+    computation = Computation.of(plan.config)
+    return computation.precision, computation.channels_last
 
 
 def score_stages(plan: Plan, run_dir: Path, device: str, datamodule: MultiTaskDataModule) -> dict[str, Any]:
@@ -123,7 +135,7 @@ def score_stages(plan: Plan, run_dir: Path, device: str, datamodule: MultiTaskDa
         before = trained.get(stage.start, trained_in(stage.start) if stage.from_file else [])
         trained[stage.name] = [task for task in plan.config.tasks if task in before or task in stage.tasks]
         # No report is drawn, so that no examples need be kept.
-        loaded = load_model(RunFolder(run_dir).stage(stage.name), device)
+        loaded = load_model(RunFolder(run_dir).stage(stage.name), device, *_of_training(plan))
         tasks = score(loaded, "test", examples=0, plan=plan, datamodule=datamodule).summary["tasks"]
         found[stage.name] = {
             "epochs": sum(row.get("stage") == stage.name for row in rows),
@@ -187,10 +199,12 @@ def _run(loaded: LoadedModel, datamodule: MultiTaskDataModule, split: str, evalu
     )
     device = next(loaded.model.parameters()).device
     loader = datamodule.evaluation_dataloader(split)
+    computation = loaded.computation
     with torch.inference_mode():
         for batch in track(f"scoring {split}", loader, len(loader)):
             batch = batch.to(device)
-            scorer.update(loaded.model(batch.images), batch)
+            with computation.autocast(device):
+                scorer.update(loaded.model(computation.arranged(batch.images)), batch)
     return examples
 
 
@@ -216,6 +230,7 @@ def write_results(evaluation: Evaluation, place: ResultFolder, run_dir: Path, re
         budget=budget(plan, evaluation.datamodule, evaluation.chosen),
         thresholds_source=evaluation.loaded.thresholds_source,
         training=training_summary(run_dir, plan.total_epochs),
+        computation=evaluation.loaded.computation.to_dict(),
         notes=evaluation.notes,
     )
     save_records(place.records, evaluation.evaluator)

@@ -16,6 +16,7 @@ from mtl.runs.checkpoint import read_checkpoint
 from mtl.runs.environment import environment
 from mtl.runs.folder import RunFolder, forget_start, is_main_process, new_run_dir, note_in_log, start_log, without_empty_folder
 from mtl.runs.lock import held, require_held
+from mtl.runs.precision import settled
 from mtl.runs.unchanged import require_same_config
 from mtl.training.fit import check_validation, fit, log
 from mtl.training.loggers import close_loggers, log_results, loggers_at_the_end
@@ -67,6 +68,8 @@ def _train(plan: Plan, run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     start_log(run_dir)
     for line in plan.left_out:
         log.info("%s", line)
+    plan, computation = settled(plan)
+    log.info("precision: %s", computation)
     run = RunFolder(run_dir)
     resume_from = run.last if plan.config.resume else None
     if resume_from is not None and not resume_from.is_file():
@@ -77,7 +80,7 @@ def _train(plan: Plan, run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         remove_stale(run.path / "*", below=True)
         write_json(run.config, plan.to_dict() | {"resume": None})
         if not plan.config.resume:
-            write_json(run.environment, environment())
+            write_json(run.environment, environment() | {"precision": computation})
     objects = fit(plan, run_dir, resume_from)
     require_held(run_dir)
     metrics: dict[str, Any] = {}

@@ -13,7 +13,7 @@ from mtl.core.errors import ConfigError
 from mtl.core.registry import HEADS
 from mtl.core.task import TaskSpec
 from mtl.heads.base import Head, Output, Prediction
-from mtl.layers import fully_connected, separable_convolution
+from mtl.layers import fully_connected, in_float32, pooled, separable_convolution
 from mtl.losses.base import build_loss
 
 
@@ -80,8 +80,7 @@ class ClassifierHead(ClassificationHead):
 
     def scores(self, features: tuple[Tensor, ...]) -> Tensor:
         """Compute logits [B, `outputs`]."""
-        logits: Tensor = self.classifier(features[-1].mean(dim=(2, 3)))
-        return logits
+        return in_float32(self.classifier, pooled(features[-1]))
 
 
 @HEADS.register("classifier_published")
@@ -124,5 +123,4 @@ class PublishedClassifierHead(ClassificationHead):
     def scores(self, features: tuple[Tensor, ...]) -> Tensor:
         """Compute logits [B, `outputs`]."""
         reduced = self.reduce(F.adaptive_avg_pool2d(features[-1], self.pool))
-        logits: Tensor = self.classifier(reduced.mean(dim=(2, 3)))
-        return logits
+        return in_float32(self.classifier, pooled(reduced))

@@ -15,7 +15,7 @@ from mtl.core.registry import HEADS
 from mtl.core.task import TaskSpec
 from mtl.heads.base import Head, Output, Prediction
 from mtl.heads.pyramid import select_levels
-from mtl.layers import resize, separable_block
+from mtl.layers import in_float32, resize, separable_block
 from mtl.losses.base import build_loss
 
 
@@ -218,7 +218,7 @@ class HeatmapHead(HeatmapBase):
     def forward(self, features: tuple[Tensor, ...], image_size: tuple[int, int]) -> Output:
         """Return `heatmap` [B, K, h, w] in [0, 1]."""
         summed = sum_maps(features, self.positions, self.projections, self.size(image_size))
-        return {"heatmap": self.logits(self.convolutions(summed)).float().sigmoid()}
+        return {"heatmap": in_float32(self.logits, self.convolutions(summed)).sigmoid()}
 
 
 @HEADS.register("heatmap_published")
@@ -266,5 +266,5 @@ class PublishedHeatmapHead(HeatmapBase):
         fine, coarse = (features[position] for position in self.positions)
         coarse = resize(self.project_coarse(coarse), fine.shape[-2:])
         both = torch.cat([self.project_fine(fine), coarse], dim=1)
-        heatmap = self.logits(self.convolutions(both * self.attention(both))).float().sigmoid()
+        heatmap = in_float32(self.logits, self.convolutions(both * self.attention(both))).sigmoid()
         return {"heatmap": F.adaptive_avg_pool2d(heatmap, self.size(image_size))}

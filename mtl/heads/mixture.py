@@ -12,7 +12,7 @@ from mtl.core.errors import ConfigError
 from mtl.core.registry import HEADS
 from mtl.core.task import TaskSpec
 from mtl.heads.base import Head, Output, Prediction
-from mtl.layers import attached_zero
+from mtl.layers import attached_zero, in_float32, pooled
 
 # Keeps shares finite where all scores are 0, as published.
 EPS = 1e-6
@@ -161,7 +161,7 @@ class MixtureHead(Head):
         Returns:
             The experts' output, `gate` [B, E] scores in [0, 1] and `weights` [B, E], 0 where an expert was not selected.
         """
-        logits = self.gate(features[-1].mean(dim=(2, 3))).float()
+        logits = in_float32(self.gate, pooled(features[-1]))
         scores = logits.softmax(dim=1) if self.competing else logits.sigmoid()
         if self.routing == "dense" or (self.training and not self._sparse):
             weights = scores / (scores.sum(dim=1, keepdim=True) + EPS)

@@ -11,7 +11,7 @@ from torch import Tensor
 from mtl.core.registry import HEADS
 from mtl.core.task import TaskSpec
 from mtl.heads.base import Head, Output, Prediction
-from mtl.layers import fully_connected
+from mtl.layers import fully_connected, in_float32, pooled
 from mtl.losses.base import build_loss
 from mtl.losses.regression import RegressionLoss
 
@@ -68,7 +68,7 @@ class RegressorHead(Head):
 
     def forward(self, features: tuple[Tensor, ...], image_size: tuple[int, int]) -> Output:
         """Return `outputs` [B, `outputs` of the loss], standardised."""
-        return {"outputs": self.regressor(features[-1].mean(dim=(2, 3)))}
+        return {"outputs": in_float32(self.regressor, pooled(features[-1]))}
 
     def loss(self, output: Output, target: Tensor) -> dict[str, Tensor]:
         """Compute the loss of standardised values; `target` is [B] float, in the unit."""

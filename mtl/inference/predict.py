@@ -29,6 +29,7 @@ from mtl.inference.slides.outputs import SlideOutcome
 from mtl.inference.slides.run import SlidePredictor
 from mtl.inference.volumes import CaseOutcome, predict_case
 from mtl.runs.folder import checkpoint_path
+from mtl.runs.precision import AUTO
 
 # What ends a prediction, since the next file would meet it too.
 ENDS = FULL | {errno.EROFS}
@@ -72,6 +73,8 @@ def predict(
     output: str,
     batch_size: int = 4,
     device: str = "auto",
+    precision: str | int = AUTO,
+    channels_last: str | bool = AUTO,
     overlays: bool = True,
     masks: bool = True,
     tasks: Sequence[str] | None = None,
@@ -92,6 +95,8 @@ def predict(
         output: Folder for the results.
         batch_size: Windows per step.
         device: `auto`, `cpu`, `cuda`, ...
+        precision: As in `mtl.runs.precision.usable`: `auto` is that of the training where the device is made for it.
+        channels_last: As in `mtl.runs.precision.usable`.
         overlays: Draw overlays, and overviews of slides.
         masks: Write masks, confidence maps and heatmaps.
         tasks: Names of the tasks to predict; None is all.
@@ -107,7 +112,7 @@ def predict(
     """
     paths = find_images(source, leave_out=Path(output))
     use(plugins)
-    predictor = load_predictor(checkpoint, device).adjusted(thresholds, tasks, when or {})
+    predictor = load_predictor(checkpoint, device, precision, channels_last).adjusted(thresholds, tasks, when or {})
     hidden = hidden_classes(predictor.specs, classes) if classes is not None else None
     if hidden is not None:
         predictor = predictor.adjusted(tasks=list(hidden))
@@ -120,6 +125,7 @@ def predict(
             raise ConfigError("`classes` and `when` do not act on slides, and `source` names some. Leave them out.")
         settings = SlideConfig(**slide or {})
         slides = SlidePredictor(predictor, settings, file_hash(checkpoint_path(checkpoint)), masks, overlays)
+    print(f"precision: {predictor.computation}")
     tally = _Tally()
     for note in paths.notes:
         print(note)

@@ -14,6 +14,7 @@ from mtl.core.types import Arrays, Window
 from mtl.kinds.base import DIGITS, TaskPrediction, first_of, rules_of
 from mtl.kinds.classes import class_entry, image_entry
 from mtl.metrics.base import StudyMetric, deciders_of
+from mtl.runs.precision import FLOAT32
 
 
 @dataclass
@@ -34,6 +35,7 @@ class Prediction:
             would be one cell. classification: `probabilities` [C]. regression: `value` ().
         study_metrics: Of the run, by name.
         when: How likely classes of the image have to be for its masks to be shown, by task and class.
+        precision: In which the network computed (`mtl.runs.precision`).
     """
 
     window: Window
@@ -42,6 +44,7 @@ class Prediction:
     tasks: dict[str, Arrays]
     study_metrics: Mapping[str, StudyMetric] = field(default_factory=dict)
     when: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    precision: str = FLOAT32
     _found: dict[str, TaskPrediction] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -180,6 +183,7 @@ class Prediction:
         return {
             **content,
             **self.study,
+            "precision": self.precision,
             "thresholds": {task: self.thresholds.get(task, {}) for task in self.tasks},
             "tasks": tasks,
         }

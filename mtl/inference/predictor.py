@@ -24,6 +24,7 @@ from mtl.inference.prediction import Prediction
 from mtl.inference.settings import Limits, changed_thresholds, checked_conditions, chosen_tasks
 from mtl.inference.volumes import VolumePrediction, predict_case
 from mtl.metrics.base import StudyMetric
+from mtl.runs.precision import Computation
 from mtl.stitching.stitcher import Stitcher
 
 PixelScale = float | Callable[[tuple[int, int], str], float]
@@ -68,6 +69,7 @@ class Predictor:
         picture_modality: Which channel a picture fills, or `repeat` for all of them.
         microns: The reference pixel is a micron (`DataFamily.microns`); slides need that.
         study: Study metrics of the run, by name; predictions say what they say of an image or a slide, and nothing without.
+        computation: The precision and memory format of the network.
     """
 
     def __init__(
@@ -82,11 +84,14 @@ class Predictor:
         picture_modality: str = "repeat",
         microns: bool = False,
         study: Mapping[str, StudyMetric] | None = None,
+        computation: Computation = Computation(),  # noqa: B008 (frozen)
     ) -> None:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device)
         self.model = model.to(self.device).eval()
+        self.computation = computation
+        computation.arrange(self.model)
         self.specs: dict[str, TaskSpec] = dict(model.specs)
         self.thresholds = {task: dict(values) for task, values in (thresholds or {}).items()}
         self.pixel_scale = pixel_scale
@@ -287,10 +292,11 @@ class Predictor:
 
     @torch.inference_mode()
     def _forward(self, batch: list[tuple[SampleMeta, np.ndarray]]) -> list[tuple[SampleMeta, dict[str, Arrays]]]:
-        images = torch.from_numpy(np.stack([pixels for _, pixels in batch])).to(self.device)
+        images = self.computation.arranged(torch.from_numpy(np.stack([pixels for _, pixels in batch])).to(self.device))
         every = self.specs.keys() == self.model.specs.keys()
-        outputs = self.model(images) if every else self.model(images, list(self.specs))
-        predictions = self.model.decode(outputs)
+        with self.computation.autocast(self.device):
+            outputs = self.model(images) if every else self.model(images, list(self.specs))
+            predictions = self.model.decode(outputs)
         decoded = [
             {task: {key: _to_numpy(value) for key, value in rows[row].items()} for task, rows in predictions.items()}
             for row in range(len(batch))
@@ -309,7 +315,7 @@ class Predictor:
             if decider in tasks:
                 tasks[task][box_probabilities(decider)] = tasks[decider]["probabilities"]
         ordered = {task: tasks[task] for task in self.specs if task in tasks}
-        return Prediction(window, self.specs, self.thresholds, ordered, self.study, self.when)
+        return Prediction(window, self.specs, self.thresholds, ordered, self.study, self.when, self.computation.precision)
 
 
 def _uses(metric: StudyMetric) -> set[str]:

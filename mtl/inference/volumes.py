@@ -93,6 +93,7 @@ class VolumePrediction:
             empty where nobody asked.
         withheld: Slices whose masks are blank because no class is likely enough there (`when`), and why.
         statements: By task that says one thing of each slice, {slice: what its kind writes of an image}.
+        precision: In which the network computed.
         shown: The slice with the largest predicted area, its image and prediction; None for a blank volume without any.
     """
 
@@ -105,6 +106,7 @@ class VolumePrediction:
     shown: tuple[int, np.ndarray, Prediction] | None = None
     confidence: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     withheld: dict[int, str] = field(default_factory=dict)
+    precision: str = ""
 
     @property
     def affine(self) -> np.ndarray:
@@ -158,6 +160,7 @@ class VolumePrediction:
             "spacing_mm": [round(length, 6) for length in grid.spacing],
             "voxel_mm3": round(grid.voxel_mm3, 6),
             "shown_slice": None if self.shown is None else self.shown[0],
+            "precision": self.precision,
             "thresholds": {task: self.thresholds.get(task, {}) for task in self.specs},
         }
         if self.withheld:
@@ -281,6 +284,7 @@ def _predict(
     largest = (0, 0)
     for prediction in predictor.predict_batch(slices()):
         number, image = waiting.pop(0)
+        found.precision = prediction.precision
         if prediction.withheld:
             found.withheld[number] = prediction.withheld
         for task, spec in masked.items() if not prediction.withheld else ():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mtl.core.errors import ConfigError
 from mtl.core.registry import NECKS
-from mtl.layers import convolution_block
+from mtl.layers import Dropout, convolution_block
 
 # Distance in network pixels of the taps of the finest dilated branch: rate 6 at stride 16, as published.
 FINEST_DILATION = 96
@@ -71,7 +71,7 @@ class ASPP(nn.Module):
         self.dilated = nn.ModuleList(convolution_block(size, width, 3, rate, separable) for rate in used)
         self.image = convolution_block(size, width) if image_pooling else None
         branches = 1 + len(used) + int(image_pooling)
-        self.project = nn.Sequential(convolution_block(branches * width, width), nn.Dropout(dropout))
+        self.project = nn.Sequential(convolution_block(branches * width, width), Dropout(dropout))
 
     def forward(self, features: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Compute the maps.

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from mtl.core.errors import ConfigError
 from mtl.core.registry import NECKS
-from mtl.layers import decoder_blocks, fine_position, join_maps
+from mtl.layers import Dropout, decoder_blocks, fine_position, join_maps
 
 
 @NECKS.register("decoder")
@@ -50,7 +50,7 @@ class Decoder(nn.Module):
         self.reduce, self.fuse = decoder_blocks(
             channels[self.position], channels[-1], width, low_channels, convolutions, separable, "neck"
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.channels: tuple[int, ...] = (width,)
         self.strides: tuple[int, ...] = (strides[self.position],)
 

@@ -145,11 +145,19 @@ def _header(content: ReportContent, metrics: dict[str, Any]) -> list[tuple[str, 
         ("Kept apart", content.kept_apart),
         ("Data of the run", "; ".join([*sizes, *([content.split_note] if content.split_note else [])])),
         ("Checkpoint", metrics.get("checkpoint")),
+        ("Precision", _precision(metrics.get("computation"))),
         ("Seed", metrics.get("seed")),
         ("Commit", content.commit),
         ("Training time", "" if content.duration is None else _duration(content.duration)),
     ]  # fmt: skip
     return [(name, str(value)) for name, value in rows if value not in (None, "")]
+
+
+def _precision(computation: dict[str, Any] | None) -> str:
+    """Return in which precision a network was scored; empty of results of a release that did not say so."""
+    if not computation:
+        return ""
+    return computation["precision"] + (", channels_last" if computation["channels_last"] else "")
 
 
 def _has_masks(metrics: dict[str, Any]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from mtl.drawing.palette import coloured, colours_of
 from mtl.model import MultiTaskModel
 from mtl.runs.checkpoint import config_of, read_checkpoint
 from mtl.runs.folder import checkpoint_path
+from mtl.runs.precision import AUTO, Computation, usable
 
 MODEL_PREFIX = "model."
 DRAWN = ("colours", "unremarkable", "labels")  # keys of a spec that say how classes are drawn and written
@@ -39,6 +40,7 @@ class LoadedModel:
         thresholds_source: The split on which the thresholds were chosen.
         pretraining: Groups of this run's test images that the network it started from had seen.
         stage: Name of its stage; empty without a curriculum.
+        computation: The precision and memory format it computes in.
     """
 
     model: MultiTaskModel
@@ -50,14 +52,19 @@ class LoadedModel:
     thresholds_source: str
     pretraining: list[str]
     stage: str = ""
+    computation: Computation = field(default_factory=Computation)
 
 
-def load_model(checkpoint: str | Path, device: str = "auto") -> LoadedModel:
+def load_model(
+    checkpoint: str | Path, device: str = "auto", precision: str | int = AUTO, channels_last: str | bool = AUTO
+) -> LoadedModel:
     """Load a checkpoint strictly.
 
     Args:
         checkpoint: A checkpoint file, or a run directory (its best checkpoint is taken).
         device: `auto`, `cpu`, `cuda`, ...
+        precision: As in `usable`.
+        channels_last: As in `usable`.
 
     Raises:
         CheckpointError: Missing, unreadable, foreign, not matching the model it describes, or in need of an unknown plug-in.
@@ -78,10 +85,13 @@ def load_model(checkpoint: str | Path, device: str = "auto") -> LoadedModel:
     model = MultiTaskModel.from_config(described, load_weights=False)
     hint = "The file was edited or belongs to another release; train again or use the release that wrote it."
     load_state(model, content["state_dict"], f"`{path}` does not fit the model it describes", hint)
-    model = model.to(pick_device(device)).eval()
+    place = pick_device(device)
+    computation = usable(config, place, precision, channels_last)
+    model = model.to(place).eval()
+    computation.arrange(model)
     return LoadedModel(
         model, config, about["thresholds"], about["split"], path, about["epoch"], about["thresholds_source"],
-        about["pretraining"], about.get("stage", ""),
+        about["pretraining"], about.get("stage", ""), computation,
     )  # fmt: skip
 
 

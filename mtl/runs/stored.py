@@ -15,6 +15,8 @@ FORMAT = 2
 # Version of `records.json`. Formats of checkpoints, of records and of the cache change independently of each other.
 RECORDS_FORMAT = 3
 # Entries that the first releases of format 1 did not write yet, at the values that say so.
+# By section, how runs that do not tell computed.
+COMPUTED = {"trainer": ("precision", "32-true"), "runtime": ("channels_last", False)}
 ADDED: dict[str, Any] = {"stage": "", "validation": {}, "plateau": None, "monitored": []}
 
 
@@ -35,9 +37,11 @@ def converted_config(config: dict[str, Any]) -> dict[str, Any]:
     """Return a stored run configuration with what the present release needs besides.
 
     It carries no number of its own, so that every change is told by the keys themselves: a new key is filled in with the
-    default of the schema, which therefore has to mean what a run without the key did.
+    default of the schema, which therefore has to mean what a run without the key did. How a network computes is settled when a
+    run starts, and a run that does not tell computed as the first releases did.
     """
-    return completed(config)
+    sections = {name: {key: value} | config.get(name, {}) for name, (key, value) in COMPUTED.items()}
+    return completed({**config, **sections})
 
 
 def converted_records(content: dict[str, Any], where: Path) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from mtl.runs.checkpoint import read_checkpoint
 from mtl.runs.folder import RunFolder, is_main_process
 from mtl.runs.history import rows_before
 from mtl.runs.loading import PRETRAINING_NOTE
+from mtl.runs.precision import Computation
 from mtl.runs.stages import hand_over, incomparable, keep_stage, stage_of, start_file
 from mtl.runs.unchanged import require_same_split
 from mtl.training.callbacks.ema import ExponentialAverage
@@ -36,6 +37,7 @@ from mtl.training.callbacks.handover import HandOverCheck
 from mtl.training.callbacks.limit import StepLimit
 from mtl.training.callbacks.progress import progress_callbacks
 from mtl.training.callbacks.recorder import RunRecorder
+from mtl.training.callbacks.same_computation import SameComputation
 from mtl.training.callbacks.step_values import StepValues
 from mtl.training.checkpoint_io import AtomicCheckpointIO
 from mtl.training.loggers import build_loggers
@@ -279,7 +281,7 @@ def for_loggers(config: RunConfig, recorder: RunRecorder) -> list[Callback]:
 
 
 def _callbacks(config: RunConfig) -> list[Callback]:
-    found: list[Callback] = []
+    found: list[Callback] = [SameComputation(Computation.of(config))]
     stopping, ema = config.callbacks.early_stopping, config.callbacks.ema
     if stopping is not None:
         mode = "max" if higher_is_better(config.monitor) else "min"

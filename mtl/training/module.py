@@ -22,6 +22,7 @@ from mtl.inference.scoring import KeepImages, WholeImageScorer
 from mtl.layers import take_rows
 from mtl.metrics.evaluator import Evaluator
 from mtl.model import MultiTaskModel, Rows
+from mtl.runs.precision import Computation
 from mtl.runs.stored import FORMAT, converted
 from mtl.training.distributed import gather_objects, global_counts, mean_over_ranks, sum_over_ranks
 from mtl.training.divergence import check_weights, diverged
@@ -76,14 +77,12 @@ class MultiTaskModule(pl.LightningModule):
         self._plateau_state: dict[str, Any] | None = None
         # In a tuple, so that the compiled model is not registered as a second copy of the network.
         self._forward = (torch.compile(model) if self.config.runtime.compile else model,)
-        if self.config.runtime.channels_last:
-            self.model.to(memory_format=torch.channels_last)
+        self.computation = Computation.of(self.config)
+        self.computation.arrange(model)
 
     def forward(self, images: Tensor, tasks: tuple[str, ...] | None = None, rows: Rows | None = None) -> dict[str, Output]:
         """Compute the raw outputs of the heads, of all or of some tasks and rows (`MultiTaskModel.forward`)."""
-        if self.config.runtime.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        outputs: dict[str, Output] = self._forward[0](images, tasks, rows)
+        outputs: dict[str, Output] = self._forward[0](self.computation.arranged(images), tasks, rows)
         return outputs
 
     @property

@@ -20,6 +20,7 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
     "adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "nadam": torch.optim.NAdam, "radam": torch.optim.RAdam,
     "rmsprop": torch.optim.RMSprop, "sgd": torch.optim.SGD,
 }  # fmt: skip
+FUSED = ("adam", "adamw")  # of these torch has a fused step for CPUs
 # Accepted in `parts` even where a run has no such part (no adapters, static balancer), so that one setting serves many runs.
 PART_FAMILIES = ("backbone", "adapters", "neck", "head", "balancer")
 
@@ -75,10 +76,35 @@ def build_optimizer(parts: Parts, config: OptimizerConfig, inactive: Iterable[st
         raise ConfigError("Nothing to train: every parameter is frozen. Unfreeze the backbone, add adapters or select a head.")
     check_groups(groups, parts)
     defaults: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
+    chosen: dict[str, Any] = {"fused": True} if _fusible(config, groups) else {}
     try:
-        return OPTIMIZERS[config.name](groups, **defaults, **config.options)
+        optimizer = OPTIMIZERS[config.name](groups, **defaults, **chosen, **config.options)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"`optimizer.options` do not suit `{config.name}`: {error}.") from error
+    if chosen:
+        # It would unscale gradients, but without a GPU none are scaled; the Trainer refuses to clip what scales by itself.
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+        optimizer.register_step_pre_hook(_lay_out_gradients)
+    return optimizer
+
+
+def _fusible(config: OptimizerConfig, groups: list[dict[str, Any]]) -> bool:
+    """Return whether one pass over each parameter does the whole step: Adam on a CPU, which is then three times as fast.
+
+    On GPUs torch chooses well by itself.
+    """
+    own = {"fused", "foreach", "capturable", "differentiable"} & config.options.keys()
+    devices = {parameter.device.type for group in groups for parameter in group["params"]}
+    return config.name in FUSED and not own and devices == {"cpu"}
+
+
+def _lay_out_gradients(optimizer: Optimizer, *_: Any) -> None:
+    """Give gradients the memory format of their parameters, without which a fused step would mix them up."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            gradient = parameter.grad
+            if gradient is not None and gradient.stride() != parameter.stride():
+                parameter.grad = torch.empty_like(parameter).copy_(gradient)
 
 
 def check_groups(groups: list[dict[str, Any]], parts: Parts) -> None:

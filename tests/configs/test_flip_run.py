@@ -32,7 +32,8 @@ from mtl.training import fit as training
 WORDS = [
     "task=malaria_mttl", "tasks=[detection,heatmap]", "backbone=test_resnet", "head@heads.detection=fcos", "trainer=cpu",
     "debug=fast", "data.geometry={mode: tiles, size: [64, 64], scale: 0.03, overlap: 32}", "data.augmentation=null",
-    "evaluation.cases=2", "heads.detection.score_threshold=0.0", "heads.heatmap.score_threshold=0.0",
+    "evaluation.cases=2", "trainer.precision=32-true", "runtime.channels_last=false",
+    "heads.detection.score_threshold=0.0", "heads.heatmap.score_threshold=0.0",
 ]  # fmt: skip
 
 
@@ -355,16 +356,16 @@ def trained(base: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 class Counter:
-    """Counts forward passes and the rows of each."""
+    """Counts forward passes, the rows of each, and how these lie in memory."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         from mtl.model import MultiTaskModel
 
-        self.rows: list[int] = []
+        self.rows: list[tuple[int, bool]] = []
         forward = MultiTaskModel.forward
 
         def counted(model: Any, images: torch.Tensor, tasks: Any = None) -> Any:
-            self.rows.append(len(images))
+            self.rows.append((len(images), images.is_contiguous()))
             return forward(model, images, tasks)
 
         monkeypatch.setattr(MultiTaskModel, "forward", counted)
@@ -411,6 +412,8 @@ def test_evaluate(trained: Path, smears: Path, tmp_path: Path, monkeypatch: pyte
         "data": Flip({"root": str(half)}, {"split": None}),  # an explicit split is refused there
         "batch_size": Flip(1),
         "device": Flip("xpu:7", refuses=True),
+        "precision": Flip("bf16-mixed"),
+        "channels_last": Flip(True),
         "bootstrap": Flip(5),
         "report": Flip(True),
         "plugins": Flip(["nowhere.py"], refuses=True),
@@ -446,6 +449,8 @@ def test_predict(trained: Path, smears: Path, tmp_path: Path, monkeypatch: pytes
         "output": Flip(str(tmp_path / "elsewhere")),
         "batch_size": Flip(1),
         "device": Flip("xpu:7", refuses=True),
+        "precision": Flip("bf16-mixed"),
+        "channels_last": Flip(True),
         "overlays": Flip(False),
         "masks": Flip(False),
         "tasks": Flip(["heatmap"]),

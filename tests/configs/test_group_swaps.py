@@ -135,7 +135,7 @@ def test_what_belongs_to_a_choice_that_stays_stays() -> None:
     config = Plan.from_words(["experiment=published/skin_b0", "head@heads.lesion=unet"]).config
     assert config.heads["lesion"]["loss"]["dice_weight"] == 0.0  # the loss is the same
     config = Plan.from_words(["experiment=demo", "trainer=gpu", "optimizer=sgd", "debug=overfit"]).config
-    assert config.trainer.precision == "bf16-mixed" and config.trainer.max_epochs == 100
+    assert config.trainer.precision == "auto" and config.trainer.max_epochs == 100
     assert config.optimizer.weight_decay == 0.0 and config.optimizer.lr == 0.01  # debug changes whatever is there
     assert config.data.augmentation is None
 

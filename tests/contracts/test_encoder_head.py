@@ -202,6 +202,41 @@ def test_bfloat16_and_channels_last(head: str) -> None:
     torch.testing.assert_close(half, plain, rtol=0.25, atol=0.05)
 
 
+@pytest.mark.parametrize("head", HEAD_NAMES)
+def test_decoding_in_float32(head: str) -> None:
+    """What heads say of a bfloat16 pass is float32 from the first step of decoding on, wherever autocast is on."""
+    torch.manual_seed(1)
+    images = torch.randn(2, 3, *SIZE)
+    model = build(head, "test_resnet").eval()
+    (task,) = model.heads
+    boxes = {task: [torch.tensor([[6.3, 8.1, 34.7, 36.2]])] * 2} if model.heads[task].needs_boxes else None
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        outputs = model(images)
+        inside = model.decode(outputs, boxes)[task]
+    assert {value.dtype for row in inside for value in row.values()} <= {torch.float32, torch.int64}
+    if model.heads[task].needs_boxes or "proposals" in outputs[task]:
+        return  # their second stage runs while decoding
+    with torch.no_grad():
+        outside = model.decode(outputs, boxes)[task]
+    for row, other in zip(inside, outside, strict=True):
+        for key, value in row.items():
+            assert torch.equal(value, other[key]), key
+
+
+@pytest.mark.parametrize("head", ["fcos", "faster_rcnn", "heatmap", "heatmap_published", "centres", "blobs", "box_centres"])
+def test_places_between_pixels_survive_bfloat16(head: str) -> None:
+    """Coordinates of a bfloat16 pass are no multiples of a pixel: 8 bits would leave none between beyond 128."""
+    torch.manual_seed(1)
+    model: Any = build(head, "test_resnet").eval()
+    (task,) = model.heads
+    model.heads[task].score_threshold = 0.0
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        rows = model.decode(model(torch.randn(2, 3, 320, 352)))[task]
+    places = torch.cat([row.get("boxes", row.get("points")).flatten() for row in rows])
+    far = places[(places > 128) & (places < 319)]
+    assert len(far) > 10 and float(((far % 1) > 0).float().mean()) > 0.5
+
+
 def test_heads_that_share_layers_between_maps_ask_for_a_neck() -> None:
     refused = set()
     for head in choices("head"):

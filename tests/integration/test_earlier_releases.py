@@ -22,7 +22,7 @@ from mtl.experiments.train import train
 from mtl.runs.checkpoint import read_checkpoint
 from mtl.runs.folder import RunFolder
 from mtl.runs.resume import resumed_plan
-from mtl.runs.stored import FORMAT, read_config
+from mtl.runs.stored import FORMAT, converted_config, read_config
 
 OLD = RunFolder(Path(__file__).parents[1] / "fixtures" / "format1")
 
@@ -124,7 +124,7 @@ def test_a_key_that_came_later_is_filled_in(key: str) -> None:
     whole = json.loads(OLD.config.read_text())
     older = json.loads(OLD.config.read_text())
     value = remove(older, key)
-    now = completed(older)
+    now = converted_config(older)
     assert remove(now, key) == value or key in ("data.min_brain_share", "peft", "evaluation.hd95")
     assert now["data"].pop("largest_loss") == 1.0  # nothing was refused then
     remove(whole, key)

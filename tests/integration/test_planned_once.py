@@ -22,15 +22,17 @@ from mtl.experiments.score import evaluate
 from mtl.experiments.train import train
 from mtl.runs.resume import resumed_plan
 
+SETTLED = ("trainer.precision=32-true", "runtime.channels_last=false")  # the plan of the run is this one
 IDRID = (
     "task=idrid_mtl", "tasks=[grade,lesions_ma]", "backbone=test_resnet", "backbone.output_stride=null", "trainer=cpu",
     "data.geometry.size=[64,96]", "data.preprocessing.crop=null", "necks.aspp.width=16", "data.loader.batch_size=2",
     "data.loader.samples_per_epoch=4", "evaluation.bootstrap=0", "evaluation.cases=0", "trainer.max_epochs=1",
+    *SETTLED,
 )  # fmt: skip
 CURRICULUM = (
     "task=brain_joint", "backbone.base_filters=4", "backbone.depth=2", "trainer=cpu", "data.geometry.size=[64,64]",
     "data.min_tumor_pixels=8", "data.split.ratios=[0.5,0.25,0.25]", "data.loader.batch_size=4", "evaluation.bootstrap=0",
-    "evaluation.cases=0", "trainer.max_epochs=1",
+    "evaluation.cases=0", "trainer.max_epochs=1", *SETTLED,
 )  # fmt: skip
 
 

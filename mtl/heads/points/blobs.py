@@ -15,7 +15,7 @@ from mtl.core.task import TaskSpec
 from mtl.heads.base import Output
 from mtl.heads.heatmap import find_peaks
 from mtl.heads.points.base import PEAK_WINDOW, Candidates, PointsHead, where_it_counts
-from mtl.layers import resize
+from mtl.layers import in_float32, resize
 from mtl.losses.base import build_loss
 
 CERTAIN = 30.0  # logit of a probability that is 1 in float32
@@ -77,7 +77,7 @@ class BlobsHead(PointsHead):
 
     def forward(self, features: tuple[Tensor, ...], image_size: tuple[int, int]) -> Output:
         """Return `logits` [B, K (+ 1), h, w], the background first, and the `size` (height, width) of the input."""
-        return {"logits": self.logits(features[0]), "size": image_size}
+        return {"logits": in_float32(self.logits, features[0]), "size": image_size}
 
     def loss(self, output: Output, target: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Compute the loss at the size of the input."""

@@ -14,6 +14,7 @@ from mtl.core.task import TaskSpec
 from mtl.heads.base import Output
 from mtl.heads.heatmap import find_peaks, heatmap_blocks, project_maps, rare_logits, sum_maps
 from mtl.heads.points.base import PEAK_WINDOW, Candidates, PointsHead, where_it_counts
+from mtl.layers import in_float32
 from mtl.losses.base import build_loss
 
 
@@ -79,7 +80,7 @@ class CentresHead(PointsHead):
         """Return `heatmap` [B, K, h, w] in [0, 1] and `offset` [B, 2, h, w], (x, y) in map pixels from the corner of one."""
         size = (-(-image_size[0] // self.stride), -(-image_size[1] // self.stride))
         maps = self.convolutions(sum_maps(features, self.positions, self.projections, size))
-        return {"heatmap": self.logits(maps).float().sigmoid(), "offset": self.offset(maps).float().sigmoid()}
+        return {"heatmap": in_float32(self.logits, maps).sigmoid(), "offset": in_float32(self.offset, maps).sigmoid()}
 
     def loss(self, output: Output, target: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Compare the heatmap with one rendered from the points, and the offsets at these points."""

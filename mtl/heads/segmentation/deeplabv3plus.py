@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from mtl.core.registry import HEADS
 from mtl.core.task import TaskSpec
 from mtl.heads.segmentation.base import SegmentationHead
-from mtl.layers import decoder_blocks, fine_position, join_maps
+from mtl.layers import Dropout, decoder_blocks, fine_position, join_maps
 
 
 @HEADS.register("deeplabv3plus")
@@ -50,7 +50,7 @@ class DeepLabV3PlusHead(SegmentationHead):
         self.reduce, self.fuse = decoder_blocks(
             channels[self.position], channels[-1], width, low_channels, convolutions, separable, where
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.logits = nn.Conv2d(width, len(spec.classes), 1)
 
     def maps(self, features: tuple[Tensor, ...], image_size: tuple[int, int]) -> Tensor:

@@ -39,7 +39,7 @@ from mtl.inference.slides.raster import (
 from mtl.inference.slides.scan import NO_TISSUE, Scan, completed_settings, scan_tasks, slide_metric, tissue_values
 from mtl.inference.slides.tumor_bulk import tumor_bulk
 
-FORMAT = 4  # of the results; a higher one makes finished slides start again
+FORMAT = 5  # of the results; a higher one makes finished slides start again
 # Spacings that differ by less are taken for equal: nothing is resized, and areas and distances use the true one.
 SAME_SPACING = 0.02
 LARGEST_FACTOR = 4.0  # a slide that is enlarged by more shows the network nothing that it knows
@@ -115,7 +115,8 @@ class SlidePredictor:
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from error
         used = {task: self.predictor.thresholds.get(task, {}) for task in sorted(self.predictor.specs)}
-        facts = [FORMAT, self.checkpoint, used, self.settings.model_dump(), sorted(self.files), stamps]
+        computation = self.predictor.computation.to_dict()
+        facts = [FORMAT, self.checkpoint, computation, used, self.settings.model_dump(), sorted(self.files), stamps]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def _finished(self, folder: Path, fingerprint: str) -> dict[str, Any] | None:
@@ -222,7 +223,8 @@ class SlidePredictor:
             "spacing_um": list(um), "mask_spacing_um": list(network_um),
             "windows": scan.window.count, "windows_with_tissue": scan.looked_at,
             "thresholds": {task: self.predictor.thresholds.get(task, {}) for task in (self.cells, self.tissue) if task},
-            "checkpoint": self.checkpoint, "settings": self.settings.model_dump(),
+            "checkpoint": self.checkpoint, "precision": self.predictor.computation.precision,
+            "settings": self.settings.model_dump(),
         }  # fmt: skip
         if picture is not None and OVERVIEW in self.files:
             shares = [(name, counted.astype(np.float32) / np.float32(scan.square_pixels)) for name, counted in areas.items()]

@@ -28,7 +28,7 @@ Run = Callable[..., list[str]]
 def run(make_model, study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """`predict` with a network of squares, from `in` to `out`."""
     predictor = Predictor(make_model(), device="cpu", study=study)
-    monkeypatch.setattr(command, "load_predictor", lambda checkpoint, device: predictor)
+    monkeypatch.setattr(command, "load_predictor", lambda *given: predictor)
 
     def go(**settings: Any) -> list[str]:
         return command.predict("none.ckpt", str(tmp_path / "in"), str(tmp_path / "out"), **settings)

@@ -56,7 +56,7 @@ def make(modalities: tuple[str, ...] = ("flair",), **settings: Any) -> Predictor
 
 
 def run(monkeypatch: pytest.MonkeyPatch, predictor: Predictor, source: Path, output: Path) -> list[str]:
-    monkeypatch.setattr(command, "load_predictor", lambda checkpoint, device: predictor)
+    monkeypatch.setattr(command, "load_predictor", lambda *given: predictor)
     return command.predict("none.ckpt", str(source), str(output))
 
 

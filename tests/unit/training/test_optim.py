@@ -219,3 +219,23 @@ def test_schedule_state_resumes(name: str, tmp_path) -> None:
     for part, state in zip(second, torch.load(tmp_path / "state.pt", weights_only=True), strict=True):
         part.load_state_dict(state)
     assert got + advance(*second, 7) == expected
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_adam_in_one_pass_on_a_cpu(name: str) -> None:
+    """The same step, also for gradients that do not lie in memory like their parameter, which torch itself would mix up."""
+    torch.manual_seed(0)
+    weight, gradient = torch.randn(8, 4, 3, 3).contiguous(memory_format=torch.channels_last), torch.randn(8, 4, 3, 3)
+    found = []
+    for options in ({}, {"fused": False}):
+        model = nn.ModuleDict({"encoder": nn.Conv2d(4, 8, 3, bias=False)}).to(memory_format=torch.channels_last)
+        model["encoder"].weight.data.copy_(weight)
+        config = OptimizerConfig(**{**CONFIG, "name": name, "lr": 0.1, "options": options})
+        optimizer = build_optimizer(split_parts(model), config)
+        assert bool(optimizer.param_groups[0]["fused"]) is (not options)
+        for _ in range(3):
+            model["encoder"].weight.grad = gradient.clone()
+            optimizer.step()
+        found.append(model["encoder"].weight.detach())
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
+    assert not getattr(optimizer, "_step_supports_amp_scaling", False)  # the Trainer clips such an optimizer's gradients too
