@@ -115,7 +115,7 @@ class Dropout(nn.Dropout):
             mask = kept.view(batch, height, width, channels).permute(0, 3, 1, 2)
         else:
             mask = kept.view(input.shape)
-        return (input * mask).mul_(1 / (1 - limit / 2**16))  # of the mask, one byte per value is kept
+        return input * mask.to(input.dtype) * (1 / (1 - limit / 2**16))
 
 
 class DoubleConvolution(nn.Sequential):

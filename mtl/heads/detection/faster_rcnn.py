@@ -17,7 +17,7 @@ from mtl.core.registry import HEADS
 from mtl.core.task import TaskSpec
 from mtl.heads.base import Head, Output, Prediction
 from mtl.heads.detection.sampling import ReproducibleSampler
-from mtl.heads.pyramid import RoIPooling, equal_channels, sanitize_boxes, select_levels
+from mtl.heads.pyramid import RoIPooling, equal_channels, overlaps, sanitize_boxes, select_levels
 from mtl.layers import attached_zero
 from mtl.losses.base import class_weight_tensor
 from mtl.losses.classification import softmax_cross_entropy, softmax_focal
@@ -142,6 +142,7 @@ class FasterRCNNHead(Head):
             nms,
             detections_per_image,
         )
+        self.rpn.box_similarity = self.roi_heads.box_similarity = overlaps
         self.rpn.fg_bg_sampler = ReproducibleSampler(rpn_batch_size_per_image, rpn_positive_fraction)
         self.roi_heads.fg_bg_sampler = ReproducibleSampler(box_batch_size_per_image, box_positive_fraction)
 

@@ -12,7 +12,7 @@ from mtl.core.errors import ConfigError
 from mtl.core.registry import HEADS
 from mtl.core.task import TaskSpec
 from mtl.heads.detection.faster_rcnn import sizes_per_level
-from mtl.heads.pyramid import RoIPooling, select_levels
+from mtl.heads.pyramid import RoIPooling, overlaps, select_levels
 
 SPEC = TaskSpec("detection", "detection", ("Infected", "Healthy"))
 STRIDES = (8, 16, 32)
@@ -198,3 +198,14 @@ def test_pooling_without_a_middle_level() -> None:
     features = [torch.full((1, 4, 64, 64), 1.0), torch.full((1, 4, 16, 16), 2.0)]
     boxes = torch.tensor([[10.0, 10, 40, 40], [10, 10, 240, 240], [0, 0, 512, 512]])  # rule: levels 3, 4, 5
     assert pool(features, [boxes]).amax(dim=(1, 2, 3)).tolist() == [1, 1, 2]
+
+
+def test_overlaps_are_those_of_torchvision() -> None:
+    generator = torch.Generator().manual_seed(0)
+    boxes, others = (
+        torch.cat([corners, corners + 1 + 40 * torch.rand(count, 2, generator=generator)], dim=1)
+        for count in (7, 300)
+        for corners in [60 * torch.rand(count, 2, generator=generator)]
+    )
+    assert torch.equal(overlaps(boxes, others), box_iou(boxes, others)) and (overlaps(boxes, others) > 0.3).any()
+    assert overlaps(boxes[:0], others).shape == (0, 300)
