@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import timm
 import torch
-from timm.models.efficientnet import EfficientNet
 from torch import Tensor, nn
 
 from mtl.core.errors import CheckpointError, ConfigError, nearest
+from mtl.core.imports import withheld
 from mtl.core.places import Place
 from mtl.core.registry import ENCODERS
 from mtl.encoders.base import Encoder
@@ -18,6 +17,10 @@ from mtl.encoders.freeze import freeze as freeze_body
 from mtl.encoders.hub import fetch
 from mtl.encoders.weights import load_weights as load_file
 from mtl.encoders.weights import match
+
+with withheld("wandb"):  # which timm would import to log with, and takes a tenth of the start of a prediction
+    import timm
+    from timm.models.efficientnet import EfficientNet
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 

@@ -238,3 +238,28 @@ def test_tiles_predict_from_the_command_line(tiles_run: Path, smears: Path, tmp_
     source = sorted(smears.glob("*/*/Img/*.jpg"))[0]
     assert guarded("predict", [f"checkpoint={tiles_run}", f"source={source}", f"output={tmp_path}"]) == 0
     assert cv2.imread(str(tmp_path / f"{source.stem}_segmentation.png"), cv2.IMREAD_UNCHANGED).shape == (360, 640)
+
+
+NEEDLESS = {
+    "albumentations", "torchmetrics", "pytorch_lightning", "lightning_fabric", "matplotlib", "sklearn", "pandas",
+    "nibabel", "wandb", "tensorboard",
+}  # fmt: skip
+
+
+def imported(code: str, *words: str) -> set[str]:
+    """Run Python in a process of its own; return what it has imported."""
+    ending = "; import sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code + ending, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_a_prediction_imports_what_it_needs(eager_checkpoint: Path, smears: Path, tmp_path: Path) -> None:
+    """Most of the time of a first prediction goes into imports."""
+    image = str(next(smears.rglob("*.jpg")))
+    assert {"torch", "numpy"} & imported("import mtl") == set()
+    code = "import sys, mtl; mtl.load(sys.argv[1], device='cpu').predict(sys.argv[2])"
+    assert (NEEDLESS | {"hydra", "omegaconf"}) & imported(code, str(eager_checkpoint), image) == set()
+    code = "import sys; from mtl.cli.main import guarded; assert guarded('predict', sys.argv[1:]) == 0"
+    words = [f"checkpoint={eager_checkpoint}", f"source='{image}'", f"output={tmp_path / 'out'}"]
+    assert NEEDLESS & imported(code, *words) == set()
