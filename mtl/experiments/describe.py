@@ -137,7 +137,10 @@ def render(description: dict[str, Any]) -> str:
     for stage in description.get("stages", ()):
         console.print(f"{stage['text']}; {stage['trainable']:,} parameters train", soft_wrap=True, highlight=False)
     if "memory" in description:
-        console.print(_memory_table(description["memory"]))
+        about = description["memory"]
+        labels = {"data": "labelled as the data are", "all": "every image with all labels"}[about["labels"]]
+        console.print(f"\nmemory of a training step, estimated: batches of {about['batch_size']}, {labels}", highlight=False)
+        console.print(_memory_table(about))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     return "\n".join(line.rstrip() for line in text.splitlines())
 
@@ -145,9 +148,7 @@ def render(description: dict[str, Any]) -> str:
 def _memory_table(memory: dict[str, Any]) -> Any:
     from rich.table import Table
 
-    labels = {"data": "labels as in the data", "all": "every image with all labels"}[memory["labels"]]
-    title = f"memory of a training step, estimated: batches of {memory['batch_size']}, {labels}"
-    table = Table("part", title=title, title_justify="left")
+    table = Table("part")
     table.add_column("MiB", justify="right")
     for part, size in memory["parts"].items():
         if size:

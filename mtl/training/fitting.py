@@ -45,7 +45,7 @@ class Room:
 
     @property
     def name(self) -> str:
-        """Words for messages."""
+        """What messages call it."""
         place = "the GPU" if self.device == "cuda" else "this machine"
         return f"{place} for each of {self.ranks} ranks" if self.ranks > 1 else place
 
