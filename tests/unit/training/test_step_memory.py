@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from types import SimpleNamespace
@@ -119,11 +120,11 @@ def test_too_large_a_batch_is_warned_of_with_the_one_that_fits(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     known_need(monkeypatch)
-    logging.getLogger("mtl").propagate = True
+    monkeypatch.setattr(logging.getLogger("mtl"), "propagate", True)
     plan = plan_of("data.loader.batch_size=8")
     with caplog.at_level(logging.WARNING, "mtl"):
         assert fitted(plan, tmp_path, Room("cpu", 1, 6 * GIB)) is plan
-    (line,) = caplog.messages
+    line = caplog.messages[-1]
     assert "needs about 8.0 GiB (activations 8.0), but 6.0 GiB are free on this machine" in line
     assert "data.loader.batch_size=4 and trainer.accumulate_grad_batches=2, 8 images per step as before" in line
     with pytest.raises(ConfigError, match=r"would end the process.*batch_size=2 and .*batches=4.*runtime\.fit=null"):
@@ -169,8 +170,6 @@ def test_other_ranks_do_as_the_first_one_did(monkeypatch: pytest.MonkeyPatch, tm
         fitted(plan, tmp_path, Room("cpu", 2, 3 * GIB))
     monkeypatch.delenv("WORLD_SIZE")
     decided = fitted(plan, tmp_path, Room("cpu", 2, 3 * GIB))
-    import json
-
     (tmp_path / "config.json").write_text(json.dumps(decided.to_dict()))
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert fitted(plan, tmp_path, Room("cpu", 2, 99 * GIB)).config.data.loader.batch_size == 2
