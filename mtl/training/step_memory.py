@@ -28,8 +28,8 @@ from mtl.training.optim import OPTIMIZERS
 Size = tuple[int, int]
 # (rows, side) of the small steps: two batches of one size and two sizes of one batch.
 SMALL = ((2, 96), (4, 96), (2, 128))
-# What memory allocators keep beyond what tensors need, as a share of all that comes and goes within a step. On a CPU glibc had
-# 0.14 to 0.3 of it in steps of 1 to 4 GiB (docs/benchmarks.md).
+# What memory allocators keep beyond what tensors need, as a share of all that comes and goes within a step. On a CPU glibc took
+# 0.05 to 0.4 of it in steps of 1 to 6 GiB; with 0.2 the estimate was within 13 % of the peak of each. That of a GPU is a guess.
 SLACK = {"cpu": 0.2, "cuda": 0.1}
 
 
