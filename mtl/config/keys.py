@@ -32,6 +32,7 @@ ALLOWED = (
     "data.root",
     "data.largest_loss",
     "data.cache.folder",
+    "runtime.fit",
 )
 
 

@@ -141,11 +141,20 @@ class EvaluationConfig(Strict):
     cases: int = Field(3, ge=0, le=1000)
 
 
+class AskedConfig(Strict):
+    """What a run was asked for before `runtime.fit=auto` made its batches smaller."""
+
+    batch_size: Batch
+    accumulate_grad_batches: Batch
+
+
 class RuntimeConfig(Strict):
     """How the same computation is carried out."""
 
     channels_last: ChannelsLast = "auto"
     compile: bool = False
+    fit: Literal["warn", "auto"] | None = "warn"
+    asked: AskedConfig | None = None
 
 
 class PathsConfig(Strict):

@@ -1,4 +1,4 @@
-"""What a network consists of: parts, shapes, parameters, multiply-adds."""
+"""What a network consists of and needs: parts, shapes, parameters, multiply-adds, memory."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mtl.config.plan import Plan
+from mtl.core.errors import MtlError
 from mtl.model import MultiTaskModel
+from mtl.training.fitting import labels_together, measured, room_of
 from mtl.training.optim import split_parts
+from mtl.training.step_memory import largest
 
 
 def describe(model: nn.Module, balancer: nn.Module | None, image_size: tuple[int, int]) -> dict[str, Any]:
@@ -71,6 +74,29 @@ def describe_stages(model: MultiTaskModel, plan: Plan) -> dict[str, Any]:
     return {"stages": found} if found else {}
 
 
+def describe_memory(plan: Plan) -> dict[str, Any]:
+    """Estimate the peak memory of training.
+
+    Args:
+        plan: Of the run. Where its data are there, labels come together as in them; else every image has all labels.
+
+    Returns:
+        `memory`: `peak` and its `parts` in bytes, `batch_size`, `device`, `free` (bytes, null where unknown), `labels` (`data`
+        or `all`); nothing where the network cannot be tried.
+    """
+    try:
+        labelled, source = labels_together(plan), "data"
+    except MtlError:
+        labelled, source = set(), "all"
+    room = room_of(plan.config.trainer)
+    memories = measured(plan, room, labelled)
+    if not memories:
+        return {}
+    parts = largest(memories, plan)
+    about = {"batch_size": plan.config.data.loader.batch_size, "device": room.device, "free": room.free, "labels": source}
+    return {"memory": {"peak": sum(parts.values()), "parts": parts, **about}}
+
+
 def count_parameters(model: nn.Module, balancer: nn.Module | None = None) -> dict[str, Any]:
     """Count parameters: `total`, `trainable` and both `by_part`; parts are those of the optimizer."""
     by_part = {
@@ -110,8 +136,28 @@ def render(description: dict[str, Any]) -> str:
     console.print(f"multiply-adds per image: {description['multiply_adds'] / 1e9:,.2f} G (without stages that work box by box)")
     for stage in description.get("stages", ()):
         console.print(f"{stage['text']}; {stage['trainable']:,} parameters train", soft_wrap=True, highlight=False)
+    if "memory" in description:
+        about = description["memory"]
+        labels = {"data": "labelled as the data are", "all": "every image with all labels"}[about["labels"]]
+        console.print(f"\nmemory of a training step, estimated: batches of {about['batch_size']}, {labels}", highlight=False)
+        console.print(_memory_table(about))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     return "\n".join(line.rstrip() for line in text.splitlines())
+
+
+def _memory_table(memory: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    table = Table("part")
+    table.add_column("MiB", justify="right")
+    for part, size in memory["parts"].items():
+        if size:
+            table.add_row(part, f"{size / 2**20:,.0f}")
+    table.add_section()
+    table.add_row("peak", f"{memory['peak'] / 2**20:,.0f}")
+    if memory["free"] is not None:
+        table.add_row(f"free here ({memory['device']})", f"{memory['free'] / 2**20:,.0f}")
+    return table
 
 
 def _sections(model: nn.Module) -> dict[str, nn.Module]:

@@ -19,6 +19,7 @@ from mtl.runs.lock import held, require_held
 from mtl.runs.precision import settled
 from mtl.runs.unchanged import require_same_config
 from mtl.training.fit import check_validation, fit, log
+from mtl.training.fitting import fitted
 from mtl.training.loggers import close_loggers, log_results, loggers_at_the_end
 from mtl.training.quiet import ignore_noise
 from mtl.training.stops import stop_of
@@ -76,6 +77,7 @@ def _train(plan: Plan, run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         resume_from = None  # stopped before the first epoch was finished: the run begins anew in its directory
     if resume_from is not None:
         require_same_config(plan, read_checkpoint(resume_from)["mtl"], run)
+    plan = fitted(plan, run_dir)
     if is_main_process():
         remove_stale(run.path / "*", below=True)
         write_json(run.config, plan.to_dict() | {"resume": None})

@@ -183,6 +183,10 @@ class TaskKind(Kind):
         """Return the name of a mask that holds one class per pixel, whose padding is `spec.ignore_index`; None without one."""
         return None
 
+    def any_label(self, spec: TaskSpec) -> Any:
+        """Return a value that a label of a whole image may have."""
+        return 0
+
     @abstractmethod
     def target(self, spec: TaskSpec, annotations: Annotations) -> Any:
         """Return what a task learns from, rendered from the moved coordinates and never resampled; None where it is absent."""

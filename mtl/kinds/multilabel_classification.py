@@ -26,6 +26,10 @@ class MultilabelClassification(TaskKind):
     metric_class = MultilabelMetric
     image_level = True
 
+    def any_label(self, spec: TaskSpec) -> Any:
+        """Return that every class is true."""
+        return np.ones(len(spec.classes), np.float32)
+
     def target(self, spec: TaskSpec, annotations: Annotations) -> Any:
         """Return [C] float32; absent where no class is known."""
         if not annotations.knows(spec.label):

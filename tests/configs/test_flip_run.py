@@ -342,7 +342,21 @@ def test_compile(base: dict[str, Any]) -> None:
         return type(module._forward[0]).__name__
 
     assert dead_keys(observe, base, {"runtime.compile": Flip(True)}) == []
-    assert set(schema.RuntimeConfig.model_fields) == {"compile", "channels_last"}
+    assert set(schema.RuntimeConfig.model_fields) == {"compile", "channels_last", "fit", "asked"}  # `asked` is a result
+
+
+def test_fit_into_memory(base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mtl.training import fitting
+
+    rows = base["data"]["loader"]["batch_size"]
+    monkeypatch.setattr(fitting, "measured", lambda *_: [None])
+    monkeypatch.setattr(fitting, "largest", lambda _, plan: {"activations": 100 * plan.config.data.loader.batch_size})
+
+    def observe(config: dict[str, Any]) -> Any:
+        plan = fitting.fitted(Plan.from_config(config), tmp_path, fitting.Room("cpu", 1, 90 * rows))
+        return plan.config.data.loader.batch_size
+
+    assert dead_keys(observe, base, {"runtime.fit": Flip("auto")}) == []
 
 
 # -- verbs on a trained run --------------------------------------------------------------------------------------------

@@ -125,7 +125,10 @@ def test_a_key_that_came_later_is_filled_in(key: str) -> None:
     older = json.loads(OLD.config.read_text())
     value = remove(older, key)
     now = converted_config(older)
-    assert remove(now, key) == value or key in ("data.min_brain_share", "peft", "evaluation.hd95")
+    found = remove(now, key)
+    if key == "runtime":  # some of its keys came later still
+        found = {name: found[name] for name in value}
+    assert found == value or key in ("data.min_brain_share", "peft", "evaluation.hd95")
     assert now["data"].pop("largest_loss") == 1.0  # nothing was refused then
     remove(whole, key)
     assert kept(now, whole)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from mtl.config.plan import Plan
 from mtl.core.registry import BALANCERS
 from mtl.encoders.base import Adapter
-from mtl.experiments.describe import describe, render
+from mtl.experiments.describe import describe, describe_memory, render
 from mtl.imaging.geometry import Geometry
 from mtl.imaging.preprocessing import Preprocessing
 
@@ -131,3 +133,15 @@ def test_a_neck_that_is_not_shared_is_shown_per_head(model: Model) -> None:
     description = describe(unshared, None, (64, 96))
     assert {part["part"]: part["outputs"] for part in description["parts"]}["neck.fpn.mask"] == {"/4": [4, 16, 24]}
     assert description["parameters"]["by_part"]["neck.fpn"]["total"] == 68
+
+
+def test_memory_is_shown_with_its_parts(model: Model, tmp_path: Path) -> None:
+    words = ["task=malaria_mttl", "backbone=test_resnet", "trainer=cpu", "tasks=[segmentation]", "callbacks=ema"]
+    memory = describe_memory(Plan.from_words([*words, f"data.root={tmp_path}"]))["memory"]
+    parts = memory["parts"]
+    assert memory["peak"] == sum(parts.values()) and memory["labels"] == "all" and memory["batch_size"] == 8
+    assert parts["average of the weights"] == parts["weights"] > 0 and parts["optimizer state"] == 2 * parts["gradients"]
+    assert parts["activations"] > 8 * 512 * 512 * 4 * 3  # more than the images themselves
+    text = render(describe(model, None, (64, 96)) | {"memory": memory})
+    assert "batches of 8, every image with all labels" in text and f"{memory['peak'] / 2**20:,.0f}" in text
+    assert max(len(line) for line in text.splitlines()) <= 110
