@@ -10,6 +10,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -69,29 +70,51 @@ def measure_memory(overrides: list[str]) -> dict[str, Any]:
     """Take two training steps in this process and return what they added to its peak, in MiB."""
     import benchmark_steps as steps
     import torch
+    from benchmark_plans import build_module, first_batch
 
     from mtl.config.plan import Plan
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     plan = Plan.from_words(overrides)
-    device = steps.device_of(plan.config)
-    module = steps.build_module(plan)
-    module.model.to(device)
-    batch = steps.first_batch(plan, module.model).to(device)
-    step = steps.bare_step(plan.config, module)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated() / 2**20
-        for _ in range(2):
-            step(batch)
-        peak, kind = torch.cuda.max_memory_allocated() / 2**20, "CUDA allocations"
-    else:
-        _reset_peak()
-        before = resident_memory()
-        for _ in range(2):
-            step(batch)
-        peak, kind = peak_memory(), "resident set"
-    return {"added": peak - before, "before": before, "kind": kind}
+    module = build_module(plan)
+    batch = first_batch(plan, module.model)
+    with tempfile.TemporaryDirectory(prefix="mtl-benchmark-") as folder:
+        watch = MemoryWatch()
+        steps.run_trainer(plan, module, Path(folder), lambda trainer: steps.Relay(batch, watch.start(trainer), steps.Limit(0)))
+    return watch.stop()
+
+
+class MemoryWatch:
+    """What is added to the memory of this process between two moments, in MiB."""
+
+    def __init__(self) -> None:
+        self.device: Any = None
+        self.before = 0.0
+        self.found: dict[str, Any] = {}
+
+    def start(self, trainer: Any) -> Any:
+        """Begin, as the Trainer was built; return its device."""
+        self.device = trainer.strategy.root_device
+        if self.device.type == "cuda":
+            import torch
+
+            torch.cuda.reset_peak_memory_stats()
+            self.before = torch.cuda.memory_allocated() / 2**20
+        else:
+            _reset_peak()
+            self.before = resident_memory()
+        return self.device
+
+    def stop(self) -> dict[str, Any]:
+        """Return `added`, `before`, `peak` and the `kind` of memory."""
+        if self.device.type == "cuda":
+            import torch
+
+            peak, kind = torch.cuda.max_memory_allocated() / 2**20, "CUDA allocations"
+        else:
+            peak, kind = peak_memory(), "resident set"
+        self.found = {"added": peak - self.before, "before": self.before, "peak": peak, "kind": kind}
+        return self.found
 
 
 def _reset_peak() -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import shlex
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
@@ -55,18 +58,151 @@ def test_defaults_give_way_to_the_command_line(benchmark: ModuleType) -> None:
     assert overrides == ["experiment=demo"]
 
 
-def test_the_bare_loop_trains_the_same_parameters(benchmark: ModuleType, words: list[str]) -> None:
+def test_several_suites_are_subjects_and_the_other_words_are_for_all(benchmark: ModuleType) -> None:
+    options, overrides = benchmark.parse(["task=skin_mtl", "trainer=cpu", "experiment=demo"])
+    assert options.subjects == ["task=skin_mtl", "experiment=demo"] and overrides == ["trainer=cpu"]
+    options, overrides = benchmark.parse(["task=skin_mtl"])
+    assert not options.subjects and "task=skin_mtl" in overrides
+
+
+def test_a_subject_that_fails_is_a_row_with_its_reason_and_the_others_go_on(benchmark: ModuleType, words: list[str]) -> None:
+    others = [word for word in words if not word.startswith("task=")] + [
+        "--repetitions",
+        "2",
+        "--seconds",
+        "0",
+        "--threads",
+        "1",
+    ]
+    result = benchmark.main(["task=no_such_suite", "task=malaria_mttl", *others])
+    failed, measured = result["suites"]
+    assert "no_such_suite" in failed["reason"] and not failed["rows"]
+    assert not measured["reason"] and measured["size"] == "64 x 64, 1"
+    assert measured["rows"]["peak memory"]["value"] > 0.1 and measured["rows"]["loader"]["value"] > 0
+    assert "not measured: " in result["table"][2] and result["table"][3].startswith("| task=malaria_mttl | 64 x 64, 1 |")
+    assert "| suite | px, batch |" in benchmark.markdown(result)
+
+
+# -- the bare loop -----------------------------------------------------------------------------------------------------------
+
+RECIPES = {
+    "clipping, balancer and rates of parts": [
+        "balancer=uncertainty", "optimizer=sgd", "optimizer.lr=0.1", "trainer.gradient_clip_val=0.05",
+        "+optimizer.parts.backbone.lr=0.01",
+    ],
+    "accumulation and bf16": ["trainer.precision=bf16-mixed", "trainer.accumulate_grad_batches=2", "optimizer=adam"],
+    "values cut, channels last": [
+        "+trainer.gradient_clip_algorithm=value", "trainer.gradient_clip_val=0.001", "runtime.channels_last=true",
+        "optimizer=sgd", "balancer=mgda",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("extra", RECIPES.values(), ids=RECIPES)
+def test_the_bare_loop_trains_what_the_trainer_trains(
+    benchmark: ModuleType, words: list[str], extra: list[str], tmp_path: Path
+) -> None:
+    import benchmark_bare as bare
+    import benchmark_plans as plans
     import benchmark_steps as steps
     import torch
 
     from mtl.config.plan import Plan
 
-    plan = Plan.from_words([*words, "data.loader.batch_size=2"])
-    module = steps.build_module(plan)
-    before = {name: value.clone() for name, value in module.model.named_parameters()}
-    batch = steps.first_batch(plan, module.model)
-    step = steps.bare_step(plan.config, module)
-    for _ in range(2):  # the last norm of a residual block starts at 0 and hides what is before it from the first step
+    plan = Plan.from_words([*words, "data.loader.batch_size=2", "scheduler=constant", *extra])
+    module, twin, untrained = (plans.build_module(plan) for _ in range(3))
+    batch = plans.first_batch(plan, module.model)
+    recipes = []
+
+    def make(trainer: pl.Trainer) -> steps.Relay:
+        recipes.append(bare.Recipe.of(trainer))
+        return steps.Relay(batch, recipes[0].device, steps.Limit(0), block=recipes[0].accumulate)
+
+    steps.run_trainer(plan, module, tmp_path, make)
+    step = bare.bare_step(twin, recipes[0])
+    for _ in range(steps.WARM_UP):
         step(batch)
-    still = [name for name, value in module.model.named_parameters() if torch.equal(value, before[name])]
-    assert not still
+    ours, theirs, before = (dict(one.named_parameters()) for one in (module, twin, untrained))
+    assert any(name.startswith("balancer.") for name in ours) == ("balancer=uncertainty" in extra)
+    for name, value in ours.items():
+        torch.testing.assert_close(value, theirs[name], msg=lambda text, name=name: f"{name}: {text}")
+        assert not torch.equal(value, before[name]), name
+
+
+# -- other programs ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_peer_is_timed_in_turns_and_its_last_number_counts(benchmark: ModuleType, words: list[str], tmp_path: Path) -> None:
+    log = tmp_path / "calls"
+    script = f"open({str(log)!r}, 'a').write('x'); print('step 1 of 9:'); print('8 images, 4.0e1 s per step')"
+    peer = ["--beside", f"{sys.executable} -c {shlex.quote(script)}", "--beside-images", "8", "--sections", "step"]
+    result = benchmark.main([*words, "data.loader.batch_size=2", *peer, "--repetitions", "2"])
+    rows = {row["what"]: row for row in result["rows"] if row["section"] == "beside a peer"}
+    assert log.read_text() == "xx"
+    assert rows["the peer"]["value"] == pytest.approx(1000 * 40 / 8)
+    assert rows["ours / peer"]["value"] == pytest.approx(rows["Trainer and module"]["value"] / 5000, rel=0.5)
+
+
+@pytest.mark.parametrize(
+    "command, message",
+    [
+        ("no-such-program --now", "cannot be started"),
+        (f"{sys.executable} -c 'raise SystemExit(3)'", "ended with exit status 3"),
+        (f"{sys.executable} -c 'print(\"v2 took long\")'", "it printed no number"),
+    ],
+)
+def test_a_peer_that_says_nothing_is_refused(benchmark: ModuleType, command: str, message: str) -> None:
+    from benchmark_peer import Peer, PeerError
+
+    with pytest.raises(PeerError, match=message):
+        Peer(command).seconds()
+
+
+# -- every suite and experiment ------------------------------------------------------------------------------------------------
+
+TINY = ["data.geometry.size=[64,64]", "data.loader.batch_size=2", "data.geometry.overlap=32", "trainer.accelerator=cpu"]
+
+
+def test_every_suite_and_experiment_is_listed_and_every_family_has_a_size(benchmark: ModuleType) -> None:
+    import benchmark_suites as suites
+
+    from mtl.core.registry import DATA_FAMILIES
+
+    subjects = suites.every_subject()
+    assert {"task=brain_joint", "experiment=demo", "experiment=published/idrid_moe"} <= set(subjects)
+    assert not [subject for subject in subjects if "/_" in subject or "=_" in subject]
+    assert set(suites.SIZES) == set(DATA_FAMILIES.names())
+
+
+@pytest.mark.parametrize("subject", ["task=brain_joint", "experiment=published/idrid_grading"])
+def test_stages_and_fp16_get_through_a_step(benchmark: ModuleType, subject: str, request: Any, tmp_path: Path) -> None:
+    one_step(subject, request.getfixturevalue("brains" if "brain" in subject else "retinas"), tmp_path)
+
+
+@pytest.mark.slow
+def test_every_suite_and_experiment_gets_through_a_step(benchmark: ModuleType, tmp_path: Path) -> None:
+    import benchmark_plans as plans
+    import benchmark_suites as suites
+
+    from mtl.config.plan import Plan
+
+    for number, subject in enumerate(suites.every_subject()):
+        family = Plan.from_words([subject]).config.data.name
+        root = plans.generate_images(family, tmp_path / family, images=20)
+        one_step(subject, root, tmp_path / str(number))
+
+
+def one_step(subject: str, root: Path, folder: Path) -> None:
+    """Make a step of the Trainer and one of the bare loop, by the same recipe."""
+    import benchmark_plans as plans
+    import benchmark_steps as steps
+
+    from mtl.config.plan import Plan
+
+    small = [] if "brain" in subject else ["backbone=test_resnet"] if "published" not in subject else []
+    words = [subject, *TINY, *small, f"data.root={root}", f"data.cache.folder={folder / 'cache'}"]
+    plan = Plan.from_words(words)
+    relay = steps.beside_bare_loop(plan, folder, steps.Limit(1))
+    assert len(relay.wall["ours"]) == len(relay.wall["bare"]) == 1
+    assert set(relay.batch.present) >= set(plans.stage_of(plan).tasks)
+    assert relay.precision in ("32-true", "bf16-mixed")  # fp16 is not for a CPU: the Trainer takes bf16 instead
