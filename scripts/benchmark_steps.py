@@ -271,7 +271,8 @@ def part_rows(plan: Plan, folder: Path, repetitions: int) -> list[Row]:
         value = sum(medians.get(key, 0.0) for key in keys)
         return Row("parts of a step", name, 100 * value / whole, "%", f"{1000 * value / len(batch):.0f} ms / image")
 
-    shared = [row(f"{part} {way}", [f"{part} {way}"]) for part in ("encoder", "necks") for way in ("forward", "backward")]
+    names = [f"{part} {way}" for part in ("encoder", "necks") for way in ("forward", "backward")]
+    shared = [row(name, [name]) for name in names if name in medians]
     heads = [
         row(f"head {task} ({plan.config.heads[task]['name']})", [f"{task} forward", f"{task} loss and backward"])
         for task in module.stage.tasks

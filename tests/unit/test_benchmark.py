@@ -35,7 +35,7 @@ def test_measures_and_rewrites_its_section_only(benchmark: ModuleType, words: li
     page.write_text("# Title\n\nby hand\n")
     sections = ["--sections", "step", "parts", "loading", "--repetitions", "2"]
     result = benchmark.main([*words, *sections, "--output", str(page)])
-    benchmark.write_section(page, benchmark.markdown(result))
+    benchmark.write_section(page, benchmark.markdown(result), "scripts/benchmark.py task=malaria_mttl")
     values = {(row["section"], row["what"]): row["value"] for row in result["rows"]}
     assert 0.2 < values["training step", "ratio"] < 5
     assert values["training step", "ratio"] == pytest.approx(
@@ -65,21 +65,44 @@ def test_several_suites_are_subjects_and_the_other_words_are_for_all(benchmark: 
     assert not options.subjects and "task=skin_mtl" in overrides
 
 
-def test_a_subject_that_fails_is_a_row_with_its_reason_and_the_others_go_on(benchmark: ModuleType, words: list[str]) -> None:
-    others = [word for word in words if not word.startswith("task=")] + [
-        "--repetitions",
-        "2",
-        "--seconds",
-        "0",
-        "--threads",
-        "1",
-    ]
-    result = benchmark.main(["task=no_such_suite", "task=malaria_mttl", *others])
-    failed, measured = result["suites"]
-    assert "no_such_suite" in failed["reason"] and not failed["rows"]
-    assert not measured["reason"] and measured["size"] == "64 x 64, 1"
-    assert measured["rows"]["peak memory"]["value"] > 0.1 and measured["rows"]["loader"]["value"] > 0
-    assert "not measured: " in result["table"][2] and result["table"][3].startswith("| task=malaria_mttl | 64 x 64, 1 |")
+def test_a_row_of_the_table_has_every_figure(benchmark: ModuleType, words: list[str], tmp_path: Path) -> None:
+    import benchmark_suites as suites
+
+    from mtl.config.plan import Plan
+
+    plan = Plan.from_words([*words, "data.loader.batch_size=2", "trainer.precision=bf16-mixed"])
+    rows = suites.overview_rows(plan, tmp_path, repetitions=2, seconds=0)
+    value, note = {row.what: row.value for row in rows}, {row.what: row.note for row in rows}
+    assert value[suites.MEMORY] > 0.1 and value[suites.LOADER] > 0 and value[suites.VALIDATION] > 0
+    assert note[suites.SHIPPED] == "bf16-mixed; 2 of 2 tasks labelled" and "n = 2" in note[suites.RATIO]
+    entry = suites.Measured("task=malaria_mttl", "64 x 64, 2", {row.what: row.to_dict() for row in rows})
+    *_, line = suites.overview([entry])
+    assert line.startswith(
+        f"| task=malaria_mttl | 64 x 64, 2 | {value[suites.FP32]:.3f} | {value[suites.SHIPPED]:.3f} | bf16-mixed"
+    )
+
+
+def test_a_subject_that_fails_is_a_row_with_its_reason_and_the_others_go_on(
+    benchmark: ModuleType, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import benchmark_suites as suites
+
+    def answer(words: list[str], options: Any) -> list[dict[str, Any]]:
+        if "task=malaria_mttl" in words:
+            raise RuntimeError("killed by signal 9")
+        names = [suites.SHIPPED, suites.FP32, suites.RATIO, suites.PROCESSOR, suites.MEMORY, suites.VALIDATION, suites.LOADER]
+        return [{"what": name, "value": 2.0, "note": name} for name in names]
+
+    monkeypatch.setattr(suites, "measure_one", answer)
+    subjects = ["task=no_such_suite", "task=malaria_mttl", "experiment=published/malaria_stl_det3"]
+    result = benchmark.main([*subjects, *(word for word in words if not word.startswith(("task", "backbone")))])
+    unknown, killed, measured = result["suites"]
+    assert "no_such_suite" in unknown["reason"] and not unknown["rows"]
+    assert killed["reason"] == "killed by signal 9" and killed["size"] == "64 x 64, 1"
+    assert measured["rows"]["loader"]["value"] == 2.0 and not measured["reason"]
+    table = result["table"][2:]
+    assert [line.count("not measured: ") for line in table] == [1, 1, 0]
+    assert {line.count("|") for line in table} == {len(result["table"][0].split("|")) - 1}
     assert "| suite | px, batch |" in benchmark.markdown(result)
 
 
@@ -177,6 +200,17 @@ def test_every_suite_and_experiment_is_listed_and_every_family_has_a_size(benchm
 @pytest.mark.parametrize("subject", ["task=brain_joint", "experiment=published/idrid_grading"])
 def test_stages_and_fp16_get_through_a_step(benchmark: ModuleType, subject: str, request: Any, tmp_path: Path) -> None:
     one_step(subject, request.getfixturevalue("brains" if "brain" in subject else "retinas"), tmp_path)
+
+
+@pytest.mark.slow
+def test_a_suite_is_measured_in_a_process_of_its_own(benchmark: ModuleType, words: list[str]) -> None:
+    import benchmark_suites as suites
+
+    options, _ = benchmark.parse([*words, "--repetitions", "2", "--seconds", "0"])
+    rows = suites.measure_one(words, options)
+    assert {row["what"] for row in rows} >= {suites.SHIPPED, suites.RATIO, suites.MEMORY}
+    with pytest.raises(RuntimeError, match=r"error: .*no_such_suite"):
+        suites.measure_one(["task=no_such_suite"], options)
 
 
 @pytest.mark.slow
