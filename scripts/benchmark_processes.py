@@ -10,6 +10,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from benchmark_rows import Row, spread
 HERE = Path(__file__).resolve()
 MEMORY_VARIANTS = {
     "as configured": [],
-    "bf16-mixed": ["trainer.precision=bf16-mixed"],
+    "32-true": ["trainer.precision=32-true", "runtime.channels_last=false"],
     "gradient checkpointing": ["backbone.gradient_checkpointing=true"],
 }
 # Runs the real command up to the end of its first optimizer step.
@@ -69,30 +70,52 @@ def measure_memory(overrides: list[str]) -> dict[str, Any]:
     """Take two training steps in this process and return what they added to its peak, in MiB."""
     import benchmark_steps as steps
     import torch
+    from benchmark_plans import build_module, first_batch, plan_of
 
-    from mtl.config.plan import Plan
-    from mtl.runs.precision import settled
+    from mtl.core.allocator import keep_freed_memory
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    plan, _ = settled(Plan.from_words(overrides))
-    device = steps.device_of(plan.config)
-    module = steps.build_module(plan)
-    module.model.to(device)
-    batch = steps.first_batch(plan, module.model).to(device)
-    step = steps.bare_step(plan.config, module)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated() / 2**20
-        for _ in range(2):
-            step(batch)
-        peak, kind = torch.cuda.max_memory_allocated() / 2**20, "CUDA allocations"
-    else:
-        _reset_peak()
-        before = resident_memory()
-        for _ in range(2):
-            step(batch)
-        peak, kind = peak_memory(), "resident set"
-    return {"added": peak - before, "before": before, "kind": kind}
+    keep_freed_memory()
+    plan = plan_of(overrides)
+    module = build_module(plan)
+    batch = first_batch(plan, module.model)
+    with tempfile.TemporaryDirectory(prefix="mtl-benchmark-") as folder:
+        watch = MemoryWatch()
+        steps.run_trainer(plan, module, Path(folder), lambda trainer: steps.Relay(batch, watch.start(trainer), steps.Limit(0)))
+    return watch.stop()
+
+
+class MemoryWatch:
+    """What is added to the memory of this process between two moments, in MiB."""
+
+    def __init__(self) -> None:
+        self.device: Any = None
+        self.before = 0.0
+        self.found: dict[str, Any] = {}
+
+    def start(self, trainer: Any) -> Any:
+        """Begin, as the Trainer was built; return its device."""
+        self.device = trainer.strategy.root_device
+        if self.device.type == "cuda":
+            import torch
+
+            torch.cuda.reset_peak_memory_stats()
+            self.before = torch.cuda.memory_allocated() / 2**20
+        else:
+            _reset_peak()
+            self.before = resident_memory()
+        return self.device
+
+    def stop(self) -> dict[str, Any]:
+        """Return `added`, `before`, `peak` and the `kind` of memory."""
+        if self.device.type == "cuda":
+            import torch
+
+            peak, kind = torch.cuda.max_memory_allocated() / 2**20, "CUDA allocations"
+        else:
+            peak, kind = peak_memory(), "resident set"
+        self.found = {"added": peak - self.before, "before": self.before, "peak": peak, "kind": kind}
+        return self.found
 
 
 def _reset_peak() -> None:

@@ -51,9 +51,10 @@ def markdown(result: dict[str, Any]) -> str:
         "",
         *(f"- {key}: {value}" for key, value in environment.items()),
         "",
-        "| section | what | value | unit | note |",
-        "|---|---|---:|---|---|",
     ]
+    if "table" in result:
+        return "\n".join([*lines, *result["table"]])
+    lines += ["| section | what | value | unit | note |", "|---|---|---:|---|---|"]
     last = ""
     for row in result["rows"]:
         section = row["section"] if row["section"] != last else ""

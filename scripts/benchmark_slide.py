@@ -69,7 +69,7 @@ def main(words: list[str]) -> dict[str, Any]:
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Generate what is missing, predict in another process and turn its figures into rows."""
-    import benchmark_steps as steps
+    from benchmark_plans import describe
 
     given = {word.partition("=")[0].lstrip("+~") for word in options.overrides}
     plan = Plan.from_words([*(f"{k}={v}" for k, v in DEFAULTS.items() if k not in given), *options.overrides])
@@ -87,7 +87,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     found = call(["--measure", str(options.limit or 0), *words])
     summary = json.loads((folder / "results" / slide.stem / "til-score.json").read_text(encoding="utf-8"))
     rows += rows_of(found, summary, folder / "results" / slide.stem)
-    return {"environment": steps.describe(plan.config, options.threads), "rows": [row.to_dict() for row in rows]}
+    return {"environment": describe(plan.config, options.threads), "rows": [row.to_dict() for row in rows]}
 
 
 def rows_of(found: dict[str, float], summary: dict[str, Any], results: Path) -> list[Row]:
