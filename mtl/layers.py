@@ -115,7 +115,7 @@ class Dropout(nn.Dropout):
             mask = kept.view(batch, height, width, channels).permute(0, 3, 1, 2)
         else:
             mask = kept.view(input.shape)
-        return input * mask.to(input.dtype) * (1 / (1 - limit / 2**16))
+        return input * mask.to(input.dtype).div_(1 - limit / 2**16)
 
 
 class DoubleConvolution(nn.Sequential):

@@ -11,6 +11,7 @@ from torchvision.ops import box_iou
 from mtl.core.errors import ConfigError
 from mtl.core.registry import HEADS
 from mtl.core.task import TaskSpec
+from mtl.heads import pyramid
 from mtl.heads.detection.faster_rcnn import sizes_per_level
 from mtl.heads.pyramid import RoIPooling, overlaps, select_levels
 
@@ -200,7 +201,9 @@ def test_pooling_without_a_middle_level() -> None:
     assert pool(features, [boxes]).amax(dim=(1, 2, 3)).tolist() == [1, 1, 2]
 
 
-def test_overlaps_are_those_of_torchvision() -> None:
+@pytest.mark.parametrize("cached", [2**18, 700, 1])  # all rows at once, two of seven, one
+def test_overlaps_are_those_of_torchvision(cached: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pyramid, "CACHED", cached)
     generator = torch.Generator().manual_seed(0)
     boxes, others = (
         torch.cat([corners, corners + 1 + 40 * torch.rand(count, 2, generator=generator)], dim=1)
@@ -208,4 +211,4 @@ def test_overlaps_are_those_of_torchvision() -> None:
         for corners in [60 * torch.rand(count, 2, generator=generator)]
     )
     assert torch.equal(overlaps(boxes, others), box_iou(boxes, others)) and (overlaps(boxes, others) > 0.3).any()
-    assert overlaps(boxes[:0], others).shape == (0, 300)
+    assert overlaps(boxes[:0], others).shape == (0, 300) and overlaps(others, boxes[:0]).shape == (300, 0)
