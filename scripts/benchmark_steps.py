@@ -201,15 +201,19 @@ class Parts:
         self.seconds: dict[str, float] = defaultdict(float)
         self._started = 0.0
         self._cuts: list[tuple[str, tuple[Tensor, ...], tuple[Tensor, ...]]] = []
-        model, self._hooks = module.model, []
-        feeding: dict[str, list[nn.Module]] = {"encoder": [model.encoder], "necks": []}
-        for neck in model.necks.values():
-            feeding["necks"] += list(neck.values()) if isinstance(neck, nn.ModuleDict) else [neck]
-        heads: dict[str, list[nn.Module]] = {task: [model.heads[task]] for task in module.stage.tasks}
-        for name, parts in (feeding | heads).items():
-            for part in parts:
-                self._hooks.append(part.register_forward_pre_hook(self._start))
-                self._hooks.append(part.register_forward_hook(self._stop(name, cut=name in feeding)))
+        model = module.model
+        necks = [
+            part for neck in model.necks.values() for part in (neck.values() if isinstance(neck, nn.ModuleDict) else [neck])
+        ]
+        encoder: Any = model.encoder
+        if encoder.per_task:
+            encoder.for_tasks = self._timed_passes(encoder.for_tasks)
+        parts: dict[str, list[nn.Module]] = {"necks": necks} if encoder.per_task else {"encoder": [encoder], "necks": necks}
+        parts |= {task: [model.heads[task]] for task in module.stage.tasks}
+        for name, members in parts.items():
+            for part in members:
+                part.register_forward_pre_hook(self._start)
+                part.register_forward_hook(self._stop(name, cut=name in ("encoder", "necks")))
 
     def _start(self, part: nn.Module, arguments: Any) -> None:
         self._started = clock(self.device)
@@ -217,13 +221,27 @@ class Parts:
     def _stop(self, name: str, cut: bool) -> Callable[..., Any]:
         def stop(part: nn.Module, arguments: Any, output: Any) -> Any:
             self.seconds[f"{name} forward"] += clock(self.device) - self._started
-            if not cut or not any(level.requires_grad for level in output):
-                return output
-            leaves = tuple(level.detach().requires_grad_() for level in output)
-            self._cuts.append((name, output, leaves))
-            return leaves
+            return self._cut(name, output) if cut else output
 
         return stop
+
+    def _timed_passes(self, for_tasks: Callable[..., dict[str, tuple[Tensor, ...]]]) -> Callable[..., Any]:
+        """Time an encoder whose adapters see the rows of all tasks in one call, which is not that of a module."""
+
+        def timed(*arguments: Any) -> dict[str, tuple[Tensor, ...]]:
+            started = clock(self.device)
+            found = for_tasks(*arguments)
+            self.seconds["encoder forward"] += clock(self.device) - started
+            return {task: self._cut("encoder", maps) for task, maps in found.items()}
+
+        return timed
+
+    def _cut(self, name: str, levels: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        if not any(level.requires_grad for level in levels):
+            return levels
+        leaves = tuple(level.detach().requires_grad_() for level in levels)
+        self._cuts.append((name, levels, leaves))
+        return leaves
 
     def run(self, batch: TaskBatch, recipe: Recipe) -> None:
         """Make one pass forward and backward."""
@@ -238,10 +256,14 @@ class Parts:
             if loss.requires_grad:
                 loss.backward()
             self.seconds[f"{task} loss and backward"] += clock(self.device) - started
-        for name, levels, leaves in reversed(self._cuts):
+        for name in dict.fromkeys(name for name, *_ in reversed(self._cuts)):
+            # All at once: the passes of several tasks share what lies before their adapters.
             started = clock(self.device)
-            pairs = [(level, leaf.grad) for level, leaf in zip(levels, leaves, strict=True) if leaf.grad is not None]
-            pairs = [(level, gradient) for level, gradient in pairs if level.requires_grad]
+            cuts = [(levels, leaves) for part, levels, leaves in self._cuts if part == name]
+            pairs = [
+                (level, leaf.grad) for levels, leaves in cuts for level, leaf in zip(levels, leaves, strict=True)
+                if leaf.grad is not None and level.requires_grad
+            ]  # fmt: skip
             if pairs:
                 torch.autograd.backward([level for level, _ in pairs], [gradient for _, gradient in pairs])
             self.seconds[f"{name} backward"] += clock(self.device) - started
