@@ -97,6 +97,8 @@ def clip_outline(outline: np.ndarray, size: Size) -> np.ndarray:
         if len(points) == 0:
             break
         distance = sign * (points[:, axis] - limit)
+        if distance.min() >= 0:  # most outlines cross one border
+            continue
         after, distance_after = np.roll(points, -1, axis=0), np.roll(distance, -1)
         kept: list[np.ndarray] = []
         for index in range(len(points)):
