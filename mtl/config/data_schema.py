@@ -24,6 +24,8 @@ from mtl.config.strict import Part, Strict
 from mtl.core.files import cache_folder
 from mtl.core.places import Place
 
+BATCHES_AHEAD = 2
+
 
 class GeometryConfig(Strict):
     """How an image becomes network inputs (`mtl.imaging.geometry`)."""
@@ -159,8 +161,8 @@ class LoaderConfig(Strict):
 
     batch_size: Batch
     eval_batch_size: Batch | None
-    num_workers: int = Field(ge=0, le=512)
-    prefetch: int = Field(ge=1, le=1024)
+    num_workers: Annotated[int, Field(ge=0, le=512)] | Literal["auto"]
+    prefetch: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"]
     pin_memory: bool
     sampler: Literal["shuffle", "class_aware"]
     priority_class: str | None
@@ -168,6 +170,16 @@ class LoaderConfig(Strict):
     mixing: Literal["mixed", "alternating"]
     source_weights: dict[str, Weight]
     temperature: float = Field(gt=0, le=1e9)
+
+    @property
+    def processes(self) -> int:
+        """How many processes load data; `auto` is settled when a run starts, and whoever did not ask for it gets none."""
+        return self.num_workers if isinstance(self.num_workers, int) else 0
+
+    @property
+    def batches_ahead(self) -> int:
+        """How many batches each of them prepares ahead."""
+        return self.prefetch if isinstance(self.prefetch, int) else BATCHES_AHEAD
 
 
 class CacheConfig(Strict):

@@ -29,6 +29,7 @@ ALLOWED = (
     "trainer.devices",
     "trainer.max_epochs",
     "data.loader.num_workers",
+    "data.loader.prefetch",
     "data.root",
     "data.largest_loss",
     "data.cache.folder",

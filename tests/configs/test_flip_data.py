@@ -321,7 +321,8 @@ def test_loader(data: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
 
     table = {
         "loader.eval_batch_size": Flip(3),
-        "loader.prefetch": Flip(given={"loader.num_workers": 1}),
+        "loader.num_workers": Flip(1),
+        "loader.prefetch": Flip(3, {"loader.num_workers": 1}),
         "loader.priority_class": Flip("Healthy", {"loader.sampler": "class_aware"}),
         "loader.samples_per_epoch": Flip(5),
     }

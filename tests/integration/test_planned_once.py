@@ -22,7 +22,9 @@ from mtl.experiments.score import evaluate
 from mtl.experiments.train import train
 from mtl.runs.resume import resumed_plan
 
-SETTLED = ("trainer.precision=32-true", "runtime.channels_last=false")  # the plan of the run is this one
+SETTLED = (  # the plan of the run is this one
+    "trainer.precision=32-true", "runtime.channels_last=false", "data.loader.num_workers=0", "data.loader.prefetch=2",
+)  # fmt: skip
 IDRID = (
     "task=idrid_mtl", "tasks=[grade,lesions_ma]", "backbone=test_resnet", "backbone.output_stride=null", "trainer=cpu",
     "data.geometry.size=[64,96]", "data.preprocessing.crop=null", "necks.aspp.width=16", "data.loader.batch_size=2",

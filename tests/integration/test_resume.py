@@ -107,7 +107,8 @@ def test_a_loader_that_is_killed_is_one_sentence_and_the_run_goes_on(smears: Pat
         r"Go on with: python train\.py resume=\S+/run data\.loader\.num_workers=<fewer>"
     )
     assert re.fullmatch(pattern, str(stopped.value)), stopped.value
-    resume_run(tmp_path / "run", "data.loader.num_workers=0")
+    resume_run(tmp_path / "run", "data.loader.num_workers=0", "data.loader.prefetch=auto")
+    assert "data loading: in the process that trains (auto: " in (tmp_path / "run" / "log.txt").read_text()
     assert len(history(tmp_path / "run")) == 1
 
 

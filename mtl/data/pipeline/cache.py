@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from mtl.core.cores import usable_cores
 from mtl.core.digest import with_digest, without_digest
 from mtl.core.errors import DataError
 from mtl.core.family import DataFamily
@@ -248,7 +249,7 @@ def _build(family: DataFamily, records: list[Record], preprocessing: Preprocessi
         working = np.ascontiguousarray(preprocessing.working(image, record.pixel_scale, content))
         return working, {"original_size": list(image.shape[:2]), "content": content}
 
-    workers = min(4, os.cpu_count() or 1)
+    workers = min(4, usable_cores())
     with (
         progress_of("preparing images", len(records), len(entries), show=progress) as shown,
         ThreadPoolExecutor(workers) as pool,

@@ -372,7 +372,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
 
     def _loader(self, dataset: SampleDataset, sampler: Any, batch_size: int, drop_last: bool = False) -> DataLoader:
         config = self.config.loader
-        workers = config.num_workers
+        workers = config.processes
         return DataLoader(
             dataset,
             batch_size=batch_size,
@@ -383,6 +383,6 @@ class MultiTaskDataModule(pl.LightningDataModule):
             drop_last=drop_last,
             worker_init_fn=init_worker if workers else None,
             multiprocessing_context="fork" if workers else None,
-            prefetch_factor=config.prefetch if workers else None,
+            prefetch_factor=config.batches_ahead if workers else None,
             persistent_workers=workers > 0,
         )

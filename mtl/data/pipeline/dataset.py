@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
+from mtl.core.cores import usable_cores
 from mtl.core.errors import DataError
 from mtl.core.family import DataFamily
 from mtl.core.task import TaskSpec
@@ -242,7 +242,7 @@ class SampleDataset(Dataset):
         if self.cache is not None:
             self._contents.update({record.sample_id: self.cache.content(record.sample_id) for record in missing})
             return
-        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(min(4, usable_cores())) as pool:
             boxes = pool.map(lambda record: self.preprocessing.content(self.family.read_image(record)), missing)
             self._contents.update({record.sample_id: box for record, box in zip(missing, boxes, strict=True)})
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from mtl.core.causes import listed_errors
+from mtl.core.cores import usable_cores
 from mtl.core.errors import DataError
 from mtl.core.family import DataFamily
 from mtl.core.types import Record
@@ -59,7 +59,7 @@ def check_readable(family: DataFamily, records: Iterable[Record], settings: dict
             return f"{error.filename}: cannot be read ({error.strerror})."
         return ""
 
-    with ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(WORKERS, usable_cores())) as pool:
         problems = [problem for problem in pool.map(look, samples.keys(), samples.values()) if problem]
     family.memo.write()
     if problems:

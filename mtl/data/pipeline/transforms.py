@@ -1,8 +1,8 @@
 """Training augmentation behind one class; albumentations (2.0.8, MIT) is not visible outside this module.
 
-Every outline vertex and point travels as a key point, so coordinates move with their pixels by construction. Coordinates
-here are continuous (the centre of a pixel is .5), those of albumentations count pixel centres, hence the shift by half a
-pixel around the call.
+Every step that moves pixels is affine, so three key points that travel with the image say where all coordinates go; hundreds
+of outlines would cost more than the pixels. Coordinates here are continuous (the centre of a pixel is .5), those of
+albumentations count pixel centres, hence the shift by half a pixel around the call.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network fo
 import albumentations as A
 
 COLOUR_STEPS = ("color_jitter", "stain_jitter")
+QUARTERS = {1: cv2.ROTATE_90_COUNTERCLOCKWISE, 2: cv2.ROTATE_180, 3: cv2.ROTATE_90_CLOCKWISE}  # as albumentations counts
+# Origin and a point on each axis; their distance is a power of two, so that flips and quarter turns stay exact.
+CORNERS = np.array([[0, 0], [1024, 0], [0, 1024]], np.float32)
 
 
 class Transform:
@@ -81,19 +84,14 @@ class Transform:
         self._compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
         # Plane by plane: the library wants masks of one shape, and OpenCV moves four channels at most.
         planes = [plane for mask in masks.values() for plane in (np.moveaxis(mask, 2, 0) if mask.ndim == 3 else [mask])]
-        given: dict[str, Any] = {"image": image, "keypoints": np.zeros((0, 2), np.float32)}
+        given: dict[str, Any] = {"image": image, "keypoints": CORNERS - 0.5}
         if planes:
             given["masks"] = [np.ascontiguousarray(plane) for plane in planes]
-        moved: dict[str, Any] = {}
-
-        def run(points: np.ndarray) -> np.ndarray:
-            moved.update(self._compose(**{**given, "keypoints": np.asarray(points, np.float32) - 0.5}))
-            return np.asarray(moved["keypoints"], np.float32).reshape(-1, 2) + 0.5
-
-        if objects is not None and len(objects):
-            objects = objects.map(run)
-        else:
-            run(np.zeros((0, 2), np.float32))
+        moved = self._compose(**given)
+        if objects is not None:
+            origin, right, below = np.asarray(moved["keypoints"], np.float32) + 0.5
+            axes = np.stack([right - origin, below - origin]) / CORNERS.max()
+            objects = objects.map(lambda points: points @ axes + origin)
         found = iter(moved.get("masks", ()))
         if not self.rgb:
             moved["image"][..., ~image.any(axis=(0, 1))] = 0  # from noise and fill
@@ -119,7 +117,7 @@ def _steps(config: dict[str, Any], square: bool, fill: float | tuple[float, ...]
         steps.append(A.VerticalFlip(p=config["vertical_flip"]))
     if config.get("rotate90"):
         half_turn = A.Sequential([A.HorizontalFlip(p=1), A.VerticalFlip(p=1)], p=config["rotate90"] / 2)
-        steps.append(A.RandomRotate90(p=config["rotate90"]) if square else half_turn)
+        steps.append(QuarterTurn(p=config["rotate90"]) if square else half_turn)
     if affine := on("affine"):
         shift, shear = abs(affine.get("translate", 0.0)), abs(affine.get("shear", 0.0))
         steps.append(
@@ -161,6 +159,17 @@ def _steps(config: dict[str, Any], square: bool, fill: float | tuple[float, ...]
 
 def _around_one(width: float) -> tuple[float, float]:
     return max(0.0, 1.0 - width), 1.0 + width
+
+
+class QuarterTurn(A.RandomRotate90):
+    """Turn by a random number of quarters.
+
+    The one of albumentations turns pictures by a view of NumPy, whose copy in the new order takes ten times as long.
+    """
+
+    def apply(self, img: np.ndarray, factor: int, **params: Any) -> np.ndarray:
+        """Apply to [H, W] or [H, W, C] of one to four channels."""
+        return cv2.rotate(img, QUARTERS[factor]).reshape(img.shape) if factor else img
 
 
 class StainJitter(A.ImageOnlyTransform):

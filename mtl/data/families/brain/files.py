@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import threading
 import zlib
 from collections import OrderedDict
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from mtl.core.cores import usable_cores
 from mtl.core.errors import DataError
 from mtl.core.memo import Memo
 from mtl.data.families.brain.folders import Case
@@ -191,7 +191,7 @@ def scan_cases(reader: CaseReader, cases: list[Case], memo: Memo) -> tuple[dict[
 
     found: dict[str, Scan] = {}
     problems: list[str] = []
-    with ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(WORKERS, usable_cores())) as pool:
         for case, result in zip(cases, pool.map(look, cases), strict=True):
             if isinstance(result, Scan):
                 found[case.name] = result

@@ -8,7 +8,6 @@ cells are given in it.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -18,6 +17,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from mtl.core.cores import usable_cores
 from mtl.core.errors import ConfigError, DataError, unknown
 from mtl.core.family import CheckReport, DataFamily, LostLabels
 from mtl.core.places import Place
@@ -237,7 +237,7 @@ class Tiger(DataFamily):
         sets = {name: folder for name, folder in find_sets(root).items() if name in (self.sets or SETS)}
         index, left_out = _Index(read_contents(sets)), 0
         regions = index.contents.regions
-        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(min(4, usable_cores())) as pool:
             looked = list(pool.map(_look, regions))
         sized = [(region.listed, size) for region, (size, *_) in zip(regions, looked, strict=True) if size != (0, 0)]
         if (coco := index.contents.coco) is not None:

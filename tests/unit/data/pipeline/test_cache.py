@@ -105,7 +105,7 @@ def test_a_flipped_bit_is_noticed_and_the_image_prepared_anew(family, folder, st
 
 
 def test_what_a_crash_left_is_checked_before_a_build_goes_on(family, folder, stretch, monkeypatch):
-    monkeypatch.setattr(cache_module.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(cache_module, "usable_cores", lambda: 1)
     with pytest.raises(KeyboardInterrupt):
         prepare(Interrupted(family.root), family.records(), stretch, folder, progress=False)
     (partial,) = folder.glob("*.partial")
@@ -131,7 +131,7 @@ Interrupted.__name__ = "FakeFamily"  # the name is part of the key
 
 @pytest.mark.parametrize("torn", [False, True])
 def test_an_interrupted_build_goes_on_where_it_stopped(family, folder, stretch, torn, monkeypatch):
-    monkeypatch.setattr(cache_module.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(cache_module, "usable_cores", lambda: 1)
     records = family.records()
     with pytest.raises(KeyboardInterrupt):
         prepare(Interrupted(family.root), records, stretch, folder, progress=False)

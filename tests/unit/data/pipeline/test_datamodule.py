@@ -19,6 +19,7 @@ from mtl.data.pipeline.splits import load_split
 from mtl.report.run_report import split_sizes
 
 DEFAULT = Path(__file__).parents[4] / "configs" / "data" / "default.yaml"
+DEFAULTS = yaml.safe_load(DEFAULT.read_text())
 
 
 def make(family, preprocessing, tasks=None, seed=0, rank=None, epoch=0, **groups) -> MultiTaskDataModule:
@@ -33,6 +34,17 @@ def make(family, preprocessing, tasks=None, seed=0, rank=None, epoch=0, **groups
 
 def epoch_of(module: MultiTaskDataModule, loader=None) -> list[torch.Tensor]:
     return [batch.images for batch in loader or module.train_dataloader()]
+
+
+def same(a, b) -> bool:
+    """Whether containers of tensors, arrays and plain values hold the same; NaN is NaN."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a.nan_to_num(nan=-1e9), b.nan_to_num(nan=-1e9)) if a.is_floating_point() else torch.equal(a, b)
+    return bool(a == b)
 
 
 def equal(a, b) -> bool:
@@ -122,6 +134,28 @@ def test_epochs_differ_and_repeat_exactly(family, stretch, workers):
     resumed = make(family, stretch, epoch=2, loader={"num_workers": 2 - workers})
     assert equal(epoch_of(resumed), first[2])
     assert not equal(epoch_of(make(family, stretch, seed=1)), first[0])
+
+
+def test_any_number_of_processes_makes_the_same_batches(family, stretch):
+    """Images, targets of all tasks and where they come from, with every step of the augmentation that colours take."""
+    likely = {"probability": 0.5}
+    steps = {
+        name: DEFAULTS["augmentation"][name] | likely for name in ("affine", "color_jitter", "stain_jitter", "blur", "noise")
+    }
+    augmentation = {"vertical_flip": 0.5, "rotate90": 0.5, **steps}
+
+    def batches(workers: int) -> list[tuple]:
+        module = make(family, stretch, augmentation=augmentation, loader={"num_workers": workers, "batch_size": 3})
+        loader, found = module.train_dataloader(), []
+        for epoch in range(2):
+            module.set_epoch(epoch)
+            found += [(batch.images, batch.targets, batch.present, batch.meta) for batch in loader]
+        return found
+
+    alone = batches(0)
+    assert len(alone) > 2 and len({float(images.sum()) for images, *_ in alone}) == len(alone)
+    for workers in (1, 2):
+        assert same(batches(workers), alone)
 
 
 def test_single_task_and_multi_task_runs_see_the_same_pictures(family, stretch):

@@ -77,6 +77,22 @@ def test_a_single_pixel_lands_exactly(name):
         np.testing.assert_allclose(objects.points[0], [column + 0.5, row + 0.5], atol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(*SQUARE, 3), (*SQUARE, 1), (*SQUARE, 4)])
+def test_quarter_turns_take_every_channel_along(shape):
+    """Of colours and of grey values; as many quarters as the outlines make."""
+    rgb = shape[2] == 3
+    image = np.random.default_rng(0).integers(1, 256, shape).astype(np.uint8)
+    given = image if rgb else image.astype(np.float32) / 255
+    transform, seen = Transform({"rotate90": 1.0}, SQUARE, rgb=rgb), set()
+    for seed in range(16):
+        turned, objects, masks = transform(given, make_objects([(10.5, 20.5)]), {"m": image[..., 0]}, seed)
+        quarters = [(10.5, 20.5), (20.5, 85.5), (85.5, 75.5), (75.5, 10.5)].index(tuple(objects.points[0]))
+        seen.add(quarters)
+        np.testing.assert_array_equal(turned, np.rot90(given, quarters))
+        np.testing.assert_array_equal(masks["m"], np.rot90(image[..., 0], quarters))
+    assert seen == {0, 1, 2, 3}
+
+
 @pytest.mark.parametrize("name", GEOMETRIC)
 def test_drawn_masks_and_outlines_agree_with_the_picture(name):
     """A mask drawn from moved outlines covers what the moved picture shows."""
