@@ -23,6 +23,7 @@ from mtl.inference.inputs import input_of, read_pixels
 from mtl.inference.prediction import Prediction
 from mtl.inference.settings import Limits, changed_thresholds, checked_conditions, chosen_tasks
 from mtl.inference.volumes import VolumePrediction, predict_case
+from mtl.inference.weights import hold_weights
 from mtl.metrics.base import StudyMetric
 from mtl.runs.precision import Computation
 from mtl.stitching.stitcher import Stitcher
@@ -92,6 +93,7 @@ class Predictor:
         self.model = model.to(self.device).eval()
         self.computation = computation
         computation.arrange(self.model)
+        hold_weights(self.model)
         self.specs: dict[str, TaskSpec] = dict(model.specs)
         self.thresholds = {task: dict(values) for task, values in (thresholds or {}).items()}
         self.pixel_scale = pixel_scale

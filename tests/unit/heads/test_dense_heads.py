@@ -12,7 +12,7 @@ from mtl.core.errors import ConfigError
 from mtl.core.heatmap import render_heatmap
 from mtl.core.registry import HEADS
 from mtl.core.task import TaskSpec
-from mtl.heads.heatmap import find_peaks
+from mtl.heads.heatmap import find_peaks, project_maps, sum_maps
 from mtl.heads.roi import CHUNK
 
 CELLS = TaskSpec("roi", "roi_classification", ("Infected", "Healthy", "WBC"))
@@ -111,6 +111,21 @@ def test_peak_limits_and_window() -> None:
     assert scores[0] == pytest.approx(0.9) and labels[0] == 1 and position[0].tolist() == [10.5, 10.5] and len(scores) == 4
     with pytest.raises(ConfigError, match="odd"):
         heatmap_head(peak_window=4)
+
+
+@pytest.mark.parametrize("strides", [(4,), (4, 8, 16)])
+def test_summed_maps_keep_channels_last(strides: tuple[int, ...]) -> None:
+    """Convolutions of maps in another format than their weights are several times as slow."""
+    maps = tuple(level.contiguous(memory_format=torch.channels_last) for level in features(strides))
+    positions, projections = project_maps((8,) * len(strides), strides, 4, 16)
+    projections.to(memory_format=torch.channels_last)
+    found = sum_maps(maps, positions, projections, (16, 24))
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    plain = [
+        nn.functional.interpolate(project(level), (16, 24), mode="bilinear")
+        for project, level in zip(projections, maps, strict=True)
+    ]
+    torch.testing.assert_close(found, torch.stack(plain).sum(dim=0))
 
 
 @pytest.mark.parametrize("stride", [2, 4, 8])
