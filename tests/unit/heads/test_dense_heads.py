@@ -181,6 +181,12 @@ def test_chunks_change_no_number() -> None:
     few = head.decode(head(maps, SIZE), boxes=[boxes[-5:]])[0]["probabilities"]
     torch.testing.assert_close(many[-5:], few)
     assert len(many) == CHUNK + 3
+    maps = features((8, 16, 32), rows=4)
+    rows = [boxes[:0], boxes[: CHUNK - 7], boxes[:20], boxes[:0]]
+    together = head.decode(head(maps, SIZE), boxes=rows)
+    for number, (own, found) in enumerate(zip(rows, together, strict=True)):
+        alone = head.decode(head(tuple(level[number : number + 1] for level in maps), SIZE), boxes=[own])[0]
+        torch.testing.assert_close(found, alone)
     with pytest.raises(ValueError, match="needs boxes"):
         head.decode(head(maps, SIZE))
 
