@@ -63,9 +63,11 @@ def paint_heat(image: np.ndarray, layers: Layers) -> np.ndarray:
     heat = np.zeros(size, np.float32)
     heat[rows, columns] = np.pad(shown, ((0, height - shown.shape[0]), (0, width - shown.shape[1])), mode="edge")
     glow = cv2.cvtColor(cv2.applyColorMap(np.rint(heat * 255).astype(np.uint8), cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
-    grey = np.repeat(image.mean(axis=2, keepdims=True) * 0.5, 3, axis=2)
-    share = np.sqrt(heat)[..., None]
-    canvas = np.ascontiguousarray(np.rint(grey * (1 - share) + glow * share).astype(np.uint8))
+    red, green, blue = np.moveaxis(image, 2, 0)
+    grey = (np.add(red, green, dtype=np.float64) + blue) / 3 * 0.5  # along the last axis, NumPy adds slowly
+    share = np.sqrt(heat)
+    mixed = (grey * (1 - share))[..., None] + glow * share[..., None]
+    canvas = np.ascontiguousarray(np.rint(mixed, out=mixed).astype(np.uint8))
     _mark(canvas, layers.points, max(1, round(max(size) / 1000)))
     return canvas
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import reduce
 from typing import Any, Literal
 
 import torch
@@ -149,9 +150,9 @@ def project_maps(
 
 
 def sum_maps(features: tuple[Tensor, ...], positions: list[int], projections: nn.ModuleList, size: tuple[int, int]) -> Tensor:
-    """Add up the projected maps at (height, width)."""
-    projected = [resize(project(features[at]), size) for project, at in zip(projections, positions, strict=True)]
-    return torch.stack(projected).sum(dim=0)
+    """Add up the projected maps at (height, width), one after the other: a stack of them would not keep channels last."""
+    projected = (resize(project(features[at]), size) for project, at in zip(projections, positions, strict=True))
+    return reduce(torch.add, projected)
 
 
 def heatmap_blocks(width: int, norm: str) -> nn.Sequential:

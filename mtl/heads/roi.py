@@ -123,11 +123,14 @@ class RoIClassifierHead(Head):
         """
         if boxes is None:
             raise ValueError("roi_classifier.decode needs boxes: one [N, 4] tensor per row of the batch")
-        predictions = []
-        for row, row_boxes in enumerate(boxes):
-            features = [level[row : row + 1] for level in output["features"]]
-            row_boxes = row_boxes.to(features[0].device)
-            chunks = [self.classify(features, [part]).softmax(dim=1) for part in row_boxes.split(CHUNK) if len(part)]
-            empty = features[0].new_zeros((0, len(self.spec.classes)), dtype=torch.float32)
-            predictions.append({"probabilities": torch.cat([empty, *chunks])})
-        return predictions
+        features = output["features"]
+        boxes = [row.to(features[0].device) for row in boxes]
+        counts = [len(row) for row in boxes]
+        found = [features[0].new_zeros((0, len(self.spec.classes)), dtype=torch.float32)]
+        for first in range(0, sum(counts), CHUNK):  # of the boxes of all rows, one row after the other
+            part, before = [], 0
+            for row in boxes:
+                part.append(row[max(0, first - before) : max(0, first + CHUNK - before)])
+                before += len(row)
+            found.append(self.classify(features, part).softmax(dim=1))
+        return [{"probabilities": probabilities} for probabilities in torch.cat(found).split(counts)]

@@ -1,9 +1,9 @@
-"""Work done ahead by one thread, so that files are decoded while the network computes."""
+"""Work done by threads, so that files are decoded and written while the network computes."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -11,16 +11,25 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def ahead(function: Callable[[Item], Result], items: Iterable[Item], depth: int) -> Iterator[tuple[Item, Future[Result]]]:
+def ahead(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    depth: int,
+    threads: int = 1,
+    left: Callable[[Result], None] | None = None,
+) -> Generator[tuple[Item, Future[Result]], None, None]:
     """Yield (item, its result to come) in order.
 
     Args:
-        function: Called in the thread, one item at a time.
+        function: Called in a thread, with one item at a time in each.
         items: Drawn in the caller's thread, as many ahead as `depth` says.
-        depth: Results that may wait.
+        depth: Results that may wait; with 0 nothing is done ahead.
+        threads: How many call the function.
+        left: Called with results that nobody took because the caller, or what gives items, came to an end before; what has not
+            begun by then is not done.
     """
     queue: deque[tuple[Item, Future[Result]]] = deque()
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read") as pool:
+    with ThreadPoolExecutor(max_workers=threads, thread_name_prefix="ahead") as pool:
         try:
             for item in items:
                 queue.append((item, pool.submit(function, item)))
@@ -30,3 +39,6 @@ def ahead(function: Callable[[Item], Result], items: Iterable[Item], depth: int)
                 yield queue.popleft()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+            for _, future in queue:
+                if left is not None and not future.cancelled() and future.exception() is None:
+                    left(future.result())

@@ -6,6 +6,7 @@ import csv
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -32,6 +33,26 @@ OBJECT_COLUMNS = ["object", "task", "class", "score", "x_min", "y_min", "x_max",
 SLIDE_COLUMNS = ["til_score", "stroma_area_um2", "cells_in_bulk"]
 SUFFIX_OF: dict[str, tuple[str, ...]] = {"mask": (), "confidence_map": ("confidence",), "heatmap": ()}
 SPREADSHEET_FORMULAS = ("=", "+", "-", "@", "\t", "\r")
+
+
+@dataclass(frozen=True)
+class Written:
+    """An image, a volume or a slide whose files are there: its JSON file, and its rows of the table to come."""
+
+    target: Path
+    rows: list[dict[str, Any]]
+
+
+class _Files:
+    """The files of one image or volume, as they are made."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.made: list[Path] = []
+
+    def new(self, name: str) -> Path:
+        self.made.append(self.folder / name)
+        return self.made[-1]
 
 
 class PredictionWriter:
@@ -71,7 +92,6 @@ class PredictionWriter:
         self.study = dict(study or {})
         self.hidden, self.counted = hidden or {}, counting_task(specs, specs)
         self._hidden_columns = hidden_columns(self.hidden, self.counted)
-        self._made: list[Path] = []
         self.table = self.folder / TABLE
         remove_stale(self.folder / "*")
         self._whole = ExitStack()
@@ -87,28 +107,36 @@ class PredictionWriter:
 
         A row is written when all files of its image are. After an error none of them is left.
         """
-        if self._file is None or not (outcome.summary if isinstance(outcome, SlideOutcome) else outcome.prediction):
-            raise ValueError("only successful outcomes can be written, and only before close()")
+        return self.add(self.write_files(outcome))
+
+    def write_files(self, outcome: Outcome | CaseOutcome | SlideOutcome) -> Written:
+        """Write the files of one image or volume, in any thread; of a slide they are there. After an error none is left."""
+        if not (outcome.summary if isinstance(outcome, SlideOutcome) else outcome.prediction):
+            raise ValueError("only successful outcomes can be written")
         if isinstance(outcome, SlideOutcome):
-            self._rows.writerow(slide_row(outcome.path, outcome.summary))
-            return self.folder / self.names[outcome.path] / SCORE
-        self._made = []
+            return Written(self.folder / self.names[outcome.path] / SCORE, [slide_row(outcome.path, outcome.summary)])
+        files = _Files(self.folder)
         try:
-            target, rows = self._write(outcome)
+            return self._write(outcome, files)
         except BaseException:
-            for path in self._made:
+            for path in files.made:
                 path.unlink(missing_ok=True)
             raise
-        for row in rows:
-            self._rows.writerow({name: value for name, value in row.items() if name not in self._hidden_columns})
-        return target
 
-    def _write(self, outcome: Outcome | CaseOutcome) -> tuple[Path, list[dict[str, Any]]]:
-        """Write the files of an image or a volume; returns its JSON file, and its rows."""
+    def add(self, written: Written) -> Path:
+        """Write the rows of an image, volume or slide whose files are there; returns its JSON file."""
+        if self._file is None:
+            raise ValueError("rows can only be written before close()")
+        for row in written.rows:
+            self._rows.writerow({name: value for name, value in row.items() if name not in self._hidden_columns})
+        return written.target
+
+    def _write(self, outcome: Outcome | CaseOutcome, files: _Files) -> Written:
+        """Write the files of an image or a volume."""
         assert outcome.prediction is not None
         name, prediction = self.names[outcome.path], outcome.prediction
         if isinstance(prediction, VolumePrediction):
-            content = {"volume": readable(outcome.path), **self._write_volume(name, prediction)}
+            content = {"volume": readable(outcome.path), **self._write_volume(name, prediction, files)}
             rows = [volume_row(outcome.path, prediction)]
         else:
             assert isinstance(outcome, Outcome) and outcome.image is not None
@@ -120,19 +148,15 @@ class PredictionWriter:
                     if class_name in self.hidden.get(task, ()):
                         continue
                     file = f"{name}_{'_'.join(_slug(word) for word in (task, class_name, *SUFFIX_OF[key]) if word)}.png"
-                    write_png(self._new(file), pixels)
+                    write_png(files.new(file), pixels)
                     _note(content["tasks"][task], key, class_name, file)
             if self.overlays:
-                write_png(self._new(f"{name}_overlay.png"), overlay(outcome.image, prediction, hidden=self.hidden))
-        target = self._new(f"{name}.json")
+                write_png(files.new(f"{name}_overlay.png"), overlay(outcome.image, prediction, hidden=self.hidden))
+        target = files.new(f"{name}.json")
         write_json(target, content)
-        return target, rows
+        return Written(target, rows)
 
-    def _new(self, name: str) -> Path:
-        self._made.append(self.folder / name)
-        return self._made[-1]
-
-    def _write_volume(self, name: str, prediction: VolumePrediction) -> dict[str, Any]:
+    def _write_volume(self, name: str, prediction: VolumePrediction, files: _Files) -> dict[str, Any]:
         content, grid = prediction.to_json(), prediction.case.grid
         narrowed_content(content, self.hidden, None)
         for key, maps in (("mask", prediction.masks), ("confidence_map", prediction.confidence)) if self.masks else ():
@@ -142,11 +166,11 @@ class PredictionWriter:
                     if class_name in self.hidden.get(task, ()):
                         continue
                     file = f"{name}_{'_'.join(_slug(word) for word in (task, class_name, *SUFFIX_OF[key]) if word)}.nii.gz"
-                    write(self._new(file), array, grid)
+                    write(files.new(file), array, grid)
                     _note(content["tasks"][task], key, class_name, file)
         if self.overlays and prediction.shown is not None:
             _, image, slice_prediction = prediction.shown
-            write_png(self._new(f"{name}_overlay.png"), overlay(image, slice_prediction, hidden=self.hidden))
+            write_png(files.new(f"{name}_overlay.png"), overlay(image, slice_prediction, hidden=self.hidden))
         return content
 
     def close(self) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -19,9 +22,10 @@ from mtl.core.names import readable
 from mtl.core.plugins import use
 from mtl.core.progress import Progress, progress_of
 from mtl.data.formats.slides import require_readers
+from mtl.inference.ahead import ahead
 from mtl.inference.images import find_images, form_of
 from mtl.inference.loading import load_predictor
-from mtl.inference.outputs import PredictionWriter
+from mtl.inference.outputs import PredictionWriter, Written
 from mtl.inference.predictor import Outcome, Predictor
 from mtl.inference.selection import hidden_classes
 from mtl.inference.settings import Limits
@@ -31,8 +35,12 @@ from mtl.inference.volumes import CaseOutcome, predict_case
 from mtl.runs.folder import checkpoint_path
 from mtl.runs.precision import AUTO
 
+Found = Outcome | CaseOutcome | SlideOutcome
+_Result = tuple[Found, Future[Written | None]]
 # What ends a prediction, since the next file would meet it too.
 ENDS = FULL | {errno.EROFS}
+WRITERS = 2  # threads that draw and write the results of images
+WAITING = 2  # images whose results are being written while the next ones are predicted; more would take memory
 NAMED = 3  # skipped files that the last line names
 
 
@@ -139,7 +147,7 @@ def predict(
         progress_of("predicting", len(paths)) as progress,
     ):
         for form, group in groupby(paths, key=forms.__getitem__):
-            outcomes: Iterator[Outcome | CaseOutcome | SlideOutcome]
+            outcomes: Generator[Found, None, None]
             if form == "volume":
                 outcomes = _volumes(predictor, group, masks, progress)
             elif form == "slide":
@@ -147,21 +155,40 @@ def predict(
                 outcomes = _slides(slides, group, writer, progress)
             else:
                 outcomes = predictor.predict_paths(group, pixel_scale)
-            for outcome in outcomes:
-                _take(outcome, form, writer, tally)
-                progress.advance()
+            # A volume or slide that waits would fill the memory, and saves little.
+            depth, threads = (WAITING, WRITERS) if form == "image" else (0, 1)
+            keep = partial(_keep, writer)
+            results: Generator[_Result, None, None] = ahead(partial(_files, writer), outcomes, depth, threads, keep)
+            with closing(outcomes), closing(results):
+                for outcome, written in results:
+                    _take(outcome, written, form, writer, tally)
+                    progress.advance()
     print(tally.line(forms.values(), output))
     return tally.problems
 
 
-def _take(outcome: Outcome | CaseOutcome | SlideOutcome, form: str, writer: PredictionWriter, tally: _Tally) -> None:
-    """Write one outcome, or note why there is nothing to write."""
+def _files(writer: PredictionWriter, outcome: Found) -> Written | None:
+    """Write the files of an outcome, if there is something to write; runs in a thread."""
+    return None if outcome.error is not None else writer.write_files(outcome)
+
+
+def _keep(writer: PredictionWriter, written: Written | None) -> None:
+    """Write the rows of what was finished when the command came to an early end."""
+    if written is not None:
+        writer.add(written)
+
+
+def _take(
+    outcome: Found, result: Future[Written | None], form: str, writer: PredictionWriter,
+    tally: _Tally,
+) -> None:  # fmt: skip
+    """Add one outcome to the table, or note why there is nothing to add."""
     name = readable(outcome.path.name)
     if outcome.error is not None:
         tally.skip(name, str(outcome.error))
         return
     try:
-        writer.write(outcome)
+        _keep(writer, result.result())
     except OSError as error:
         if error.errno in ENDS:
             raise
@@ -175,7 +202,7 @@ def _take(outcome: Outcome | CaseOutcome | SlideOutcome, form: str, writer: Pred
         tally.done[form] += not old
 
 
-def _volumes(predictor: Predictor, paths: Iterator[Path], maps: bool, progress: Progress) -> Iterator[CaseOutcome]:
+def _volumes(predictor: Predictor, paths: Iterator[Path], maps: bool, progress: Progress) -> Generator[CaseOutcome, None, None]:
     for path in paths:
         with progress.part(readable(path.name)) as part:
             outcome = predict_case(predictor, path, maps, part.reach)
@@ -184,7 +211,7 @@ def _volumes(predictor: Predictor, paths: Iterator[Path], maps: bool, progress: 
 
 def _slides(
     slides: SlidePredictor, paths: Iterator[Path], writer: PredictionWriter, progress: Progress
-) -> Iterator[SlideOutcome]:
+) -> Generator[SlideOutcome, None, None]:
     for path in paths:
         with progress.part(readable(path.name)) as part:
             outcome = slides.predict(path, writer.folder / writer.names[path], part.reach)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
@@ -23,6 +23,7 @@ from mtl.inference.inputs import input_of, read_pixels
 from mtl.inference.prediction import Prediction
 from mtl.inference.settings import Limits, changed_thresholds, checked_conditions, chosen_tasks
 from mtl.inference.volumes import VolumePrediction, predict_case
+from mtl.inference.weights import hold_weights
 from mtl.metrics.base import StudyMetric
 from mtl.runs.precision import Computation
 from mtl.stitching.stitcher import Stitcher
@@ -92,6 +93,7 @@ class Predictor:
         self.model = model.to(self.device).eval()
         self.computation = computation
         computation.arrange(self.model)
+        hold_weights(self.model)
         self.specs: dict[str, TaskSpec] = dict(model.specs)
         self.thresholds = {task: dict(values) for task, values in (thresholds or {}).items()}
         self.pixel_scale = pixel_scale
@@ -196,7 +198,9 @@ class Predictor:
         for _, prediction in self._run(jobs):
             yield prediction
 
-    def predict_paths(self, paths: Iterable[Path], pixel_scale: float | None = None, prefetch: int = 2) -> Iterator[Outcome]:
+    def predict_paths(
+        self, paths: Iterable[Path], pixel_scale: float | None = None, prefetch: int | None = None
+    ) -> Generator[Outcome, None, None]:
         """Predict files, in order; the next ones are decoded while the network works on the current one.
 
         A file that cannot be decoded gives an `Outcome` with `error`, and the others go on.
@@ -204,7 +208,7 @@ class Predictor:
         Args:
             paths: Image files.
             pixel_scale: As in `predict`.
-            prefetch: Images decoded ahead.
+            prefetch: Images decoded ahead; None is as many as share a forward pass.
         """
         waiting: dict[int, Outcome] = {}
         order: deque[int] = deque()
@@ -214,7 +218,7 @@ class Predictor:
                 pixels = read_pixels(item[1], bool(self.modalities))
                 return self._prepare(item[0], pixels, pixel_scale, item[1].stem)
 
-            for (number, path), result in ahead(work, enumerate(paths), prefetch):
+            for (number, path), result in ahead(work, enumerate(paths), self.batch_size if prefetch is None else prefetch):
                 order.append(number)
                 waiting[number] = Outcome(path)
                 try:

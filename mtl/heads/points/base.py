@@ -86,12 +86,15 @@ def suppress(points: Tensor, radius: float) -> Tensor:
     Returns:
         [N] bool.
     """
-    number = torch.arange(len(points), device=points.device)
-    gaps = points[:, None] - points[None, :]
-    beaten_by = (gaps.square().sum(dim=2) < radius**2) & (number[None, :] < number[:, None])
-    kept, open_ = torch.zeros_like(number, dtype=torch.bool), torch.ones_like(number, dtype=torch.bool)
+    x, y = points.T.contiguous()
+    near = (x[:, None] - x).square_().add_((y[:, None] - y).square_()) < radius**2
+    better, worse = near.triu_(1).nonzero().T  # few of all pairs
+    kept = torch.zeros(len(points), dtype=torch.bool, device=points.device)
+    open_ = ~kept
     while bool(open_.any()):
-        best = open_ & ~(beaten_by & open_[None, :]).any(dim=1)
-        kept = kept | best
-        open_ = open_ & ~best & ~(beaten_by & best[None, :]).any(dim=1)
+        best = open_.clone()
+        best[worse[open_[better]]] = False
+        kept |= best
+        open_ &= ~best
+        open_[worse[best[better]]] = False
     return kept

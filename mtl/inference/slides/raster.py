@@ -54,7 +54,8 @@ class Resized:
         if rows is not None:
             values = (rows @ values.reshape(shape[0], -1)).reshape(height, shape[1], -1)
         if columns is not None:
-            values = np.einsum("ij,hjc->hic", columns, values, optimize=True)
+            lines = np.ascontiguousarray(values.swapaxes(0, 1)).reshape(shape[1], -1)
+            values = (columns @ lines).reshape(width, height, -1).swapaxes(0, 1)
         return np.clip(values + 0.5, 0, 255).astype(np.uint8)  # halves go up, as in OpenCV
 
 
@@ -86,7 +87,7 @@ def sample(raster: Resized, tissue: Tissue | None, side: Size) -> np.ndarray:
     return np.concatenate([raster.read(x, y, side[1], side[0]) for x, y in (places[index] for index in chosen)], axis=1)
 
 
-def weights(first: int, count: int, size: int, full: int) -> tuple[int, np.ndarray | None]:
+def weights(first: int, count: int, size: int, full: int) -> tuple[int, Any | None]:
     """Return how pixels of a resized line are made from the stored ones.
 
     Args:
@@ -96,8 +97,11 @@ def weights(first: int, count: int, size: int, full: int) -> tuple[int, np.ndarr
         full: Pixels of the whole stored line.
 
     Returns:
-        The first stored pixel that is needed, and [count, stored pixels] float32 weights; None where nothing is resized.
+        The first stored pixel that is needed, and [count, stored pixels] float32 weights, nearly all of them 0 and not stored;
+        None where nothing is resized.
     """
+    from scipy.sparse import csr_array
+
     if size == full:
         return first, None
     factor = full / size
@@ -112,7 +116,7 @@ def weights(first: int, count: int, size: int, full: int) -> tuple[int, np.ndarr
         centre = np.clip((wanted + 0.5) * factor - 0.5, 0, full - 1)
         lowest, highest = int(centre[0]), min(int(centre[-1]) + 2, full)
         table = np.clip(1 - np.abs(centre[:, None] - np.arange(lowest, highest)), 0.0, None)
-    return lowest, (table / table.sum(axis=1, keepdims=True)).astype(np.float32)
+    return lowest, csr_array((table / table.sum(axis=1, keepdims=True)).astype(np.float32))
 
 
 def overview(slide: SlideFile, size: Size) -> np.ndarray:

@@ -12,7 +12,7 @@ from mtl.core.errors import ConfigError
 from mtl.core.heatmap import render_heatmap
 from mtl.core.registry import HEADS
 from mtl.core.task import TaskSpec
-from mtl.heads.heatmap import find_peaks
+from mtl.heads.heatmap import find_peaks, project_maps, sum_maps
 from mtl.heads.roi import CHUNK
 
 CELLS = TaskSpec("roi", "roi_classification", ("Infected", "Healthy", "WBC"))
@@ -113,6 +113,21 @@ def test_peak_limits_and_window() -> None:
         heatmap_head(peak_window=4)
 
 
+@pytest.mark.parametrize("strides", [(4,), (4, 8, 16)])
+def test_summed_maps_keep_channels_last(strides: tuple[int, ...]) -> None:
+    """Convolutions of maps in another format than their weights are several times as slow."""
+    maps = tuple(level.contiguous(memory_format=torch.channels_last) for level in features(strides))
+    positions, projections = project_maps((8,) * len(strides), strides, 4, 16)
+    projections.to(memory_format=torch.channels_last)
+    found = sum_maps(maps, positions, projections, (16, 24))
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    plain = [
+        nn.functional.interpolate(project(level), (16, 24), mode="bilinear")
+        for project, level in zip(projections, maps, strict=True)
+    ]
+    torch.testing.assert_close(found, torch.stack(plain).sum(dim=0))
+
+
 @pytest.mark.parametrize("stride", [2, 4, 8])
 def test_heatmap_stride_and_prior(stride: int) -> None:
     head = heatmap_head(stride=stride)
@@ -166,6 +181,12 @@ def test_chunks_change_no_number() -> None:
     few = head.decode(head(maps, SIZE), boxes=[boxes[-5:]])[0]["probabilities"]
     torch.testing.assert_close(many[-5:], few)
     assert len(many) == CHUNK + 3
+    maps = features((8, 16, 32), rows=4)
+    rows = [boxes[:0], boxes[: CHUNK - 7], boxes[:20], boxes[:0]]
+    together = head.decode(head(maps, SIZE), boxes=rows)
+    for number, (own, found) in enumerate(zip(rows, together, strict=True)):
+        alone = head.decode(head(tuple(level[number : number + 1] for level in maps), SIZE), boxes=[own])[0]
+        torch.testing.assert_close(found, alone)
     with pytest.raises(ValueError, match="needs boxes"):
         head.decode(head(maps, SIZE))
 

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import struct
+import threading
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from PIL import Image
 
 import mtl.inference.predict as command
 from mtl.core.errors import ConfigError
+from mtl.inference import outputs
 from mtl.inference.predictor import Predictor
 
 Run = Callable[..., list[str]]
@@ -106,6 +108,65 @@ def test_what_cannot_be_written_leaves_neither_row_nor_files(
     with pytest.raises(OSError, match="No space left"):  # the next file would meet it too
         run(overlays=False)
     assert {Path(row["image"]).name for row in rows_of(out)} == {"a.png", "b.png"} and not list(out.glob("c_*"))
+
+
+def test_results_are_written_while_the_next_image_is_predicted(
+    run: Run, field, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first image's files wait for those of the second; rows keep the order of the images."""
+    (tmp_path / "in").mkdir()
+    for name in "abc":
+        Image.fromarray(field[0]).save(tmp_path / "in" / f"{name}.png")
+    second, write = threading.Event(), outputs.write_json
+
+    def slow(path: Path, content: Any) -> None:
+        assert path.stem != "a" or second.wait(60)
+        write(path, content)
+        if path.stem == "b":
+            second.set()
+
+    monkeypatch.setattr(outputs, "write_json", slow)
+    assert run(batch_size=1) == []
+    names = [Path(row["image"]).name for row in rows_of(tmp_path / "out")]
+    assert names == sorted(names) and set(names) == {"a.png", "b.png", "c.png"}
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device", "c.json")])
+def test_an_early_end_leaves_files_with_rows_only(
+    raised: BaseException, run: Run, field, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    for name in "abcdefghij":
+        Image.fromarray(field[0]).save(tmp_path / "in" / f"{name}.png")
+    write = outputs.write_json
+
+    def refused(path: Path, content: Any) -> None:
+        if path.stem == "c":
+            raise raised
+        write(path, content)
+
+    monkeypatch.setattr(outputs, "write_json", refused)
+    with pytest.raises(type(raised)):
+        run()
+    found = {path.stem for path in (tmp_path / "out").glob("*.json")}
+    assert {Path(row["image"]).stem for row in rows_of(tmp_path / "out")} == found >= {"a", "b"}
+    assert "c" not in found and len(found) < 9  # what had not begun is not done
+    left = {path.name for path in (tmp_path / "out").iterdir() if path.name[0] not in found and path.name != "predictions.csv"}
+    assert not {name for name in left if name.endswith(".partial") or not name.startswith(".")}
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
+
+
+def test_files_do_not_depend_on_what_shares_a_batch(run: Run, field, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(5):
+        Image.fromarray(np.roll(field[0], 17 * number, axis=1)).save(tmp_path / "in" / f"{number}.png")
+
+    def written() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.is_file()}
+
+    assert run(batch_size=1) == []
+    alone = written()
+    assert run(batch_size=7) == [] and written() == alone and len(alone) > 20
 
 
 def test_results_inside_the_source_are_no_images(

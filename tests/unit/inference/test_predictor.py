@@ -160,7 +160,7 @@ def test_stopping_early_leaves_no_thread(make_model, field, tmp_path: Path) -> N
     stream = Predictor(make_model(GEOMETRIES["stretch"]), device="cpu", batch_size=1).predict_paths(sorted(tmp_path.iterdir()))
     next(stream)
     stream.close()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("read")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
 
 
 def test_another_task_decides_the_classes_that_count(make_model, field, study) -> None:

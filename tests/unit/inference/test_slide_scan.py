@@ -79,13 +79,17 @@ def test_away_from_borders_it_equals_one_pass_over_everything(tmp_path: Path) ->
     np.testing.assert_allclose(found.points["scores"][order], theirs["scores"][other], atol=1e-5)
 
 
-def test_glass_is_not_looked_at_and_holds_nothing(tmp_path: Path) -> None:
+def test_glass_is_not_looked_at_and_holds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[tuple[int, ...]] = []
+    read = Resized.read
+    monkeypatch.setattr(Resized, "read", lambda self, *rectangle: reads.append(rectangle) or read(self, *rectangle))
     image, predictor = generate(256, 320), make_predictor()
     tissue = np.zeros((64, 80), np.uint8)
     tissue[10:40, 5:30] = 1
     found, mask = scan(save(tmp_path / "slide.tif", image), predictor, tissue=tissue)
     inside = np.kron(tissue, np.ones((4, 4))) > 0
     assert 0 < found.looked_at < found.window.count / 2 and predictor.model.seen == found.looked_at
+    assert len(reads) == len(set(reads)) == found.looked_at  # no pixel of the others is decoded
     assert (mask[inside] > 0).all() and not mask[~inside].any()
     whole, _ = scan(tmp_path / "slide.tif", make_predictor())
     x, y = whole.points["points"].T.astype(int)
