@@ -2,8 +2,7 @@
 
 Where a GPU computes, the process of a rank only hands over batches, and all other cores of the rank may load. Where a CPU
 computes, a step uses all cores itself: with two of them, one process that loads cost a third of the images per second
-(resnet10t, 128 px), since handing a batch over takes longer than making it from the cache. What is loaded does not depend on
-any of this.
+(resnet10t, 128 px, from the cache), since it competes with the step. What is loaded does not depend on any of this.
 """
 
 from __future__ import annotations
