@@ -150,9 +150,14 @@ def project_maps(
 
 
 def sum_maps(features: tuple[Tensor, ...], positions: list[int], projections: nn.ModuleList, size: tuple[int, int]) -> Tensor:
-    """Add up the projected maps at (height, width), one after the other: a stack of them would not keep channels last."""
-    projected = (resize(project(features[at]), size) for project, at in zip(projections, positions, strict=True))
-    return reduce(torch.add, projected)
+    """Add up the projected maps at (height, width).
+
+    One after the other, since a stack of them would not keep channels last; in float32, so that 16 bits are rounded to once.
+    """
+    projected = [resize(project(features[at]), size) for project, at in zip(projections, positions, strict=True)]
+    if len(projected) == 1:
+        return projected[0]
+    return reduce(torch.add, (maps.float() for maps in projected)).to(projected[0].dtype)
 
 
 def heatmap_blocks(width: int, norm: str) -> nn.Sequential:
