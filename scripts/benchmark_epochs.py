@@ -54,7 +54,7 @@ def loading_rate(loader: DataLoader, seconds: float = float("inf")) -> tuple[flo
 
 
 def where_loaded(loader: DataLoader) -> str:
-    """Say which processes load."""
+    """Return which processes load."""
     count = loader.num_workers
     return f"{count} worker{'s' if count > 1 else ''}" if count else "in the training process"
 

@@ -26,6 +26,7 @@ from mtl.runs.environment import environment
 from mtl.runs.precision import settled
 from mtl.training.callbacks.recorder import RunRecorder
 from mtl.training.fit import build_trainer, show_targets
+from mtl.training.loading import settled_loading
 from mtl.training.module import MultiTaskModule
 
 # Per patient where a photograph is not the unit: slices of a volume, single cells.
@@ -36,7 +37,7 @@ SEARCHED = 8  # batches that are looked at for one with labels of all tasks
 def plan_of(words: list[str]) -> Plan:
     """Return the plan that a command would carry out on this machine: what is `auto` is settled."""
     plan, _ = settled(Plan.from_words(words))
-    return plan
+    return settled_loading(plan)[0]
 
 
 def generate_images(family: str, folder: Path, images: int, width: int | None = None) -> Path:

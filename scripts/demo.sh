@@ -5,7 +5,6 @@ cd "$(dirname "$0")/.."
 python="${PYTHON:-python}"
 folder="${DEMO:-demo}"
 export NO_ALBUMENTATIONS_UPDATE=1 MPLBACKEND=Agg
-export MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=4294967296 # keep large tensors mapped; see docs/benchmarks.md
 
 "$python" -m mtl data synth malaria output="$folder/smears" patients=12 fields=3 width=1024 overwrite=true
 rm -rf "$folder/run" "$folder/predictions"

@@ -20,6 +20,7 @@ NESTED: dict[str, tuple[Registry, frozenset[str]]] = {
     "loss": (LOSSES, frozenset()), "expert": (HEADS, HEAD_KEYS), "detector": (HEADS, HEAD_KEYS),
 }  # fmt: skip
 
+NUMBERS = {"int_parsing": "a whole number", "float_parsing": "a number", "bool_parsing": "true or false"}
 FORM = re.compile(r"constrained-\w+|int|float|str|bool|[a-z-]+\[.*\]", re.DOTALL)
 
 
@@ -90,7 +91,9 @@ def validate(model: type[BaseModel], values: Any, where: str, groups: tuple[str,
         # Of the forms that a value may have, one says enough: the one that it has, where it is one of them.
         found: dict[tuple[str, ...], Any] = {}
         for problem in sorted(error.errors(), key=lambda problem: problem["type"].endswith(("_type", "_parsing"))):
-            found.setdefault(tuple(_keys(problem["loc"])), problem)
+            first = found.setdefault(tuple(_keys(problem["loc"])), problem)
+            if first["type"] == "literal_error" and problem["type"] in NUMBERS:  # `auto` or a number: neither says it alone
+                first["msg"] += f" or {NUMBERS[problem['type']]}"
         lines = [_line(problem, model, where, groups) for problem in found.values()]
         return (dict(values) if isinstance(values, dict) else {}), lines
 

@@ -76,7 +76,6 @@ def prepare_data(plan: Plan, run_dir: Path, resume_from: Path | None = None) -> 
         data.save_split(split_file)
     log.info(data.describe_split())
     log_notes(run_dir, [*plan.notes, *data.gaps])
-    check_single_images(model, min(_smallest_batch(stage, data) for stage in plan.stages), _partly_labelled(data))
     for stage in plan.stages if plan.stages[0].name else ():
         try:
             model.train_only(stage.tasks, stage.freeze)
@@ -87,6 +86,7 @@ def prepare_data(plan: Plan, run_dir: Path, resume_from: Path | None = None) -> 
                 hand_over(model, Path(stage.start))
         except (ConfigError, DataError, CheckpointError) as error:
             raise type(error)(f"Stage `{stage.name}` cannot be carried out. {error}") from error
+    check_single_images(model, min(_smallest_batch(stage, data) for stage in plan.stages), _partly_labelled(data))
     return data
 
 

@@ -123,7 +123,7 @@ def test_moved_data_reach_a_resumed_run(compared: tuple[Path, Trainer], smears: 
     trained = len(trainer.calls)
     assert compare(folder, moved) == 0
     (words,) = trainer.calls[trained:]
-    assert words[1:] == [f"data.root={moved}"]
+    assert words[1:] == ["data.loader.num_workers=auto", "data.loader.prefetch=auto", f"data.root={moved}"]  # decided anew
 
 
 def test_changed_settings_are_refused(compared: tuple[Path, Trainer], smears: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,15 +32,15 @@ def spoil_a_weight(self: MultiTaskModule, *_: object) -> None:
 def spoil_a_loss(bad: float) -> Callable[..., torch.Tensor]:
     original = MultiTaskModule._loss
 
-    def loss(self: MultiTaskModule, task: str, outputs: Any, batch: TaskBatch) -> torch.Tensor:
-        found = original(self, task, outputs, batch)
+    def loss(self: MultiTaskModule, task: str, *arguments: Any) -> torch.Tensor:
+        found = original(self, task, *arguments)
         return found * bad if task == "heatmap" and not self.training and self.current_epoch == 1 else found
 
     return loss
 
 
-def spoil_an_output(self: MultiTaskModule, *_: object) -> dict[str, Any]:
-    outputs = ORIGINAL_FORWARD(self, *_)
+def spoil_an_output(self: MultiTaskModule, *arguments: Any, **rows: Any) -> dict[str, Any]:
+    outputs = ORIGINAL_FORWARD(self, *arguments, **rows)
     if not self.training and self.current_epoch == 1:
         outputs["heatmap"] = {key: value * NAN for key, value in outputs["heatmap"].items()}
     return outputs

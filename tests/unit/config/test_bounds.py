@@ -133,6 +133,8 @@ BASE = ["task=malaria_mttl"]
         ("data.augmentation.affine.scale=[1.1,0.9]", "Expected the smaller number first."),
         ("data.augmentation.blur.kernel=[4,4]", "Expected odd numbers."),
         ("trainer.limit_train_batches=0", "`trainer.limit_train_batches"),
+        ("data.loader.num_workers=many", "Input should be 'auto' or a whole number"),
+        ("runtime.channels_last=perhaps", "Input should be 'auto' or true or false"),
         ("trainer.precision=bf16-true", "Input should be 'auto', '32-true', '32', 32, '16-mixed' or 'bf16-mixed'"),
         ("trainer.max_epochs=true", "`trainer.max_epochs` is `True`. Expected no true or false here."),
         ("trainer.devices=0", "`trainer.devices"),
